@@ -1,0 +1,81 @@
+"""Generalized linear mixed models for very many groups, on JAX.
+
+Every public name is found here and loaded on first use (PEP 562), so that `import jaxglmm` costs
+milliseconds and `jaxglmm --help` does not start JAX.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+if _TYPE_CHECKING:  # the table below for type checkers and editors; tests/test_architecture.py compares the two
+    from .design.design import Design as Design, make_design as make_design
+    from .errors import (
+        ConvergenceError as ConvergenceError,
+        ConvergenceWarning as ConvergenceWarning,
+        DataError as DataError,
+        DataWarning as DataWarning,
+        FormulaError as FormulaError,
+        NotYetError as NotYetError,
+        SeparationError as SeparationError,
+    )
+    from .fitted.fit import Fit as Fit
+    from .fitted.io import load as load
+    from .fitting import fit as fit, solve as solve
+    from .formula.frame import model_frame as model_frame
+    from .inference.anova import anova as anova
+    from .model.families import (
+        Bernoulli as Bernoulli,
+        Beta as Beta,
+        Binomial as Binomial,
+        Gamma as Gamma,
+        Gaussian as Gaussian,
+        NegativeBinomial as NegativeBinomial,
+        Poisson as Poisson,
+    )
+    from .objectives.gaussian import GaussianMarginal as GaussianMarginal
+    from .objectives.joint import JointLikelihood as JointLikelihood
+    from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
+    from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
+    from .ops.native import native_status as native_status
+
+_EXPORTS = {  # module -> its public names
+    "design.design": ("Design", "make_design"),
+    "errors": (
+        "ConvergenceError",
+        "ConvergenceWarning",
+        "DataError",
+        "DataWarning",
+        "FormulaError",
+        "NotYetError",
+        "SeparationError",
+    ),
+    "fitted.fit": ("Fit",),
+    "fitted.io": ("load",),
+    "fitting": ("fit", "solve"),
+    "formula.frame": ("model_frame",),
+    "inference.anova": ("anova",),
+    "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
+    "objectives.gaussian": ("GaussianMarginal",),
+    "objectives.joint": ("JointLikelihood",),
+    "objectives.laplace": ("LaplaceMarginal",),
+    "objectives.quadrature": ("AdaptiveQuadrature",),
+    "ops.native": ("native_status",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxglmm' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    value = getattr(_import_module(f"jaxglmm.{_HOME[name]}"), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,2 @@
+"""placeholder"""
+def native_status(): return "not built yet"

@@ -1,0 +1,50 @@
+"""What every test shares: float64 by context, the reference results, the state of the native library."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_report_header(config) -> str:
+    """Say which code the tests run on: a checkout that was never installed silently has no library."""
+    from jaxglmm.ops.native import native_status
+
+    return f"jaxglmm: {native_status()}"
+
+
+@pytest.fixture
+def x64():
+    """Run one test with float64 enabled in JAX; the global configuration is never changed."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Return the folder of other programs' stored results: `$JAXGLMM_REFERENCE`, else beside the repository."""
+    folder = Path(os.environ.get("JAXGLMM_REFERENCE", ROOT.parent / "shared" / "reference"))
+    if not folder.is_dir():
+        pytest.skip(f"reference results: no folder {folder}; name theirs by JAXGLMM_REFERENCE")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Return a function that runs code in a fresh interpreter, outside the checkout, and returns its output."""
+
+    def run(code: str, **env: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
