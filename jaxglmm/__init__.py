@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-if _TYPE_CHECKING:  # the table below for type checkers and editors; tests/test_architecture.py compares the two
+if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architecture.py compares the two
     from .design.design import Design as Design, make_design as make_design
     from .errors import (
         ConvergenceError as ConvergenceError,

@@ -29,7 +29,7 @@ def x64():
 
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
-    """Return the folder of other programs' stored results: `$JAXGLMM_REFERENCE`, else beside the repository."""
+    """Return the folder of other programs' results: `$JAXGLMM_REFERENCE`, else beside the repository."""
     folder = Path(os.environ.get("JAXGLMM_REFERENCE", ROOT.parent / "shared" / "reference"))
     if not folder.is_dir():
         pytest.skip(f"reference results: no folder {folder}; name theirs by JAXGLMM_REFERENCE")
@@ -37,12 +37,17 @@ def reference_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_python():
-    """Return a function that runs code in a fresh interpreter, outside the checkout, and returns its output."""
+def run_python(tmp_path_factory):
+    """Return a function that runs code in a fresh interpreter and returns what it printed."""
 
     def run(code: str, **env: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=300
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **env},
+            cwd=tmp_path_factory.getbasetemp(),  # not the checkout, so that what is installed is imported
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -1,2 +1,215 @@
-"""placeholder"""
-def native_status(): return "not built yet"
+"""The native CPU library: find it, judge it, register its kernels with JAX on first use.
+
+The library only adds speed: every operation has a plain JAX form, which is used without a word where there is
+no library (`jaxglmm doctor` tells). A library that is there and cannot be used is a fault, and warns.
+
+Environment:
+
+* ``JAXGLMM_NATIVE=require`` makes a missing library an error; ``off`` never loads it.
+* ``JAXGLMM_KERNELS=plain`` computes in plain JAX although the library is there; ``native`` insists on it.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import re
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+
+KERNELS = 1  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+
+REMEDY = "install with a C++ compiler at hand (in a checkout: pip install -e .); `jaxglmm doctor` tells more"
+
+
+class NativeError(RuntimeError):
+    """The native library was insisted on and cannot be used."""
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """What is known of the native library.
+
+    Attributes
+    ----------
+    loaded : bool
+        Whether its kernels can be called.
+    path : Path or None
+        The library file; None where there is none, or where it was not looked for.
+    reason : str
+        Why it is not loaded; empty when it is.
+    api : tuple of int or None
+        (major, minor) of the XLA FFI headers it was built with.
+    jaxlib_api : tuple of int or None
+        The same of the jaxlib that would call it.
+    """
+
+    loaded: bool
+    path: Path | None = None
+    reason: str = ""
+    api: tuple[int, int] | None = None
+    jaxlib_api: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        if not self.loaded:
+            return f"native kernels not loaded: {self.reason}"
+        return "native kernels loaded (XLA FFI {}.{})".format(*(self.api or ("?", "?")))
+
+
+def native_status() -> NativeStatus:
+    """Return whether the native library is usable, where it is, and why not.
+
+    Loads the library, but neither imports JAX nor registers anything with it.
+
+    Returns
+    -------
+    NativeStatus
+        Never raises: a library that cannot be used is told in `reason`.
+    """
+    return _load()[0]
+
+
+def use_native(platform: str = "cpu") -> bool:
+    """Return whether operations on a device of this platform should call the native library.
+
+    Parameters
+    ----------
+    platform : str
+        The JAX device's platform; there are kernels for "cpu".
+
+    Raises
+    ------
+    NativeError
+        If the environment insists on a library that cannot be used.
+    ValueError
+        If JAXGLMM_KERNELS or JAXGLMM_NATIVE holds another word than those known.
+    """
+    native = _setting("JAXGLMM_NATIVE", ("require", "off"))
+    kernels = _setting("JAXGLMM_KERNELS", ("native", "plain"))
+    if platform != "cpu" or kernels == "plain":
+        return False
+    status = native_status()
+    if not status.loaded and (native == "require" or kernels == "native"):
+        asked = "JAXGLMM_NATIVE=require" if native == "require" else "JAXGLMM_KERNELS=native"
+        raise NativeError(f"{asked}, but {status.reason}; {REMEDY}")
+    return status.loaded
+
+
+def call(kernel: str, result, *operands, **attributes):
+    """Call one kernel on the CPU; ask `use_native` first, since this raises NativeError without the library.
+
+    Parameters
+    ----------
+    kernel : str
+        The handler's name without its prefix, such as "group_total".
+    result : jax.ShapeDtypeStruct or a sequence of them
+        What it returns, from `jax.eval_shape` of the plain form.
+    *operands : arrays
+        Its inputs. Under `jax.vmap` each gains a leading axis of size 1 or B, which handlers broadcast.
+    **attributes : NumPy scalars
+        Static settings, of exactly the type that the handler declares.
+    """
+    register()
+    import jax
+
+    return jax.ffi.ffi_call(f"jaxglmm_{kernel}", result, vmap_method="expand_dims")(*operands, **attributes)
+
+
+def register() -> None:
+    """Make the library's kernels known to JAX; quick after the first time."""
+    with _lock:
+        _register()
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _register() -> None:
+    status, library = _load()
+    if library is None:
+        raise NativeError(f"{status.reason}; {REMEDY}")
+    import jax
+
+    library.jaxglmm_handlers.restype = ctypes.c_char_p
+    for name in library.jaxglmm_handlers().decode().split():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+@functools.cache
+def _load() -> tuple[NativeStatus, ctypes.CDLL | None]:
+    if os.environ.get("JAXGLMM_NATIVE", "").lower() == "off":
+        return NativeStatus(False, reason="JAXGLMM_NATIVE=off"), None
+    path = library_path()
+    if path is None:
+        return NativeStatus(False, reason="this installation has no native library"), None
+    status, library = judge(path, jaxlib_api())
+    if not status.loaded:
+        warnings.warn(f"jaxglmm computes in plain JAX: {status.reason}", RuntimeWarning, stacklevel=2)
+    return status, library
+
+
+def library_path() -> Path | None:
+    """Return the library's file, or None.
+
+    In an editable install sources and library lie in different folders; both are on the package's path.
+    """
+    import jaxglmm
+
+    name = (
+        "_jaxglmm_cpu.dll" if os.name == "nt" else "_jaxglmm_cpu.so"
+    )  # .so on macOS too: CMake's name for a module
+    candidates = [Path(folder) / "_kernels" / name for folder in jaxglmm.__path__]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def judge(path: Path, framework: tuple[int, int] | None) -> tuple[NativeStatus, ctypes.CDLL | None]:
+    """Load the library and compare versions: of these sources, and of XLA FFI with `framework`'s.
+
+    A library that is newer than the running jaxlib must not be registered: JAX's next operation of any kind,
+    ours or not, would fail ("Unable to initialize backend 'cpu'").
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+        api = library.jaxglmm_ffi_api_major(), library.jaxglmm_ffi_api_minor()
+        kernels = library.jaxglmm_kernels_version()
+    except (OSError, AttributeError) as error:
+        return NativeStatus(
+            False, path, f"{path} cannot be loaded ({error}); {REMEDY}", None, framework
+        ), None
+    reason = ""
+    if framework is None:
+        reason = "the installed jaxlib does not say which XLA FFI version it speaks"
+    elif api[0] != framework[0] or api[1] > framework[1]:
+        reason = (
+            "{} was built for XLA FFI {}.{}, and the installed jaxlib speaks {}.{}; "
+            "install jaxglmm again, or a newer jaxlib".format(path, *api, *framework)
+        )
+    elif kernels != KERNELS:
+        reason = (
+            f"{path} was built from other sources (kernels version {kernels}, these sources need {KERNELS}); "
+            "install jaxglmm again"
+        )
+    return NativeStatus(not reason, path, reason, api, framework), None if reason else library
+
+
+def jaxlib_api() -> tuple[int, int] | None:
+    """Return (major, minor) of the XLA FFI that the installed jaxlib speaks; None if unknown."""
+    spec = importlib.util.find_spec("jaxlib")  # finds it without importing it
+    for folder in (spec and spec.submodule_search_locations) or ():
+        header = Path(folder) / "include" / "xla" / "ffi" / "api" / "c_api.h"
+        if header.is_file():
+            found = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))
+            if len(found) == 2:
+                return int(found["MAJOR"]), int(found["MINOR"])
+    return None
+
+
+def _setting(variable: str, words: tuple[str, ...]) -> str:
+    value = os.environ.get(variable, "").lower()
+    if value and value not in words:
+        raise ValueError(f"{variable}={value} is not known; it may be {' or '.join(words)}, or unset")
+    return value

@@ -1,0 +1,59 @@
+"""The folder of compiled programs that the command line keeps between runs.
+
+Only the command line uses it: a library must not change JAX's global configuration. The folder is named
+by what a compiled program depends on, and belongs to its user alone, because JAX runs what it finds there.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled programs for this jaxlib and this processor.
+
+    `$JAXGLMM_CACHE` names its parent; otherwise it lies in the user's cache folder.
+    """
+    from importlib.metadata import version
+
+    if "JAXGLMM_CACHE" in os.environ:
+        parent = Path(os.environ["JAXGLMM_CACHE"])
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Caches" / "jaxglmm"
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxglmm"
+    return parent / f"jaxlib-{version('jaxlib')}-{platform.machine()}-{_processor()}"
+
+
+def use_cache_folder() -> Path | None:
+    """Make JAX keep every compiled program of this process, and return where.
+
+    Call before the first computation, and from programs only. Returns None, and changes nothing, if the
+    folder cannot be made or belongs to another user.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # fails for another user's folder
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():  # except for root
+            return None
+    except OSError:
+        return None
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+def _processor() -> str:
+    """Return a short name of the processor's instruction sets: XLA compiles for exactly these."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    return hashlib.sha256(" ".join(sorted(features.split())).encode()).hexdigest()[:12]

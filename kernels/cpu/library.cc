@@ -1,0 +1,16 @@
+// What the library says of itself, read by jaxglmm/ops/native.py before anything is registered.
+#include "xla/ffi/api/c_api.h"
+
+#define JAXGLMM_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The XLA FFI version of the headers. A jaxlib that speaks an older one would refuse the handlers and fail on its next
+// operation of any kind, so the loader compares first.
+JAXGLMM_EXPORT int jaxglmm_ffi_api_major() { return XLA_FFI_API_MAJOR; }
+JAXGLMM_EXPORT int jaxglmm_ffi_api_minor() { return XLA_FFI_API_MINOR; }
+
+// Raised whenever an operand, an attribute or a result of a handler changes, together with KERNELS in
+// jaxglmm/ops/native.py: a library left over from older sources is then named, not called.
+JAXGLMM_EXPORT int jaxglmm_kernels_version() { return 1; }
+
+// The handlers, by symbol name, separated by spaces.
+JAXGLMM_EXPORT const char* jaxglmm_handlers() { return "jaxglmm_group_total"; }

@@ -1,0 +1,22 @@
+// Tile storage: how a block of rows sorted by group lies in memory. For host and device.
+//
+// Rows come in uniform blocks of R slots. A block holds groups of one size class c, which divides R, as a
+// row-major (c, R / c) array: all first rows of its groups, then all second rows, and so on. Neighbours in memory
+// belong to different groups, so an operation on groups is an operation on contiguous vectors.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define JAXGLMM_HD __host__ __device__
+#else
+#define JAXGLMM_HD
+#endif
+
+namespace jaxglmm {
+
+JAXGLMM_HD constexpr bool is_class_size(int64_t size, int64_t slots) {
+  return size >= 1 && size <= slots && slots % size == 0;
+}
+
+}  // namespace jaxglmm

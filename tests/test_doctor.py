@@ -1,0 +1,100 @@
+"""`jaxglmm doctor`: every check is made, and the case of a source folder without its library is named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxglmm
+from jaxglmm import doctor
+from jaxglmm.cache import cache_folder
+from jaxglmm.ops import native
+
+
+def test_report_names_everything():
+    names = [check.name for check in doctor.report()]
+    assert {"installation", "python", "jax", "jaxlib", "devices", "native library", "compiled programs"} <= {
+        *names
+    }
+    assert all(check.state in ("ok", "note", "problem") for check in doctor.report())
+
+
+def test_printed_plain_and_as_json(capsys):
+    status = doctor.main()
+    plain = capsys.readouterr().out
+    assert doctor.main(json=True) == status
+    checks = json.loads(capsys.readouterr().out)
+    assert [line.split()[0] for line in plain.splitlines()] == [check["state"] for check in checks]
+    assert status == any(check["state"] == "problem" for check in checks)
+
+
+def test_a_source_folder_is_named(tmp_path):
+    """The sources first on the path of an interpreter without the redirection of an editable install."""
+    (tmp_path / "jaxglmm").symlink_to(Path(jaxglmm.__file__).parent)
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+    code += "from jaxglmm import doctor; print(doctor.install_kind()); print(doctor._installation())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] in ("source", "shadowed", "editable")
+
+
+def make_distribution(folder: Path, direct_url: str | None) -> None:
+    info = folder / "jaxglmm-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jaxglmm\nVersion: 0\n")
+    if direct_url:
+        (info / "direct_url.json").write_text(direct_url)
+
+
+@pytest.mark.parametrize(
+    "kind, direct_url",
+    [
+        ("shadowed", None),
+        ("shadowed", '{"url": "file:///elsewhere", "dir_info": {}}'),
+        ("shadowed", '{"url": "file:///elsewhere", "dir_info": {"editable": true}}'),
+        ("editable", '{"url": "%s", "dir_info": {"editable": true}}'),
+    ],
+)
+def test_install_kind(tmp_path, monkeypatch, kind, direct_url):
+    here = Path(jaxglmm.__file__).resolve().parents[1].as_uri()
+    make_distribution(tmp_path, direct_url and direct_url.replace("%s", here))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor.install_kind() == kind
+    assert ("pip install -e ." in doctor._installation().remedy) == (kind == "shadowed")
+
+
+def test_a_missing_library_is_a_note_and_a_bad_one_a_problem(monkeypatch, tmp_path):
+    missing = native.NativeStatus(False, reason="this installation has no native library")
+    monkeypatch.setattr(native, "native_status", lambda: missing)
+    assert doctor._native().state == "note" and "C++ compiler" in doctor._native().remedy
+    bad = native.NativeStatus(False, tmp_path, "it was built for XLA FFI 9.0")
+    monkeypatch.setattr(native, "native_status", lambda: bad)
+    assert doctor._native().state == "problem" and "9.0" in doctor._native().found
+
+
+def test_cache_folder_is_private_and_used(tmp_path, run_python):
+    code = """
+import warnings, jax
+from jaxglmm.cache import use_cache_folder
+folder = use_cache_folder()
+jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+print(folder, oct(folder.stat().st_mode & 0o777), len(list(folder.iterdir())) > 0)
+"""
+    folder, mode, used = run_python(code, JAXGLMM_CACHE=str(tmp_path / "kept")).split()
+    assert folder.startswith(str(tmp_path / "kept" / "jaxlib-")) and (mode, used) == ("0o700", "True")
+
+
+def test_a_cache_folder_that_cannot_be_made_is_done_without(tmp_path, run_python):
+    (tmp_path / "file").write_text("")
+    code = "from jaxglmm.cache import use_cache_folder; print(use_cache_folder())"
+    assert run_python(code, JAXGLMM_CACHE=str(tmp_path / "file")) == "None"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has its own cache folder")
+def test_cache_folder_follows_the_users_setting(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAXGLMM_CACHE", raising=False)
+    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder().parent == tmp_path / "jaxglmm"
