@@ -18,6 +18,15 @@ def pytest_report_header(config) -> str:
     return f"jaxglmm: {native_status()}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """Keep the command line's compiled programs in the tests' folder, one for each worker.
+
+    JAX's cache writes its files in place, so two processes sharing a folder could read a half-written one.
+    """
+    os.environ["JAXGLMM_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
+
+
 @pytest.fixture
 def x64():
     """Run one test with float64 enabled in JAX; the global configuration is never changed."""

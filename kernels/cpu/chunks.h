@@ -12,15 +12,15 @@
 
 namespace jaxglmm {
 
-// The cut depends on the data alone, never on the number of threads: a kernel that keeps one accumulator a chunk and
-// adds them in order gives the same bits on every machine.
+// The cut depends on the data alone, never on the number of threads: a kernel that keeps one accumulator a
+// chunk and adds them in order gives the same bits on every machine.
 constexpr int64_t kChunks = 64;
 
 // Calls body(chunk, first, last) for every non-empty chunk of `items` and returns when all are done.
 //
-// The calling thread works too and waits only for chunks that another thread is already working on, so a pool that is
-// busy, even with us, cannot deadlock. A task that the pool starts late finds nothing to do and touches only `state`,
-// which it keeps alive. `body` must not throw.
+// The calling thread works too and waits only for chunks that another thread is already working on, so a pool
+// that is busy, even with us, cannot deadlock. A task that the pool starts late finds nothing to do and
+// touches only `state`, which it keeps alive. `body` must not throw.
 template <typename Body>
 void for_each_chunk(xla::ffi::ThreadPool& pool, int64_t items, bool worth_threads, const Body& body) {
   const int64_t chunks = std::min(items, kChunks);

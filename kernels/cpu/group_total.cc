@@ -25,7 +25,8 @@ void compute(ffi::ThreadPool& pool, const T* v, const int32_t* sizes, T* out, co
     for (int64_t item = first; item < last; ++item) {
       const int64_t batch = item / blocks, block = item % blocks;
       const int64_t size = sizes[sizes_lead.at(batch) * blocks + block];
-      group_total_block(v + (v_lead.at(batch) * blocks + block) * slots, out + item * slots, size, slots / size);
+      group_total_block(v + (v_lead.at(batch) * blocks + block) * slots, out + item * slots, size,
+                        slots / size);
     }
   });
 }
@@ -40,8 +41,8 @@ ffi::Error group_total(ffi::ThreadPool pool, ffi::AnyBuffer v, ffi::Buffer<ffi::
   const Leading v_lead(v_dims, 2, out_dims, 2), sizes_lead(sizes_dims, 1, out_dims, 2);
   if (sizes_dims.back() != blocks || out_dims.back() != slots || out_dims[out_dims.size() - 2] != blocks ||
       !v_lead.fits() || !sizes_lead.fits())
-    return invalid("shapes do not fit together: v " + shape_text(v_dims) + ", sizes " + shape_text(sizes_dims) +
-                   ", result " + shape_text(out_dims));
+    return invalid("shapes do not fit together: v " + shape_text(v_dims) + ", sizes " +
+                   shape_text(sizes_dims) + ", result " + shape_text(out_dims));
   if (v.element_type() != out->element_type()) return invalid("v and the result differ in type");
   const int32_t* size = sizes.typed_data();
   for (size_t i = 0; i < sizes.element_count(); ++i)
@@ -54,7 +55,8 @@ ffi::Error group_total(ffi::ThreadPool pool, ffi::AnyBuffer v, ffi::Buffer<ffi::
       compute(pool, v.typed_data<float>(), size, out->typed_data<float>(), v_lead, sizes_lead, blocks, slots);
       return ffi::Error::Success();
     case ffi::F64:
-      compute(pool, v.typed_data<double>(), size, out->typed_data<double>(), v_lead, sizes_lead, blocks, slots);
+      compute(pool, v.typed_data<double>(), size, out->typed_data<double>(), v_lead, sizes_lead, blocks,
+              slots);
       return ffi::Error::Success();
     default:
       return invalid("v must be float32 or float64");

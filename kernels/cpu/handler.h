@@ -7,9 +7,10 @@
 
 #include "xla/ffi/api/ffi.h"
 
-// Defines the exported handler `name`; list it in library.cc too. Everything else in the library stays hidden.
-#define JAXGLMM_HANDLER(name, ...)                                                                   \
-  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame);   \
+// Defines the exported handler `name`; list it in library.cc too. Everything else in the library stays
+// hidden.
+#define JAXGLMM_HANDLER(name, ...)                                                                 \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame); \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, __VA_ARGS__)
 
 namespace jaxglmm {
@@ -23,8 +24,9 @@ inline std::string shape_text(Dimensions dims) {
   return text + ")";
 }
 
-// Leading axes as jax.vmap(..., vmap_method="expand_dims") makes them: each operand has any number of them, of size 1
-// or of the result's size, aligned at the right as in NumPy. `at(b)` is the operand's batch item for item b of the result.
+// Leading axes as jax.vmap(..., vmap_method="expand_dims") makes them: each operand has any number of them,
+// of size 1 or of the result's size, aligned at the right as in NumPy. `at(b)` is the operand's batch item
+// for item b of the result.
 class Leading {
  public:
   Leading(Dimensions operand, size_t operand_core, Dimensions result, size_t result_core) {

@@ -3,8 +3,8 @@
 
 #define JAXGLMM_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The XLA FFI version of the headers. A jaxlib that speaks an older one would refuse the handlers and fail on its next
-// operation of any kind, so the loader compares first.
+// The XLA FFI version of the headers. A jaxlib that speaks an older one would refuse the handlers and fail on
+// its next operation of any kind, so the loader compares first.
 JAXGLMM_EXPORT int jaxglmm_ffi_api_major() { return XLA_FFI_API_MAJOR; }
 JAXGLMM_EXPORT int jaxglmm_ffi_api_minor() { return XLA_FFI_API_MINOR; }
 

@@ -1,8 +1,8 @@
 // Tile storage: how a block of rows sorted by group lies in memory. For host and device.
 //
 // Rows come in uniform blocks of R slots. A block holds groups of one size class c, which divides R, as a
-// row-major (c, R / c) array: all first rows of its groups, then all second rows, and so on. Neighbours in memory
-// belong to different groups, so an operation on groups is an operation on contiguous vectors.
+// row-major (c, R / c) array: all first rows of its groups, then all second rows, and so on. Neighbours in
+// memory belong to different groups, so an operation on groups is an operation on contiguous vectors.
 #pragma once
 
 #include <cstdint>
