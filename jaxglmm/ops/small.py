@@ -49,6 +49,11 @@ def cholesky(A: Array) -> Array:
     return _square(rows)
 
 
+def matvec(A: Array, x: Array) -> Array:
+    """A x for each matrix and vector: (S, S, ...), (S, ...) -> (S, ...)."""
+    return jnp.stack([sum(A[i, j] * x[j] for j in range(x.shape[0])) for i in range(A.shape[0])])
+
+
 def solve_lower(L: Array, B: Array) -> Array:
     """Solve L x = b.
 

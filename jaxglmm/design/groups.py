@@ -1,0 +1,234 @@
+"""The group index: one storage order of the rows in which group sums are dense.
+
+Rows are sorted by group and groups by size class. A class of size c stores its groups in *blocks* of R row
+slots, each block k-major: c runs of R/c slots, the k-th run holding the k-th row of R/c groups. Every block
+has the same number of slots whatever its class, so one compiled loop body serves them all, a block of X is
+one contiguous (R, p) piece of memory, and a group sum is the sum of c contiguous vectors. Groups of more
+than 32 rows are cut into pieces of 32, stored in the same way in blocks of their own at the end, and joined
+by a short sorted sum over pieces. Slots without a row carry weight 0.
+"""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
+LONGEST = SIZES[-1]
+# Prefixes of SIZES that a program is compiled for, with the smallest block that every size in them divides.
+_PREFIXES = ((4, 24), (8, 120), (12, 480))
+# Blocks of about this many slots keep a loop body's vectors in the first- and second-level caches.
+_LARGEST_BLOCK = 960
+
+
+class GroupIndex(eqx.Module):
+    """Which slots belong together, in the form that compiled code reads.
+
+    Attributes
+    ----------
+    kind : int32 (n_short,)
+        Position in `sizes` of each short block's class.
+    piece : int32 (n_long * block / 32,) or None
+        Group number, sorted, of each 32-row piece of the long section; pad pieces have groups of their own.
+    head : bool (n_slots,)
+        True at the first slot of each of the caller's groups.
+    sizes : tuple of int
+        The class sizes that the program is compiled for.
+    block : int
+        Slots in a block, R.
+    n_short, n_long : int
+        Numbers of blocks of short groups and of pieces.
+    n_long_groups : int
+        Number of groups in the long section, pads included.
+    blocked : bool
+        Evaluate block by block in a `lax.scan` (CPU), or all blocks at once (GPU, TPU), where `bounds`
+        holds the first block of each class and the end.
+    """
+
+    kind: Int[Array, " blocks"]
+    piece: Int[Array, " pieces"] | None
+    head: Bool[Array, " slots"]
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    block: int = eqx.field(static=True)
+    n_short: int = eqx.field(static=True)
+    n_long: int = eqx.field(static=True)
+    n_long_groups: int = eqx.field(static=True)
+    bounds: tuple[int, ...] | None = eqx.field(static=True)
+
+    @property
+    def blocked(self) -> bool:
+        return self.bounds is None
+
+    @property
+    def n_slots(self) -> int:
+        return (self.n_short + self.n_long) * self.block
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the caller's rows and groups lie in tile storage (host side, numpy).
+
+    Attributes
+    ----------
+    slot : int64 (n,)
+        Slot of each of the caller's rows.
+    first : int64 (G,)
+        First slot of each group, in level order.
+    counts : int64 (G,)
+        Rows of each group.
+    n_slots : int
+    """
+
+    slot: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+    n_slots: int
+
+    def scatter(self, values: np.ndarray, fill: float = 0.0, dtype=None) -> np.ndarray:
+        """Rows (along the last axis) into slots; slots without a row hold `fill`."""
+        out = np.full((*values.shape[:-1], self.n_slots), fill, dtype or values.dtype)
+        out[..., self.slot] = values
+        return out
+
+
+def round_up(count: int) -> int:
+    """The next size that programs are compiled for: steps of at most a half below 64, of an eighth above."""
+    if count <= 4:
+        return max(count, 1)
+    step = 1 << (count.bit_length() - (2 if count < 64 else 4))
+    return -(-count // step) * step
+
+
+def build_index(
+    codes: np.ndarray, n_groups: int | None = None, *, blocked: bool = True, block: int | None = None
+) -> tuple[GroupIndex, Layout]:
+    """Sort rows by group and lay them out in blocks.
+
+    Parameters
+    ----------
+    codes : int (n,)
+        Group of each row, 0 <= codes < n_groups.
+    n_groups : int, optional
+        Number of groups; the largest code plus one by default.
+    blocked : bool
+        Block-by-block evaluation (CPU) or everything at once (GPU, TPU).
+    block : int, optional
+        Slots in a block; a multiple of 480. Chosen from the data by default.
+
+    Returns
+    -------
+    GroupIndex, Layout
+
+    Raises
+    ------
+    ValueError
+        When a code is outside its range.
+    """
+    codes = np.asarray(codes)
+    n = codes.shape[0]
+    if n_groups is None:
+        n_groups = int(codes.max()) + 1 if n else 0
+    if n and (codes.min() < 0 or codes.max() >= n_groups):
+        raise ValueError(
+            f"group codes must lie in 0..{n_groups - 1}; found {int(codes.min())}..{int(codes.max())}"
+        )
+    counts = np.bincount(codes, minlength=n_groups)
+    sizes, block = _choose_block(counts, n, block)
+
+    order = np.argsort(codes, kind="stable")
+    start = np.cumsum(counts) - counts
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n) - np.repeat(start, counts)
+
+    # Where the group's first row goes (first), and how far apart its rows lie (stride).
+    kinds = np.searchsorted(sizes, np.maximum(counts, 1))
+    first = np.zeros(n_groups, np.int64)
+    stride = np.zeros(n_groups, np.int64)
+    kind_of_block, bounds, base = [], [0], 0
+    for kind, size in enumerate(sizes):
+        members = np.flatnonzero(kinds == kind)
+        across = block // size
+        blocks = -(-len(members) // across)
+        if not blocked and blocks:
+            blocks = round_up(blocks)
+        place = np.arange(len(members))
+        first[members] = (base + place // across) * block + place % across
+        stride[members] = across
+        kind_of_block.append(np.full(blocks, kind, np.int32))
+        base += blocks
+        bounds.append(base)
+    n_short = round_up(base) if blocked else base
+    kind_of_block.append(np.zeros(n_short - base, np.int32))
+
+    long = np.flatnonzero(kinds == len(sizes))
+    slot = first[codes] + rank * stride[codes]
+    piece, n_long, n_long_groups = None, 0, 0
+    if len(long):
+        across = block // LONGEST
+        pieces = -(-counts[long] // LONGEST)
+        n_long = round_up(-(-int(pieces.sum()) // across))
+        n_long_groups = round_up(len(long) + 1)
+        # Pad pieces belong to the last (pad) group, whose sums nobody reads.
+        piece = np.full(n_long * across, n_long_groups - 1, np.int32)
+        piece[: pieces.sum()] = np.repeat(np.arange(len(long)), pieces)
+        first_piece = np.zeros(n_groups, np.int64)
+        first_piece[long] = np.cumsum(pieces) - pieces
+        inside = kinds[codes] == len(sizes)
+        p = first_piece[codes[inside]] + rank[inside] // LONGEST
+        slot[inside] = (n_short + p // across) * block + (rank[inside] % LONGEST) * across + p % across
+        p = first_piece[long]
+        first[long] = (n_short + p // across) * block + p % across
+
+    n_slots = (n_short + n_long) * block
+    head = np.zeros(n_slots, bool)
+    head[first] = True
+    index = GroupIndex(
+        kind=np.concatenate(kind_of_block),
+        piece=piece,
+        head=head,
+        sizes=sizes,
+        block=block,
+        n_short=n_short,
+        n_long=n_long,
+        n_long_groups=n_long_groups,
+        bounds=None if blocked else tuple(bounds),
+    )
+    return index, Layout(slot, first, counts, n_slots)
+
+
+def _choose_block(counts: np.ndarray, n: int, block: int | None) -> tuple[tuple[int, ...], int]:
+    """A prefix of SIZES that covers the data, and a block so small that half-empty blocks stay cheap."""
+    largest = int(min(counts.max(initial=1), LONGEST))
+    split = bool((counts > LONGEST).any())
+    for length, smallest in _PREFIXES:
+        if SIZES[length - 1] >= largest and not (split and length < len(SIZES)):
+            break
+    sizes = SIZES[:length]
+    if block is None:
+        block = smallest
+        while 2 * block <= _LARGEST_BLOCK and 2 * block * length <= max(n // 8, 1):
+            block *= 2
+    elif block % smallest:
+        raise ValueError(f"block must be a multiple of {smallest}, found {block}")
+    return sizes, block
+
+
+def row_index(n: int) -> tuple[GroupIndex, Layout]:
+    """The index of a model without groups: rows as they come, in blocks."""
+    block = 480
+    blocks = round_up(-(-n // block))
+    index = GroupIndex(
+        kind=np.zeros(blocks, np.int32),
+        piece=None,
+        head=np.zeros(blocks * block, bool),
+        sizes=(1,),
+        block=block,
+        n_short=blocks,
+        n_long=0,
+        n_long_groups=0,
+        bounds=None,
+    )
+    empty = np.zeros(0, np.int64)
+    return index, Layout(np.arange(n), empty, empty, blocks * block)

@@ -1,0 +1,29 @@
+"""What goes wrong, as types a caller can catch; every message names the culprit and the remedy."""
+
+
+class DataError(ValueError):
+    """The data cannot be used as asked: a column, a row or an argument is at fault."""
+
+
+class FormulaError(ValueError):
+    """The formula cannot be read, or says something that has no meaning for the data."""
+
+
+class NotYetError(DataError):
+    """The request is understood, but this version cannot do it."""
+
+
+class ConvergenceError(RuntimeError):
+    """The optimiser stopped before its certificate held."""
+
+
+class SeparationError(ConvergenceError):
+    """A combination of columns predicts the response perfectly, so its coefficient is infinite."""
+
+
+class DataWarning(UserWarning):
+    """The data were used, after a change that the caller should know of."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The fit stands, with a property that the caller should know of."""

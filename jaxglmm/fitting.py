@@ -1,0 +1,238 @@
+"""From a formula and a table to a fitted model: the four stages, one after the other."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
+from jaxglmm.design.groups import Layout
+from jaxglmm.errors import ConvergenceError, DataError, NotYetError
+from jaxglmm.fitted.fit import Fit
+from jaxglmm.formula.frame import ModelFrame, model_frame
+from jaxglmm.model.families import get_family
+from jaxglmm.optimise.estimate import Estimate, Posterior
+from jaxglmm.optimise.gaussian_fit import estimate_gaussian
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
+from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
+from jaxglmm.progress import Progress
+
+
+METHODS = ("auto", "laplace", "agq", "joint")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model frame laid out for the optimiser: what a refit starts from."""
+
+    frame: ModelFrame
+    family: object
+    design: Design | None
+    layout: Layout | None
+    scaling: Scaling
+
+
+def fit(
+    formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
+    penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double", tol=1e-12,
+    max_iterations=100, progress=None, throw=True,
+) -> Fit:  # fmt: skip
+    """Fit a generalized linear mixed model.
+
+    Maximises the marginal likelihood of
+
+        eta = offset + X beta + z'b[g],   b[g] ~ N(0, Sigma),   y | eta ~ family
+
+    Parameters
+    ----------
+    formula : str
+        lme4 syntax, such as `"y ~ age + (1 + age | member)"`. Without a bar, a plain generalized linear model.
+    data : pandas, polars or pyarrow table, mapping of arrays, or path to CSV(.gz) or Parquet
+    family : str or family
+        "gaussian", "binomial", "poisson", "negativebinomial", "gamma", "beta", or an object such as
+        `Binomial(link="probit")`.
+    method : {"auto", "laplace", "agq", "joint"}
+        "auto": exact for Gaussian responses; otherwise quadrature with as many nodes as make a difference for one or
+        two effects a group, and Laplace's approximation for more. "joint" maximises the joint likelihood of
+        (beta, b) at a held `theta`, which is ridge regression on one-hot groups.
+    n_agq : int, optional
+        Nodes per effect for "agq"; 1 is Laplace.
+    reml : bool
+        Restricted maximum likelihood (Gaussian only).
+    weights : str or array, optional
+        Prior weights; for proportions the numbers of trials.
+    offset : str or array, optional
+        Added to eta.
+    theta : dict, optional
+        Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
+    levels : dict, optional
+        Column -> list of levels in order, or "categorical".
+    full_rank : bool
+        False keeps a dummy column for every level.
+    precision : {"double"}
+    tol : float
+        Newton decrement at which to stop.
+    max_iterations : int
+    progress : bool, optional
+        Show a progress line; by default on a terminal, when a fit takes long.
+    throw : bool
+        Raise when the optimiser did not converge; otherwise the fit says so in `fit.convergence`.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    FormulaError, DataError
+        Naming the column or argument, what was found and what to do.
+    SeparationError, ConvergenceError
+
+    References
+    ----------
+    Bates, Maechler, Bolker & Walker (2015), J. Stat. Softw. 67(1). Pinheiro & Bates (1995), J. Comp. Graph.
+    Stat. 4, 12. Breslow & Clayton (1993), JASA 88, 9.
+    """
+    began = time.perf_counter()
+    family = get_family(family)
+    _check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
+    frame = model_frame(
+        formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
+    )
+    framed = time.perf_counter()
+    with jax.enable_x64(True), Progress(progress) as line:
+        problem = make_problem(frame, family)
+        estimate, posteriors = estimate_problem(
+            problem, method=method, n_agq=n_agq, reml=reml, theta=theta, tol=tol, max_iterations=max_iterations,
+            callback=line.update,
+        )  # fmt: skip
+    convergence = estimate.convergence
+    convergence.timings["design"] = framed - began
+    convergence.timings["fit"] = time.perf_counter() - framed
+    if throw and not convergence.converged:
+        raise ConvergenceError(
+            f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations with a Newton "
+            f"decrement of {convergence.decrement:.2g}, above {tol:g}. Look for columns that are nearly collinear or "
+            "groups whose responses are all alike; raise max_iterations; or pass throw=False to inspect the fit"
+        )
+    return Fit.from_training(problem, estimate, posteriors)
+
+
+def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+    if method not in METHODS:
+        raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
+    if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or n_agq < 1):
+        raise DataError(f"n_agq must be a whole number of at least 1; found {n_agq!r}")
+    if n_agq is not None and method not in ("agq", "auto"):
+        raise DataError(f"n_agq={n_agq} goes with method='agq'; found method={method!r}")
+    if reml and (family.name, family.link) != ("gaussian", "identity"):
+        raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
+    if precision != "double":
+        raise NotYetError(f"precision must be 'double' for now; found {precision!r}")
+    if penalty is not None or prior is not None:
+        raise NotYetError("penalty= and prior= are not available yet: fit without them")
+    if method == "joint" and theta is None:
+        raise DataError(
+            "method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'"
+        )
+
+
+def make_problem(frame: ModelFrame, family) -> Problem:
+    """Check the columns and lay the rows out.
+
+    Raises
+    ------
+    DataError
+        When columns are constant or collinear, or a factor does not group.
+    NotYetError
+        For several grouping factors.
+    """
+    from jaxglmm.design.checks import check_frame
+
+    check_frame(frame, family)
+    if len(frame.terms) > 1:
+        names = ", ".join(repr(t.group) for t in frame.terms)
+        raise NotYetError(
+            f"the formula has {len(frame.terms)} grouping factors ({names}); this version fits one: keep the one "
+            "that matters most, or join them as (1 | a:b)"
+        )
+    term = frame.terms[0] if frame.terms else None
+    z = None if term is None else term.z
+    scaling = column_scaling(frame.X, frame.weights, z)
+    if (family.name, family.link) == ("gaussian", "identity"):
+        return Problem(frame, family, None, None, scaling)
+    grouping = (
+        {} if term is None else {"codes": term.codes, "n_groups": len(term.levels), "blocks": term.blocks}
+    )
+    design, layout = make_design(
+        frame.y, frame.X, weights=frame.weights, offset=frame.offset, z=z, scaling=scaling,
+        constant=family.constant(frame.y, frame.weights), **grouping,
+    )  # fmt: skip
+    return Problem(frame, family, jax.device_put(design), layout, scaling)
+
+
+def estimate_problem(
+    problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, tol=1e-12, max_iterations=100,
+    callback=None,
+) -> tuple[Estimate, tuple[Posterior, ...]]:  # fmt: skip
+    """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
+    frame, family = problem.frame, problem.family
+    term = frame.terms[0] if frame.terms else None
+    factor = None if theta is None else held_factor(theta, term)
+    if problem.design is None:
+        return estimate_gaussian(
+            problem, method=method, reml=reml, fixed_factor=factor, tol=tol, max_iterations=max_iterations,
+            callback=callback,
+        )  # fmt: skip
+    glm, groups = fit_glm(
+        family, problem.design, problem.scaling.intercept, names=frame.names, tol=tol, callback=callback
+    )
+    if term is None:
+        return glm_estimate(problem, glm), ()
+    n_effects = term.z.shape[0]
+    auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
+    nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
+    if method == "agq" and n_agq is None:
+        nodes = NODE_LADDER.get(n_effects, (9,))[0]
+    if nodes > 1 and n_effects > 3:
+        raise DataError(
+            f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
+        )
+    solution: Solution = fit_marginal(
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto,
+        fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
+        determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
+    )  # fmt: skip
+    estimate = marginal_estimate(problem, solution, joint=method == "joint")
+    return estimate, (marginal_posterior(problem, solution),)
+
+
+def held_factor(theta: dict, term) -> np.ndarray:
+    """Lambda (S, S) from the caller's {group: sd, sds or covariance matrix}.
+
+    Raises
+    ------
+    DataError
+    """
+    if term is None or not isinstance(theta, dict) or set(theta) != {term.group}:
+        expected = "no grouping factor" if term is None else repr(term.group)
+        raise DataError(
+            f"theta must map the grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
+            f"and the formula has {expected}"
+        )
+    value = np.asarray(theta[term.group], float)
+    S = term.z.shape[0]
+    if value.ndim == 0 and S == 1:
+        value = np.square(value)[None, None] if value >= 0 else np.full((1, 1), np.nan)
+    elif value.ndim == 1 and value.shape == (S,):
+        value = np.diag(np.where(value >= 0, value, np.nan) ** 2)
+    if value.shape != (S, S) or not np.isfinite(value).all() or np.abs(value - value.T).max() > 1e-12:
+        raise DataError(
+            f"theta[{term.group!r}] must be {S} non-negative standard deviation(s) or a symmetric ({S}, {S}) "
+            f"covariance matrix on the link scale; found {theta[term.group]!r}"
+        )
+    try:
+        return np.linalg.cholesky(value) if value.any() else value
+    except np.linalg.LinAlgError:
+        raise DataError(f"theta[{term.group!r}] is not positive definite: {value.tolist()}") from None

@@ -1,0 +1,142 @@
+"""What the optimiser and the posterior read: compiled evaluations of a design at a point.
+
+Parameters are raw here: psi = (beta, free entries of Lambda, log dispersion), so that Lambda = 0 is an ordinary
+point. The Hessian is the exact one of the value, by forward differentiation of the exact gradient inside each block.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxglmm.modes.separable import curvature, find_modes, linear
+from jaxglmm.objectives.glm import glm_evaluate
+from jaxglmm.objectives.marginal import Nodes, group_gradient, loadings
+from jaxglmm.ops import small
+from jaxglmm.ops.group import map_groups
+
+
+# Directions of the Hessian that are pushed at once through the long section, whose vectors do not fit in cache.
+_LONG_DIRECTIONS = 4
+
+
+class Evaluation(NamedTuple):
+    """A design at a point: value (), gradient (m,), hessian (m, m), modes (S, n_slots)."""
+
+    value: Array
+    gradient: Array
+    hessian: Array
+    modes: Array
+
+
+def _split(psi, p, q):
+    return psi[:p], psi[p : p + q], psi[p + q]
+
+
+def _block(family, covariance, nodes, determinant, total, head, rows, X):
+    """The gradient in psi of one block as a function of psi, with value and modes beside it."""
+    y, weight, offset, z, start = rows
+    p, (at_row, at_column) = X.shape[1], covariance.entries
+
+    def gradient(psi, start):
+        beta, raw, log_phi = _split(psi, p, len(at_row))
+        eta = offset + jnp.matmul(X, beta, precision="highest")
+        factor = covariance.raw_factor(raw)
+        g = group_gradient(total, head, family, eta, z, factor, log_phi, y, weight, nodes, start, determinant)
+        parts = (
+            jnp.matmul(X.T, g.eta, precision="highest"),
+            g.factor_sum(z)[at_row, at_column],
+            jnp.sum(g.log_phi)[None],
+        )
+        return jnp.concatenate(parts), (jnp.sum(g.value), g)
+
+    return gradient
+
+
+@functools.partial(jax.jit, static_argnames=("family", "determinant", "second"))
+def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, second=True) -> Evaluation:
+    """Value, gradient, exact Hessian (where `second`) and modes; one pass over X.
+
+    Parameters
+    ----------
+    psi : (p + q + 1,)
+        Fixed effects, free entries of Lambda, log dispersion.
+    start : (S, n_slots)
+        Where the search for the modes begins.
+    """
+    term = design.terms[0]
+    m = psi.shape[0]
+
+    def body(total, head, rows, X):
+        gradient = _block(family, term.covariance, nodes, determinant, total, head, rows, X)
+        if not second:
+            g, (value, rest) = gradient(psi, rows[-1])
+            return (value, g, jnp.zeros((m, m), psi.dtype)), rest.modes
+        if X.shape[0] > design.index.block:
+            g, (value, rest) = gradient(psi, rows[-1])
+            push = lambda t: jax.jvp(lambda psi: gradient(psi, rest.modes)[0], (psi,), (t,))[1]
+            hessian = jax.lax.map(push, jnp.eye(m, dtype=psi.dtype), batch_size=_LONG_DIRECTIONS)
+            return (value, g, hessian), rest.modes
+        push = lambda t: jax.jvp(lambda psi: gradient(psi, rows[-1]), (psi,), (t,))
+        (g, (value, rest)), (hessian, _) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(m, dtype=psi.dtype))
+        return (value, g, hessian), rest.modes
+
+    rows = (design.y, design.weights, design.offset, term.z, start)
+    (value, gradient, hessian), modes = map_groups(body, design.index, rows, design.X)
+    return Evaluation(value + design.constant, gradient, 0.5 * (hessian + hessian.T), modes)
+
+
+@functools.partial(jax.jit, static_argnames=("family",))
+def evaluate_glm(family, design, psi):
+    """As `evaluate` without random effects: psi = (beta, log dispersion); the last result is (score, spread, level)."""
+    value, gradient, hessian, groups = glm_evaluate(family, design, psi[:-1], psi[-1])
+    return value + design.constant, gradient, hessian, groups
+
+
+class Moments(NamedTuple):
+    """Posterior of u in each slot: mode (S, N), M = L^-T with M M' = H^-1 at the mode (S, S, N), mean (S, N),
+    covariance (S, S, N), and the nodes' weights (K, N)."""
+
+    mode: Array
+    root: Array
+    mean: Array
+    covariance: Array
+    weights: Array
+
+
+@functools.partial(jax.jit, static_argnames=("family",))
+def posterior_moments(family, design, nodes: Nodes, psi, start) -> Moments:
+    """Mode, curvature and node moments of every group's posterior given the parameters."""
+    term = design.terms[0]
+
+    def body(total, head, rows, X):
+        y, weight, offset, z, start = rows
+        beta, raw, log_phi = _split(psi, X.shape[1], len(term.covariance.entries[0]))
+        eta = offset + jnp.matmul(X, beta, precision="highest")
+        v = loadings(term.covariance.raw_factor(raw), z)
+        u = find_modes(total, family, eta, v, y, weight, log_phi, start)
+        L = small.cholesky(curvature(total, v, family.derivatives(eta + linear(v, u), y, weight, log_phi).w))
+        M = jnp.swapaxes(small.inverse_lower(L), 0, 1)
+        at = lambda k: u + jnp.sqrt(2.0).astype(u.dtype) * small.matvec(M, nodes.points[:, k, None])
+        log_density = lambda u: (
+            total(family.derivatives(eta + linear(v, u), y, weight, log_phi).l) - 0.5 * jnp.sum(u * u, 0)
+        )
+        peak = log_density(u)
+
+        def weigh(carry, k):
+            mass, first, second = carry
+            uk = at(k)
+            pi = jnp.where(k < nodes.count, jnp.exp(nodes.log_weights[k] + log_density(uk) - peak), 0.0)
+            centred = uk - u
+            return (mass + pi, first + pi * centred, second + pi * centred[:, None] * centred[None]), pi
+
+        zero = (jnp.zeros_like(eta), jnp.zeros_like(u), jnp.zeros_like(M))
+        (mass, first, second), weights = jax.lax.scan(weigh, zero, jnp.arange(nodes.points.shape[1]))
+        shift = first / mass
+        covariance = second / mass - shift[:, None] * shift[None]
+        return (), Moments(u, M, u + shift, covariance, weights / mass)
+
+    rows = (design.y, design.weights, design.offset, term.z, start)
+    return map_groups(body, design.index, rows, design.X)[1]

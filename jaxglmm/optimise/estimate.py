@@ -1,0 +1,114 @@
+"""What an optimiser hands on: estimates, their covariance, and how they were reached. All numpy."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Convergence:
+    """How a fit was reached.
+
+    Attributes
+    ----------
+    converged : bool
+    decrement : float
+        Newton decrement g'(-H)^-1 g at the end: the square of the distance to the optimum in standard errors.
+    iterations : int
+        Evaluations of the likelihood with its derivatives.
+    passes : float
+        Passes over the rows, those of the starting fit included.
+    n_agq : int or None
+        Quadrature nodes per effect.
+    gap : float or None
+        Log-likelihood by quadrature minus Laplace's at the same parameters.
+    singular : bool
+        A variance is zero or a correlation is 1 in size.
+    score_at_zero : float or None
+        Derivative of the log-likelihood in the variance at zero variance, one scalar effect only.
+    warnings : list of str
+    timings : dict of str to float
+        Seconds by stage.
+    reason : str
+    """
+
+    converged: bool = True
+    decrement: float = 0.0
+    iterations: int = 0
+    passes: float = 0.0
+    n_agq: int | None = None
+    gap: float | None = None
+    singular: bool = False
+    score_at_zero: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    reason: str = "converged"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Point estimates on the scale of the caller's columns.
+
+    Attributes
+    ----------
+    beta : (p,)
+    factors : tuple of (S, S)
+        Lambda of each term, absolute, link scale.
+    dispersion : float or None
+        Natural scale.
+    loglik : float
+        With all constants; the restricted one under REML.
+    method : str
+        "laplace", "agq", "ml", "reml", "joint" or "glm".
+    n_agq : int or None
+    parameters : tuple of str
+        Names of psi = (beta, theta, log dispersion); theta is log-Cholesky.
+    covariance : (m, m)
+        Inverse observed information of psi; zero rows for parameters on the boundary or held.
+    boundary : bool (m,)
+        Parameters on the boundary, or held by the caller.
+    convergence : Convergence
+    """
+
+    beta: np.ndarray
+    factors: tuple[np.ndarray, ...]
+    dispersion: float | None
+    loglik: float
+    method: str
+    n_agq: int | None
+    parameters: tuple[str, ...]
+    covariance: np.ndarray
+    boundary: np.ndarray
+    convergence: Convergence
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Effects of each level of one factor given the parameters, level order.
+
+    Attributes
+    ----------
+    mode : (G, S)
+        Conditional modes of b.
+    covariance : (G, S, S)
+        Lambda H^-1 Lambda', the curvature's at the mode.
+    mean : (G, S)
+    covariance_mean : (G, S, S)
+        Posterior mean and covariance of b.
+    n : (G,)
+        Rows of each level.
+    points : (S, K) or None
+    weights : (G, K) or None
+        The quadrature rule for posterior expectations: sum_k weights[g, k] h(b_k) with
+        b_k = mode + sqrt(2) root points_k, root root' = covariance. None where the posterior is normal.
+    root : (G, S, S) or None
+    """
+
+    mode: np.ndarray
+    covariance: np.ndarray
+    mean: np.ndarray
+    covariance_mean: np.ndarray
+    n: np.ndarray
+    points: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    root: np.ndarray | None = None

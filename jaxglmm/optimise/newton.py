@@ -1,0 +1,208 @@
+"""Trust-region Newton maximisation of a smooth function of few parameters, driven from the host.
+
+One compiled evaluation (value, gradient, Hessian) a step. The certificate is the Newton decrement
+g'(-H)^-1 g with -H positive definite: scale free, twice the predicted gain, and the square of the largest
+distance to the optimum in standard errors. (More & Sorensen 1983 for the subproblem; Nocedal & Wright 2006,
+chapter 4.)
+
+Scale parameters (diagonals of Cholesky factors) step in their logarithm while they are large, and in themselves
+where the function, seen as even in them, is concave and falls towards zero: then zero is an ordinary
+stationary point, and the sign of the curvature there decides the boundary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+_LONGEST_LOG_STEP = 2.0
+_SHRINK, _GROW = 0.25, 2.0
+
+
+@dataclass(frozen=True)
+class NewtonResult:
+    """Where the maximiser stopped. Arrays are in the caller's coordinates.
+
+    Attributes
+    ----------
+    x : (m,)
+    value : float
+    gradient : (m,)
+    hessian : (m, m)
+    decrement : float
+        g'(-H)^-1 g in the coordinates stepped in; infinite where -H is not positive definite.
+    iterations : int
+        Evaluations after the first.
+    converged : bool
+    reason : str
+        "converged", "stalled" (no step improves beyond rounding), "limit", or "not finite".
+    step : (m,)
+        The last Newton step tried, in the caller's coordinates: the direction of divergence if there is one.
+    """
+
+    x: np.ndarray
+    value: float
+    gradient: np.ndarray
+    hessian: np.ndarray
+    decrement: float
+    iterations: int
+    converged: bool
+    reason: str
+    step: np.ndarray
+
+
+def maximise(
+    evaluate: Callable,
+    x0: np.ndarray,
+    *,
+    tol: float = 1e-12,
+    max_iterations: int = 100,
+    log_coordinates: np.ndarray | None = None,
+    callback: Callable | None = None,
+) -> NewtonResult:
+    """Maximise a function by trust-region Newton steps.
+
+    Parameters
+    ----------
+    evaluate : callable
+        x (m,) -> (value, gradient (m,), hessian (m, m)), in the caller's coordinates.
+    x0 : (m,)
+    tol : float
+        Largest decrement at which to stop.
+    max_iterations : int
+    log_coordinates : bool (m,), optional
+        Parameters of which the function is even, that step in the logarithm of their size.
+    callback : callable, optional
+        Called with (iteration, value, decrement, x) after each accepted evaluation.
+
+    Returns
+    -------
+    NewtonResult
+    """
+    x = np.array(x0, float)
+    even = np.zeros(x.shape, bool) if log_coordinates is None else np.asarray(log_coordinates, bool)
+    value, gradient, hessian = _checked(evaluate, x)
+    radius, iterations, reason = np.inf, 0, "limit"
+    move = np.zeros_like(x)
+    if not np.isfinite(value):
+        return NewtonResult(x, value, gradient, hessian, np.inf, 0, False, "not finite", move)
+    while True:
+        logged = even & ~_falls_to_zero(x, gradient, hessian)
+        g, H = _transform(x, gradient, hessian, logged)
+        model = _Quadratic(g, H)
+        decrement = model.decrement
+        if callback is not None:
+            callback(iterations, value, decrement, x)
+        if decrement <= tol:
+            reason = "converged"
+            break
+        if iterations >= max_iterations:
+            break
+        if not np.isfinite(radius) and not model.definite:
+            radius = max(np.linalg.norm(model.scaled_gradient), 1e-8)
+        rounding = 1e-14 * (abs(value) + 1.0)
+        accepted = False
+        while iterations < max_iterations:
+            step = model.step(radius)
+            longest = np.max(np.abs(step[logged]), initial=0.0)
+            if longest > _LONGEST_LOG_STEP:
+                step = step * (_LONGEST_LOG_STEP / longest)
+            predicted = model.gain(step)
+            trial = np.where(logged, x * np.exp(np.where(logged, step, 0.0)), x + step)
+            move = trial - x
+            new = _checked(evaluate, trial)
+            iterations += 1
+            gain = new[0] - value
+            if np.isfinite(gain) and gain >= 1e-4 * predicted - 8 * rounding:
+                accepted = True
+                break
+            radius = _SHRINK * model.norm(step)
+            if predicted <= rounding or radius < 1e-14:
+                break
+        if not accepted:
+            reason = "stalled" if iterations < max_iterations else "limit"
+            break
+        if gain < 0.25 * predicted - rounding:
+            radius = _SHRINK * model.norm(step)
+        elif gain > 0.75 * predicted and model.norm(step) > 0.9 * radius:
+            radius = _GROW * radius
+        x, (value, gradient, hessian) = trial, new
+    # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
+    stalled = reason == "stalled" and decrement <= 1e4 * max(tol, np.finfo(float).eps * (1 + abs(value)))
+    return NewtonResult(
+        x, value, gradient, hessian, decrement, iterations, reason == "converged" or stalled, reason, move
+    )
+
+
+def _checked(evaluate, x):
+    value, gradient, hessian = evaluate(x)
+    value, gradient, hessian = float(value), np.asarray(gradient, float), np.asarray(hessian, float)
+    if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+        value = -np.inf
+    return value, gradient, hessian
+
+
+def _falls_to_zero(x, gradient, hessian):
+    """Where a Newton step in the parameter itself leads into the inner half of its way to zero, or past it."""
+    curvature = np.diag(hessian)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        target = x - gradient / curvature
+    return (x == 0) | ((curvature < 0) & (np.abs(target) < 0.5 * np.abs(x)) & (gradient * x < 0))
+
+
+def _transform(x, gradient, hessian, logged):
+    """Gradient and Hessian in the logarithm of the logged parameters."""
+    scale = np.where(logged, x, 1.0)
+    g = scale * gradient
+    H = scale[:, None] * hessian * scale[None, :] + np.diag(np.where(logged, g, 0.0))
+    return g, 0.5 * (H + H.T)
+
+
+class _Quadratic:
+    """The model g's + s'Hs/2, in coordinates scaled to unit diagonal."""
+
+    def __init__(self, g, H):
+        self.g, self.H = g, H
+        diagonal = np.abs(np.diag(H))
+        floor = max(np.max(diagonal, initial=0.0), 1e-300) * 1e-20
+        self.d = np.sqrt(np.maximum(diagonal, floor))
+        scaled = -H / self.d[:, None] / self.d[None, :]
+        self.scaled_gradient = g / self.d
+        self.eigenvalues, self.vectors = np.linalg.eigh(scaled)
+        self.along = self.vectors.T @ self.scaled_gradient
+        lowest = self.eigenvalues[0] if len(g) else 1.0
+        self.definite = lowest > 1e-13
+        self.decrement = float(np.sum(self.along**2 / self.eigenvalues)) if self.definite else np.inf
+
+    def norm(self, step):
+        return float(np.linalg.norm(step * self.d))
+
+    def gain(self, step):
+        return float(self.g @ step + 0.5 * step @ self.H @ step)
+
+    def step(self, radius):
+        """Maximiser of the model within `radius` (in scaled coordinates)."""
+        solve = lambda shift: self.along / (self.eigenvalues + shift)
+        if self.definite:
+            plain = solve(0.0)
+            if np.linalg.norm(plain) <= radius:
+                return (self.vectors @ plain) / self.d
+        low = max(0.0, -self.eigenvalues[0]) + 1e-14 * max(1.0, abs(self.eigenvalues[-1]))
+        short = solve(low)
+        if np.linalg.norm(short) < radius:
+            # The hard case: the gradient has no part along the direction of growth; add that direction.
+            short[0] += np.sqrt(max(radius**2 - np.sum(short**2), 0.0)) * (
+                1.0 if self.along[0] >= 0 else -1.0
+            )
+            return (self.vectors @ short) / self.d
+        high = low + np.linalg.norm(self.along) / radius
+        for _ in range(100):
+            middle = 0.5 * (low + high)
+            if np.linalg.norm(solve(middle)) > radius:
+                low = middle
+            else:
+                high = middle
+            if high - low <= 1e-10 * high:
+                break
+        return (self.vectors @ solve(high)) / self.d

@@ -1,0 +1,33 @@
+"""A line that tells how a long fit is going."""
+
+import sys
+import time
+
+
+class Progress:
+    """Rewrites one line on standard error, after two seconds, on a terminal.
+
+    Parameters
+    ----------
+    show : bool, optional
+        True shows it from the start and anywhere; False never; by default as described.
+    """
+
+    def __init__(self, show: bool | None = None):
+        self.show, self.began, self.written = show, time.perf_counter(), False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.written:
+            print(file=sys.stderr)
+
+    def update(self, iteration, value, decrement, x):
+        """Callback of the optimiser."""
+        seconds = time.perf_counter() - self.began
+        wanted = self.show if self.show is not None else sys.stderr.isatty() and seconds > 2
+        if wanted:
+            text = f"step {iteration}: log-likelihood {value:.6f}, decrement {decrement:.1e}, {seconds:.1f} s"
+            print(f"\r{text:<78}", end="", file=sys.stderr, flush=True)
+            self.written = True
