@@ -1,0 +1,167 @@
+"""Cross products of a Gaussian model with one grouping factor.
+
+A Gaussian likelihood sees the rows only through X'X, X'y, y'y and, for each group, Z'Z, Z'X and Z'y. They are
+formed once, on the host; afterwards no evaluation touches a row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxglmm.model.covariance import Covariance
+
+
+# Groups in a block: with 20 columns its cross products and their derivatives stay in the second-level cache.
+_BLOCK = 1024
+# Rows whose share of X'X is formed at once, so that the weighted copy of X stays small.
+_ROWS = 16384
+
+
+class CrossProducts(eqx.Module):
+    """What a Gaussian likelihood needs of the data.
+
+    With V = [X, r] (p + 1 columns), where r = y - offset - X `origin` is the residual of ordinary least
+    squares: starting there keeps later differences of sums of squares free of cancellation. The groups lie in
+    blocks, within a block along the last axis; groups that only fill a block have zero cross products, which
+    contribute nothing to any likelihood.
+
+    Attributes
+    ----------
+    ztz : float (blocks, S, S, B) or None
+        Z'WZ of each group; None for a model without random effects.
+    ztv : float (blocks, p + 1, S, B) or None
+        Z'WV of each group.
+    vtv : float (p + 1, p + 1)
+        V'WV over all rows.
+    origin : float (p,)
+        Ordinary least-squares coefficients: beta = origin + the coefficients of r.
+    n : float ()
+        Rows of positive weight.
+    log_weights : float ()
+        Sum of log w over those rows.
+    n_groups : int ()
+        Groups, without the filling ones.
+    covariance : Covariance or None
+        Which effects covary.
+    """
+
+    ztz: Float[Array, "blocks S S B"] | None
+    ztv: Float[Array, "blocks columns S B"] | None
+    vtv: Float[Array, "columns columns"]
+    origin: Float[Array, " p"]
+    n: Float[Array, ""]
+    log_weights: Float[Array, ""]
+    n_groups: Int[Array, ""]
+    covariance: Covariance | None
+
+    @property
+    def p(self) -> int:
+        """Number of fixed-effect columns."""
+        return self.vtv.shape[0] - 1
+
+    @property
+    def n_effects(self) -> int:
+        """Number of random effects of a group, S; 0 without random effects."""
+        return 0 if self.ztz is None else self.ztz.shape[1]
+
+
+def cross_products(
+    y: np.ndarray,
+    X: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
+    codes: np.ndarray | None = None,
+    z: np.ndarray | None = None,
+    n_groups: int | None = None,
+    blocks: tuple[tuple[int, ...], ...] | None = None,
+) -> CrossProducts:
+    """Form the cross products, in float64 numpy.
+
+    One pass over the rows for each pair of a column of X and a random effect; no sort, and no copy of X.
+
+    Parameters
+    ----------
+    y : (n,)
+        Response.
+    X : (n, p)
+        Fixed-effect columns of full rank, best centred and scaled.
+    weights : (n,), optional
+        They divide the residual variance: Var(y_i | b) = sigma^2 / w_i. A row of weight 0 is left out.
+    offset : (n,), optional
+    codes : int (n,), optional
+        Group of each row, 0 <= code < n_groups. Absent: no random effects.
+    z : (S, n), optional
+        Columns of the random effects; a single column of ones when absent.
+    n_groups : int, optional
+        Number of groups G; default the largest code + 1.
+    blocks : tuple of tuples of int, optional
+        Effects that covary; all of them when absent.
+
+    Returns
+    -------
+    CrossProducts
+        Of numpy arrays.
+    """
+    X = np.asarray(X, np.float64)
+    y = np.asarray(y, np.float64)
+    n, p = X.shape
+    w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    target = y if offset is None else y - offset
+
+    gram, moment = np.zeros((p, p)), np.zeros(p)
+    for begin in range(0, n, _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        weighted = X[rows].T * w[rows]
+        gram += weighted @ X[rows]
+        moment += weighted @ target[rows]
+    origin = np.linalg.lstsq(gram, moment, rcond=None)[0]
+    r = target - X @ origin
+
+    vtv = np.zeros((p + 1, p + 1))
+    vtv[:p, :p] = gram
+    wr = w * r
+    vtv[p, :p] = vtv[:p, p] = wr @ X
+    vtv[p, p] = wr @ r
+    present = w > 0
+    scalars = {
+        "vtv": vtv,
+        "origin": origin,
+        "n": np.float64(np.count_nonzero(present)),
+        "log_weights": np.float64(0.0 if weights is None else np.log(w[present]).sum()),
+    }
+    if codes is None:
+        return CrossProducts(ztz=None, ztv=None, n_groups=np.int64(0), covariance=None, **scalars)
+
+    z = np.ones((1, n)) if z is None else np.asarray(z, np.float64)
+    n_groups = int(codes.max()) + 1 if n_groups is None else n_groups
+    count, size = _block_shape(n_groups)
+    effects = len(z)
+
+    def per_group(values: np.ndarray) -> np.ndarray:
+        return np.bincount(codes, values, minlength=count * size).reshape(count, size)
+
+    ztz = np.empty((count, effects, effects, size))
+    ztv = np.empty((count, p + 1, effects, size))
+    for a in range(effects):
+        wz = w * z[a]
+        for b in range(a + 1):
+            ztz[:, a, b] = ztz[:, b, a] = per_group(wz * z[b])
+        for j in range(p):
+            ztv[:, j, a] = per_group(wz * X[:, j])
+        ztv[:, p, a] = per_group(wz * r)
+    covariance = Covariance(blocks or (tuple(range(effects)),))
+    return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
+
+
+def _block_shape(n_groups: int) -> tuple[int, int]:
+    """Blocks, and groups a block; G is rounded up to two significant digits: like data share programs."""
+    step = 10 ** max(0, math.floor(math.log10(max(n_groups, 1))) - 1)
+    rounded = math.ceil(n_groups / step) * step
+    if rounded <= _BLOCK:
+        return 1, rounded
+    return math.ceil(rounded / _BLOCK), _BLOCK

@@ -1,0 +1,329 @@
+"""The exact fit of a Gaussian model: Newton on the relative factor, beta and sigma profiled out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxglmm.design.crossproducts import CrossProducts
+from jaxglmm.errors import DataError
+from jaxglmm.objectives.gaussian import conditional_modes
+from jaxglmm.objectives.gaussian_expansion import expand
+from jaxglmm.objectives.gaussian_profile import GaussianProfile
+from jaxglmm.optimise.newton import maximise
+
+
+# Diagonal entries below this, with z scaled to unit mean square and sigma 1, are tried at zero.
+_SMALL = 1e-4
+# A zero stands when the likelihood loses no more than this by it, relative to its size.
+_SLACK = 1e-12
+
+
+@dataclass(frozen=True)
+class GaussianFit:
+    """Estimates of a Gaussian model, in the scale of the columns given. All numpy.
+
+    Attributes
+    ----------
+    beta : (p,)
+    factor : (S, S) or None
+        Absolute Lambda, lower triangular, non-negative diagonal: Var(b) = Lambda Lambda'.
+    sigma : float
+        Residual standard deviation.
+    loglik : float
+        Restricted under REML. The restricted likelihood depends on the scale of X: for columns X A in place of X
+        it is smaller by log |det A|.
+    method : "ml" or "reml"
+    vcov : (p, p)
+        Of beta: its part of `covariance` under ML, `vcov_given` under REML.
+    vcov_given : (p, p)
+        sigma^2 (X'V^-1X)^-1, as if the variance parameters were known.
+    covariance : (p + q + 1, p + q + 1)
+        Of psi = (beta, theta, log sigma), theta the log-Cholesky parameters of Lambda: the inverse observed
+        information (ML), or `vcov_given` and the inverse information of the restricted likelihood (REML).
+        Zero for parameters on the boundary.
+    boundary : bool (p + q + 1,)
+        Entries of Lambda that are zero because a variance is, with the column below such a diagonal entry.
+    vcov_jacobian : (q + 1, p, p)
+        Derivatives of `vcov_given` in (theta, log sigma); zero for parameters on the boundary.
+    converged : bool
+    reason : str
+        The maximiser's.
+    decrement : float
+        g'(-H)^-1 g over the parameters not on the boundary.
+    iterations : int
+    singular : bool
+        Some variance, or the smallest one of correlated effects, is zero.
+    score_at_zero : float or None
+        Singular fits: the derivative of the log-likelihood in the variance at zero, the largest of them where
+        there are several; not positive at a boundary optimum.
+    """
+
+    beta: np.ndarray
+    factor: np.ndarray | None
+    sigma: float
+    loglik: float
+    method: str
+    vcov: np.ndarray
+    vcov_given: np.ndarray
+    covariance: np.ndarray
+    boundary: np.ndarray
+    vcov_jacobian: np.ndarray
+    converged: bool
+    reason: str
+    decrement: float
+    iterations: int
+    singular: bool
+    score_at_zero: float | None
+
+
+def fit_gaussian(
+    cross: CrossProducts,
+    *,
+    reml: bool = False,
+    factor: np.ndarray | None = None,
+    tol: float = 1e-12,
+    max_iterations: int = 100,
+    callback: Callable | None = None,
+) -> GaussianFit:
+    """Maximise the likelihood, or the restricted likelihood.
+
+    Parameters
+    ----------
+    cross : CrossProducts
+        Without groups: the linear model.
+    reml : bool
+    factor : (S, S), optional
+        Absolute Lambda to hold; estimated when absent.
+    tol : float
+        Largest Newton decrement at the end.
+    max_iterations : int
+    callback : callable, optional
+        As in `maximise`.
+
+    Returns
+    -------
+    GaussianFit
+
+    Raises
+    ------
+    DataError
+        When every group has one row, or there are no more rows than columns, or the columns fit the response
+        perfectly or are collinear.
+    """
+    n, p, groups = int(cross.n), cross.p, int(cross.n_groups)
+    if n <= p:
+        raise DataError(
+            f"{n} rows with positive weight cannot determine {p} fixed effects and a residual variance; "
+            "expected more rows than fixed-effect columns"
+        )
+    if cross.covariance is not None and factor is None and groups >= n:
+        raise DataError(
+            f"the grouping factor has {groups} levels for {n} rows: with one row a group, the variance of "
+            "the groups and the residual variance cannot be told apart; expected groups of several rows. "
+            "Leave the random effect out, or hold it by theta="
+        )
+    with jax.enable_x64(True):
+        criterion = _Criterion(cross, reml)
+        if cross.covariance is None:
+            return criterion.report(criterion.profile(np.zeros(0)))
+        if factor is not None:
+            return _fit_sigma(criterion, np.asarray(factor, float), tol, max_iterations, callback)
+        return _fit_factor(criterion, tol, max_iterations, callback)
+
+
+def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
+    """Conditional modes (G, S) and covariances (G, S, S) of the effects given the estimates (numpy)."""
+    with jax.enable_x64(True):
+        mode, covariance = conditional_modes(fit.factor, fit.beta, fit.sigma, cross)
+    groups = int(cross.n_groups)
+    return np.asarray(mode)[:groups], np.asarray(covariance)[:groups]
+
+
+def reliability(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """1 - Var(b | y) / Var(b) of each group's effects, (G, S), within [0, 1]; 0 where Var(b) is 0.
+
+    Parameters
+    ----------
+    factor : (S, S)
+        Absolute Lambda.
+    covariance : (G, S, S)
+        Conditional covariances.
+    """
+    variance = np.square(factor).sum(1)
+    left = np.diagonal(covariance, axis1=1, axis2=2)
+    ratio = np.divide(left, variance, out=np.ones_like(left), where=variance > 0)
+    return np.clip(1 - ratio, 0.0, 1.0)
+
+
+class _Criterion:
+    """The profiled criterion of the free entries of T, in units in which z has unit mean square."""
+
+    def __init__(self, cross: CrossProducts, reml: bool):
+        self.cross, self.reml = cross, reml
+        self.arrays = jax.tree.map(jnp.asarray, cross)  # on the device once, not at each evaluation
+        if cross.covariance is not None:
+            self.covariance = cross.covariance
+            self.rows, self.columns = cross.covariance.entries
+            self.diagonal = cross.covariance.diagonal
+            square = np.einsum("kaag->a", cross.ztz) / float(cross.n)
+            self.scale = 1 / np.sqrt(np.where(square > 0, square, 1.0))[self.rows]
+
+    def profile(self, raw: np.ndarray, log_sigma: float | None = None) -> GaussianProfile:
+        expansion = expand(raw, self.arrays)
+        try:
+            return GaussianProfile(expansion, self.cross, raw, reml=self.reml, log_sigma=log_sigma)
+        except np.linalg.LinAlgError:
+            raise DataError(
+                "the residual sum of squares is zero, or the fixed-effect columns are collinear: "
+                "the likelihood has no maximum; expected columns of full rank that leave residual variation. "
+                "Look for duplicate columns, and for a column that determines the response"
+            ) from None
+
+    def __call__(self, x: np.ndarray):
+        at = self.profile(x * self.scale)
+        return at.value, at.gradient * self.scale, at.hessian * np.outer(self.scale, self.scale)
+
+    def maximise(self, x: np.ndarray, free: np.ndarray, **options):
+        """From x over the entries `free`; the others stay."""
+
+        def evaluate(part):
+            full = x.copy()
+            full[free] = part
+            value, gradient, hessian = self(full)
+            return value, gradient[free], hessian[np.ix_(free, free)]
+
+        result = maximise(evaluate, x[free], log_coordinates=self.diagonal[free], **options)
+        out = x.copy()
+        out[free] = result.x
+        if result.converged and result.decrement <= options["tol"]:
+            # One more step, whose gain is below the tolerance, doubles the correct digits and costs nothing: the
+            # report evaluates where it lands.
+            out[free] -= np.linalg.solve(result.hessian, result.gradient)
+        return self.canonical(out), result
+
+    def canonical(self, x: np.ndarray) -> np.ndarray:
+        """The same covariance with a non-negative diagonal."""
+        return self.covariance.raw(self.covariance.canonical(self.matrix(x)))
+
+    def matrix(self, x: np.ndarray) -> np.ndarray:
+        factor = np.zeros((self.covariance.n_effects,) * 2)
+        factor[self.rows, self.columns] = x
+        return factor
+
+    # --- What is reported ----------------------------------------------------------------------------------
+
+    def report(self, at: GaussianProfile, result=None, held=None, fixed=False, iterations=0) -> GaussianFit:
+        """`held` (q,) are the entries on the boundary; `fixed`: the whole factor was given."""
+        p, q = at.p, len(at.raw)
+        held = np.zeros(q, bool) if held is None else held
+        boundary = np.concatenate([np.zeros(p, bool), held, [False]])
+        J = self._jacobian(at, held)
+        covariance = np.zeros((p + q + 1,) * 2)
+        free = np.concatenate([np.ones(p, bool), ~held & (not fixed), [True]])
+        if self.reml:
+            covariance[:p, :p] = at.vcov
+            information, part = -(J.T @ at.criterion_hessian() @ J), np.flatnonzero(free[p:])
+            covariance[np.ix_(p + part, p + part)] = _inverse(information[np.ix_(part, part)])
+        else:
+            wide = np.block([[np.eye(p), np.zeros((p, q + 1))], [np.zeros((q + 1, p)), J]])
+            information, part = -(wide.T @ at.joint_hessian() @ wide), np.flatnonzero(free)
+            covariance[np.ix_(part, part)] = _inverse(information[np.ix_(part, part)])
+        factor = None if self.cross.covariance is None else at.sigma * self.matrix(at.raw)
+        estimated = ~held & (not fixed)
+        information = -at.hessian[np.ix_(estimated, estimated)]
+        decrement = float(at.gradient[estimated] @ _inverse(information) @ at.gradient[estimated])
+        score = None
+        if held.any():
+            # Half the second derivative in a column of the factor is the derivative in the variance.
+            block = at.hessian[np.ix_(held, held)] / (2 * at.sigma**2)
+            score = float(np.linalg.eigvalsh(block)[-1])
+        return GaussianFit(
+            beta=at.beta,
+            factor=factor,
+            sigma=at.sigma,
+            loglik=at.value,
+            method="reml" if self.reml else "ml",
+            vcov=covariance[:p, :p].copy(),
+            vcov_given=at.vcov,
+            covariance=covariance,
+            boundary=boundary,
+            vcov_jacobian=np.einsum("kij,kl->lij", at.vcov_jacobian(), J),
+            converged=True if result is None else result.converged,
+            reason="converged" if result is None else result.reason,
+            decrement=decrement,
+            iterations=iterations,
+            singular=bool(held.any()),
+            score_at_zero=score,
+        )
+
+    def _jacobian(self, at: GaussianProfile, held: np.ndarray) -> np.ndarray:
+        """d(T, log sigma) / d(theta, log sigma), (q + 1, q + 1): T = Lambda(theta) / sigma."""
+        q = len(at.raw)
+        J = np.zeros((q + 1, q + 1))
+        if q:
+            by_theta = np.where(self.diagonal, at.raw, 1 / at.sigma)
+            J[np.arange(q), np.arange(q)] = np.where(held, 0.0, by_theta)
+            J[:q, q] = -at.raw
+        J[q, q] = 1.0
+        return J
+
+
+def _inverse(information: np.ndarray) -> np.ndarray:
+    """Inverse of a symmetric matrix of mixed units."""
+    scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(information)), np.finfo(float).tiny))
+    return np.linalg.pinv(information * np.outer(scale, scale), hermitian=True) * np.outer(scale, scale)
+
+
+def _fit_sigma(criterion, factor, tol, max_iterations, callback) -> GaussianFit:
+    """Log sigma by Newton, the absolute factor held."""
+    entries = criterion.covariance.raw(factor)
+
+    def evaluate(x):
+        at = criterion.profile(entries * np.exp(-x[0]), log_sigma=x[0])
+        first, second = at.sigma_derivatives()
+        return at.value, np.array([first]), np.array([[second]])
+
+    start = criterion.profile(
+        np.zeros_like(entries)
+    ).log_sigma  # that of no random effect
+    result = maximise(evaluate, np.array([start]), tol=tol, max_iterations=max_iterations, callback=callback)
+    at = criterion.profile(entries * np.exp(-result.x[0]), log_sigma=result.x[0])
+    return criterion.report(at, result, fixed=True, iterations=result.iterations)
+
+
+def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
+    """The factor by Newton from inside; then zeros are decided by curvature and by likelihood."""
+    options = {"tol": tol, "max_iterations": max_iterations, "callback": callback}
+    x, result = criterion.maximise(
+        criterion.diagonal.astype(float), np.ones(criterion.diagonal.shape, bool), **options
+    )
+    best, iterations = result.value, result.iterations
+    held = np.zeros(len(x), bool)
+    for columns in _zero_candidates(criterion, x):
+        zero = held | np.isin(criterion.columns, columns)
+        trial = np.where(zero, 0.0, x)
+        value, _, hessian = criterion(trial)
+        iterations += 1
+        if (zero == held).all() or np.linalg.eigvalsh(hessian[np.ix_(zero, zero)])[-1] > 0:
+            continue  # the likelihood rises from this zero
+        end = None
+        if not zero.all():
+            trial, end = criterion.maximise(trial, ~zero, **options)
+            value, iterations = end.value, iterations + end.iterations
+        if value >= best - _SLACK * (1 + abs(best)):
+            x, held, best, result = trial, zero, value, end
+    return criterion.report(criterion.profile(x * criterion.scale), result, held, iterations=iterations)
+
+
+def _zero_candidates(criterion, x) -> list[tuple[int, ...]]:
+    """Sets of columns of the factor that may be zero: those found small, each block, all of them."""
+    small = criterion.diagonal & (np.abs(x) < _SMALL)
+    blocks = criterion.covariance.blocks
+    found = tuple(int(k) for k in criterion.columns[small])
+    every = tuple(range(criterion.covariance.n_effects))
+    return list(dict.fromkeys([c for c in (found, *blocks, every) if c]))
