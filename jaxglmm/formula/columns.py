@@ -1,0 +1,269 @@
+"""One column of any table -> numpy: numbers, booleans, dates, or integer codes into a table of labels.
+
+Text is never carried as text: it becomes codes and labels the moment it is read, by the fastest way that
+its library has (pandas' hash table, polars' categoricals, Arrow's dictionaries).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError
+
+
+Kind = Literal["number", "boolean", "text", "category", "time"]
+
+# what error messages call each kind
+KIND_WORDS = {
+    "number": "numbers",
+    "boolean": "true/false values",
+    "text": "text",
+    "category": "categories",
+    "time": "dates or times",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as numpy arrays.
+
+    Attributes
+    ----------
+    name
+        The column's name in the caller's table.
+    kind
+        "number" (integers or floats), "boolean", "time" (datetime64 or timedelta64), "text" (labels in
+        no particular order) or "category" (labels in the category's own order).
+    values
+        (n,) the values; for text and categories int codes into `labels`, -1 where missing.
+    missing
+        (n,) bool, or None when nothing is missing. Values there are a filler.
+    labels
+        For text and categories, the labels that the codes point to; may hold labels that no row has.
+    """
+
+    name: str
+    kind: Kind
+    values: np.ndarray
+    missing: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: np.ndarray | slice) -> Column:
+        """The same column with only `rows`."""
+        missing = None if self.missing is None else self.missing[rows]
+        if missing is not None and not missing.any():
+            missing = None
+        return replace(self, values=self.values[rows], missing=missing)
+
+
+def read_column(name: str, values: Any) -> Column:
+    """Convert one column of the caller's table.
+
+    Parameters
+    ----------
+    name
+        Used in messages.
+    values
+        A pandas, polars or pyarrow column, or anything that `numpy.asarray` makes one-dimensional.
+
+    Raises
+    ------
+    DataError
+        When the column holds something that is neither a number, a label nor a date.
+    """
+    if isinstance(values, pd.Index | pd.Categorical):
+        values = pd.Series(values)
+    try:
+        series = nw.from_native(values, series_only=True)
+    except TypeError:
+        return _from_numpy(name, _as_vector(name, values))
+    dtype = series.dtype
+    if dtype.is_float():
+        column = series.cast(nw.Float64).to_numpy()
+        return _number(name, column, _nulls(series))
+    if dtype.is_integer():
+        missing = _nulls(series)
+        return _number(name, (series if missing is None else series.fill_null(0)).to_numpy(), missing)
+    if dtype.is_decimal():
+        return _number(name, series.cast(nw.Float64).to_numpy(), _nulls(series))
+    if dtype == nw.Boolean:
+        missing = _nulls(series)
+        filled = series if missing is None else series.fill_null(False)
+        return Column(name, "boolean", filled.to_numpy().astype(bool), missing)
+    if dtype.is_temporal():
+        return _time(name, series.to_numpy(), _nulls(series))
+    if series.implementation.is_polars() and dtype in (nw.String, nw.Categorical, nw.Enum):
+        return _from_polars(name, series.to_native())
+    if series.implementation.is_pyarrow() and dtype in (nw.String, nw.Categorical):
+        return _from_arrow(name, series.to_native())
+    native = series.to_native()
+    if isinstance(getattr(native, "dtype", None), pd.CategoricalDtype):
+        return _coded(name, "category", native.cat.codes.to_numpy(), native.cat.categories.to_numpy())
+    if dtype == nw.String:
+        return _from_text(name, native)
+    if dtype == nw.Object and not series.implementation.is_polars():
+        return _from_numpy(name, series.to_numpy())
+    raise _unusable(name, f"values of type {dtype}")
+
+
+def _as_vector(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, str | bytes) or np.isscalar(values):
+        raise _unusable(name, f"the single value {values!r}")
+    try:
+        array = np.asarray(values)
+        # a list of texts with a None in it must stay objects, a mixed list must not turn into text
+        if array.dtype.kind == "U" and not isinstance(values, np.ndarray):
+            array = np.asarray(values, dtype=object)
+    except ValueError:
+        raise _unusable(name, "rows of unequal length") from None
+    if array.ndim == 2 and 1 in array.shape[1:]:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise _unusable(name, f"an array of shape {array.shape}")
+    return array
+
+
+def _from_numpy(name: str, array: np.ndarray) -> Column:
+    kind = array.dtype.kind
+    if kind in "iuf":
+        return _number(name, array, None)
+    if kind == "b":
+        return Column(name, "boolean", array)
+    if kind in "mM":
+        return _time(name, array, None)
+    if kind in "UT":
+        return _from_text(name, array.astype(object))
+    if kind != "O":
+        raise _unusable(name, f"values of type {array.dtype}")
+    inferred = pd.api.types.infer_dtype(array, skipna=True)
+    missing = pd.isna(array)
+    if missing.ndim != 1:
+        raise _unusable(name, "lists")
+    if inferred == "string":
+        return _from_text(name, array)
+    if inferred == "empty":
+        return _number(name, np.full(len(array), np.nan), None)
+    if inferred == "boolean":
+        return Column(name, "boolean", np.where(missing, False, array).astype(bool), missing if missing.any() else None)
+    if inferred == "integer":
+        return _number(name, np.where(missing, 0, array).astype(np.int64), missing if missing.any() else None)
+    if inferred in ("floating", "mixed-integer-float", "decimal"):
+        return _number(name, np.where(missing, np.nan, array).astype(float), None)
+    if inferred in ("datetime64", "datetime", "date"):
+        return _time(name, pd.to_datetime(pd.Series(array)).to_numpy(), None)
+    if inferred == "categorical":
+        return read_column(name, pd.Series(array).astype("category"))
+    kinds = sorted({type(v).__name__ for v in array[~missing][:1000]})
+    raise _unusable(name, f"values of type {' and '.join(kinds)}")
+
+
+def _number(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64, copy=False)
+        nan = np.isnan(values)
+        missing = nan if missing is None else missing | nan
+        if not missing.any():
+            missing = None
+    elif values.dtype.kind == "u":
+        values = values.astype(np.float64 if values.size and values.max() > 2**63 - 1 else np.int64)
+    else:
+        values = values.astype(np.int64, copy=False)
+    return Column(name, "number", values, missing)
+
+
+def _time(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
+    if values.dtype.kind not in "mM":
+        raise _unusable(name, f"values of type {values.dtype}")
+    missing = np.isnat(values) if missing is None else missing | np.isnat(values)
+    return Column(name, "time", values, missing if missing.any() else None)
+
+
+def _from_text(name: str, values: Any) -> Column:
+    codes, labels = pd.factorize(values)
+    return _coded(name, "text", codes, np.asarray(labels, dtype=object))
+
+
+def _from_polars(name: str, series: Any) -> Column:
+    import polars as pl
+
+    if isinstance(series.dtype, pl.Enum):
+        labels = series.dtype.categories.to_list()
+        kind: Kind = "category"
+        lookup = np.arange(len(labels), dtype=np.int32)
+    else:
+        # Physical numbers of a Categorical are shared by the whole process and say nothing about
+        # order; polars itself sorts Categoricals by their text, so their order is the sorted one.
+        series = series.cast(pl.Categorical)
+        unique = series.drop_nulls().unique()
+        labels = unique.cast(pl.String).to_list()
+        kind = "text"
+        physical = unique.to_physical().to_numpy()
+        lookup = np.full(int(physical.max()) + 1 if len(physical) else 1, -1, dtype=np.int32)
+        lookup[physical] = np.arange(len(labels), dtype=np.int32)
+    codes = series.to_physical()
+    if series.null_count():
+        null = series.is_null().to_numpy()
+        return _coded(name, kind, np.where(null, -1, lookup[codes.fill_null(0).to_numpy()]), labels)
+    return _coded(name, kind, lookup[codes.to_numpy()], labels)
+
+
+def _from_arrow(name: str, array: Any) -> Column:
+    import pyarrow as pa
+
+    kind: Kind = "category" if pa.types.is_dictionary(array.type) else "text"
+    if kind == "text":
+        array = array.dictionary_encode()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.unify_dictionaries().combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # pragma: no cover - older pyarrow
+            array = array.chunk(0)
+    codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return _coded(name, kind, codes, array.dictionary.to_pylist())
+
+
+def _coded(name: str, kind: Kind, codes: np.ndarray, labels: Any) -> Column:
+    codes = codes.astype(np.int32, copy=False)
+    missing = codes < 0
+    return Column(name, kind, codes, missing if missing.any() else None, label_array(name, labels))
+
+
+def label_array(name: str, labels: Any) -> np.ndarray:
+    """Labels as one array: of integers, floats, booleans or dates, or of `str` objects."""
+    array = np.asarray(labels)
+    if array.dtype.kind in "ifbmM":
+        return array
+    if array.dtype.kind == "u":
+        return array.astype(np.int64)
+    array = np.asarray(labels, dtype=object)
+    if array.ndim != 1:
+        raise _unusable(name, "lists")
+    inferred = pd.api.types.infer_dtype(array, skipna=False)
+    if inferred in ("string", "empty"):
+        return array
+    if inferred in ("integer", "boolean", "floating"):
+        return np.array(array.tolist())
+    if inferred in ("datetime64", "datetime", "date"):
+        return pd.to_datetime(pd.Series(array)).to_numpy()
+    kinds = sorted({type(v).__name__ for v in array[:1000]})
+    raise _unusable(name, f"labels of type {' and '.join(kinds)}")
+
+
+def _nulls(series: Any) -> np.ndarray | None:
+    if not series.null_count():
+        return None
+    return series.is_null().to_numpy().astype(bool)
+
+
+def _unusable(name: str, found: str) -> DataError:
+    return DataError(
+        f"column {name!r} holds {found}; expected one number, text, true/false value, category or date in "
+        "every row. Convert the column first."
+    )

@@ -1,0 +1,137 @@
+"""CSV and Parquet files: the header first, then only the columns that are used."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import DataError
+
+
+# pandas' own list also has "None", "n/a" and "null", which are good labels in many tables
+MISSING_WORDS = ("", "NA", "NaN", "nan", "NULL", "<NA>")
+
+Reader = Callable[[list[str]], Mapping[str, Any]]
+
+
+def open_file(path: str) -> tuple[tuple[str, ...], Reader, int | None]:
+    """Column names, a function that reads some columns, and the number of rows where that is known.
+
+    Raises
+    ------
+    DataError
+        For a missing, damaged, empty or unsupported file.
+    """
+    if not os.path.exists(path):
+        raise DataError(f"there is no file {path!r}; check the path (the working directory is {os.getcwd()!r}).")
+    if os.path.isdir(path):
+        raise DataError(f"{path!r} is a directory; expected a .csv, .csv.gz or .parquet file.")
+    lower = path.lower()
+    if lower.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+        return _open_csv(path, "\t" if ".tsv" in lower[-7:] else ",")
+    if lower.endswith((".parquet", ".pq")):
+        return _open_parquet(path)
+    raise DataError(
+        f"{path!r} has an ending that is not supported; expected .csv, .csv.gz, .tsv, .tsv.gz, .parquet or .pq. "
+        "Other formats can be read into a data frame first."
+    )
+
+
+def _open_csv(path: str, separator: str) -> tuple[tuple[str, ...], Reader, int | None]:
+    compressed = path.lower().endswith(".gz")
+    opener = gzip.open if compressed else open
+
+    def guarded(work: Callable[[], Any]) -> Any:
+        import pandas as pd
+
+        try:
+            return work()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path!r} is damaged or cut short ({error}); make or fetch the file again.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path!r} is not UTF-8 text ({error}); save it as UTF-8.") from error
+        except (pd.errors.ParserError, csv.Error) as error:
+            raise DataError(f"{path!r} cannot be read as a table: {error}.") from error
+
+    def header() -> tuple[str, ...]:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            return tuple(next(csv.reader(file, delimiter=separator), ()))
+
+    names = guarded(header)
+    if not names:
+        raise DataError(f"{path!r} is empty; expected a header line with column names.")
+
+    def read(want: list[str]) -> Mapping[str, Any]:
+        import pandas as pd
+
+        def load() -> Any:
+            return pd.read_csv(
+                path,
+                sep=separator,
+                usecols=want,
+                encoding="utf-8-sig",
+                keep_default_na=False,
+                na_values=list(MISSING_WORDS),
+                float_precision="round_trip",  # the default is fast and off by an ulp
+                low_memory=False,  # one type a column, not one a chunk
+            )
+
+        frame = guarded(load)
+        return {name: frame[name] for name in want}
+
+    return names, read, None
+
+
+def _open_parquet(path: str) -> tuple[tuple[str, ...], Reader, int | None]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return _open_parquet_polars(path)
+
+    def guarded(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _bad_parquet(path, error) from error
+
+    meta = guarded(lambda: pq.read_metadata(path))
+    schema = meta.schema.to_arrow_schema()
+
+    def read(want: list[str]) -> Mapping[str, Any]:
+        table = guarded(lambda: pq.read_table(path, columns=want))
+        return {name: table.column(name) for name in want}
+
+    return tuple(schema.names), read, meta.num_rows
+
+
+def _open_parquet_polars(path: str) -> tuple[tuple[str, ...], Reader, int | None]:
+    try:
+        import polars as pl
+    except ImportError:
+        raise DataError(
+            f"reading {path!r} needs pyarrow or polars, and neither is installed; "
+            "run `pip install pyarrow`, or pass a .csv file."
+        ) from None
+    try:
+        names = tuple(pl.read_parquet_schema(path))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _bad_parquet(path, error) from error
+
+    def read(want: list[str]) -> Mapping[str, Any]:
+        try:
+            frame = pl.read_parquet(path, columns=want)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _bad_parquet(path, error) from error
+        return {name: frame.get_column(name) for name in want}
+
+    return names, read, None
+
+
+def _bad_parquet(path: str, error: Exception) -> DataError:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(f"{path!r} is damaged, cut short or not a Parquet file ({text}); make or fetch the file again.")

@@ -1,0 +1,311 @@
+"""Formula text -> columns of numbers, through formulaic. No other file touches formulaic.
+
+A `Recipe` is what a set of columns needs to be made again for new data: the formula, the state of its
+transforms (spline knots, means, polynomial coefficients) and the levels of its factors, all plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, ModelSpec
+from formulaic.errors import FormulaicError
+from formulaic.materializers import FormulaMaterializer, PandasMaterializer
+from formulaic.parser.types import Factor
+from formulaic.utils.layered_mapping import LayeredMapping
+from formulaic.utils.stateful_transforms import stateful_eval
+from interface_meta import override
+
+from ..errors import DataError, FormulaError
+from .expressions import check_expression, rewrite
+from .functions import FUNCTIONS
+from .table import unknown_column
+
+
+BLOCK = 8192  # rows written at a time: small enough that 20 columns of them stay in cache
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make some columns of numbers from a table.
+
+    Attributes
+    ----------
+    formula
+        One-sided formula in Python's spelling.
+    variables
+        Columns of the table that it needs.
+    display, aliases
+        See `expressions.Rewritten`.
+    full_rank
+        Whether one level of a factor is left out where it would be redundant.
+    names
+        Names of the resulting columns; empty until they have been made once.
+    transforms, factors
+        State of the transforms by expression; levels by factor expression.
+    """
+
+    formula: str
+    variables: tuple[str, ...]
+    display: dict[str, str]
+    aliases: dict[str, str]
+    full_rank: bool = True
+    names: tuple[str, ...] = ()
+    transforms: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One expression to be evaluated on a table: a response or an offset."""
+
+    text: str
+    user_text: str
+    variables: tuple[str, ...]
+    aliases: dict[str, str]
+    transforms: dict[str, Any] = field(default_factory=dict)
+
+
+def plan(text: str, columns: Collection[str], full_rank: bool = True) -> Recipe:
+    """Read a formula's text without touching the data.
+
+    Raises
+    ------
+    FormulaError
+        When it cannot be read or calls an unknown function.
+    DataError
+        When it uses a column that is not there.
+    """
+    rewritten = rewrite(text, columns)
+    needed: list[str] = []
+    for term in _terms(rewritten.text, text):
+        for factor in term.factors:
+            if factor.eval_method is Factor.EvalMethod.PYTHON:
+                needed += check_expression(factor.expr, rewritten.aliases, columns, FUNCTIONS)
+            elif factor.eval_method is Factor.EvalMethod.LOOKUP:
+                if factor.expr not in columns:
+                    raise unknown_column(factor.expr, columns)
+                needed.append(factor.expr)
+    return Recipe(rewritten.text, tuple(dict.fromkeys(needed)), rewritten.display, rewritten.aliases, full_rank)
+
+
+def plan_expression(text: str, columns: Collection[str]) -> Expression:
+    """Read one expression without touching the data; errors as `plan`."""
+    rewritten = rewrite(text, columns, whole=True)
+    if len(text) > 2 and text[0] == text[-1] == "`" and text[1:-1] in columns:  # `my column`
+        return Expression(next(iter(rewritten.aliases), text[1:-1]), text, (text[1:-1],), rewritten.aliases)
+    needed = check_expression(rewritten.text, rewritten.aliases, columns, FUNCTIONS)
+    return Expression(rewritten.text, text, tuple(needed), rewritten.aliases)
+
+
+def separate_terms(text: str, columns: Collection[str]) -> list[str]:
+    """The terms of a formula as formulas of their own, "1" first if it has an intercept.
+
+    This is what `||` needs: `(x + f || g)` is `(1 | g) + (0 + x | g) + (0 + f | g)`, so the effects of
+    one factor's levels stay correlated, as in lme4.
+    """
+    rewritten = rewrite(text, columns)
+    terms = [str(term) for term in _terms(rewritten.text, text)]
+    return [term if term == "1" else f"0 + {term}" for term in terms]
+
+
+def _terms(text: str, user_text: str) -> list[Any]:
+    try:
+        formula = Formula(text)
+    except (FormulaicError, SyntaxError, ValueError) as error:
+        raise FormulaError(f"the formula part {user_text!r} cannot be read: {_first_line(error)}") from None
+    if not isinstance(formula, list) and not hasattr(formula, "required_variables"):  # pragma: no cover
+        raise FormulaError(f"the formula part {user_text!r} has several parts; expected terms joined by '+'.")
+    return list(formula)
+
+
+def make(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> tuple[Recipe, list[np.ndarray]]:
+    """Make the columns of a recipe for the first time.
+
+    Parameters
+    ----------
+    recipe
+        From `plan`.
+    variables
+        The needed columns without missing values: float64 or bool numbers, or pandas categoricals.
+    rows
+        Number of rows, for formulas without a variable.
+
+    Returns
+    -------
+    recipe
+        The same with names and state.
+    columns
+        One array (rows,) a name, of any number type.
+    """
+    spec = ModelSpec(formula=Formula(recipe.formula), ensure_full_rank=recipe.full_rank, na_action="ignore")
+    spec, named = _materialise(spec, recipe, variables, rows)
+    factors = {
+        expression: {"kind": kind.value, "levels": list(state["categories"])}
+        for expression, (kind, state) in spec.encoder_state.items()
+        if "categories" in state
+    }
+    names = tuple(named)
+    return replace(recipe, names=names, transforms=spec.transform_state, factors=factors), list(named.values())
+
+
+def remake(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> list[np.ndarray]:
+    """Make the columns of a recipe for new data, with the state that `make` left in it.
+
+    Raises
+    ------
+    DataError
+        For a level that the factor did not have when the recipe was made.
+    """
+    spec = ModelSpec(
+        formula=Formula(recipe.formula),
+        ensure_full_rank=recipe.full_rank,
+        na_action="ignore",
+        transform_state=recipe.transforms,
+        encoder_state={
+            expression: (Factor.Kind(state["kind"]), {"categories": list(state["levels"])})
+            for expression, state in recipe.factors.items()
+        },
+    )
+    _, named = _materialise(spec, recipe, variables, rows)
+    return [named[name] for name in recipe.names]
+
+
+def evaluate(expression: Expression, variables: Mapping[str, pd.Series]) -> Any:
+    """The value of one expression: a Series, array or number. Its transforms' state is kept in it."""
+    data = dict(variables) | {alias: variables[name] for alias, name in expression.aliases.items()}
+    try:
+        with np.errstate(all="ignore"):
+            value = stateful_eval(
+                expression.text, LayeredMapping(data, FUNCTIONS), {}, expression.transforms, ModelSpec(formula=[])
+            )
+    except Exception as error:  # whatever the called functions raise
+        raise _unevaluated(expression.user_text, error) from error
+    return getattr(value, "__wrapped__", value)
+
+
+def stack(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """Columns as one C-ordered float64 matrix (rows, p)."""
+    out = np.empty((rows, len(columns)))
+    for start in range(0, rows, BLOCK):
+        block = out[start : start + BLOCK]
+        for j, column in enumerate(columns):
+            block[:, j] = column[start : start + BLOCK]
+    return out
+
+
+class _Materialiser(PandasMaterializer):
+    """formulaic's pandas materialiser, with booleans as factors (as in R), strict levels and no copies."""
+
+    recipe: Recipe
+
+    @override
+    def _is_categorical(self, values: Any) -> bool:
+        return getattr(values, "dtype", None) == bool or super()._is_categorical(values)
+
+    @override
+    def _encode_categorical(self, values, metadata, encoder_state, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]
+        if getattr(values, "dtype", None) == bool:
+            values = pd.Series(pd.Categorical(np.asarray(values), categories=[False, True]))
+        return super()._encode_categorical(values, metadata, encoder_state, spec, drop_rows, reduced_rank)
+
+    @override
+    def _encode_evaled_factor(self, factor, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]
+        categorical = factor.metadata.kind is Factor.Kind.CATEGORICAL
+        known = spec.encoder_state.get(factor.expr)
+        if categorical and known and "categories" in known[1]:
+            self._check_levels(factor, known[1]["categories"])
+        encoded = super()._encode_evaled_factor(factor, spec, drop_rows, reduced_rank)
+        if categorical:
+            levels = spec.encoder_state[factor.expr][1]["categories"]
+            if not known:
+                self._check_levels(factor, levels)
+            if len(levels) < 2 and reduced_rank:
+                only = f"only the level {levels[0]!r}" if levels else "no level"
+                raise DataError(f"the factor {self._shown(factor.expr)!r} has {only}; take it out of the formula.")
+        return encoded
+
+    def _check_levels(self, factor: Any, levels: Sequence[Any]) -> None:
+        values = factor.values.__wrapped__
+        seen = values.cat.categories if hasattr(values, "cat") else pd.unique(values)
+        unseen = [v for v in seen if v not in set(levels)]
+        if unseen:
+            raise unseen_levels(self._shown(factor.expr), unseen, levels)
+
+    def _shown(self, expression: str) -> str:
+        return self.recipe.display.get(expression, expression)
+
+    @override
+    def _flatten_encoded_evaled_factor(self, name, values):  # type: ignore[no-untyped-def]
+        return super()._flatten_encoded_evaled_factor(self._shown(name), values)
+
+    @override
+    def _get_columns_for_term(self, factors, spec, scale=1):  # type: ignore[no-untyped-def]
+        if len(factors) == 1 and scale == 1:
+            return factors[0]
+        return super()._get_columns_for_term(factors, spec, scale)
+
+    @override
+    def _combine_columns(self, cols, spec, drop_rows):  # type: ignore[no-untyped-def]
+        return dict(cols)
+
+
+def _materialise(
+    spec: ModelSpec, recipe: Recipe, variables: Mapping[str, pd.Series], rows: int
+) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    data = {name: variables[name] for name in recipe.variables}
+    data |= {alias: variables[name] for alias, name in recipe.aliases.items()}
+    frame = pd.DataFrame(data, index=pd.RangeIndex(rows), copy=False)
+    materialiser: FormulaMaterializer = _Materialiser(frame, context=FUNCTIONS)
+    materialiser.recipe = recipe  # type: ignore[attr-defined]
+    try:
+        with np.errstate(all="ignore"):
+            matrix = materialiser.get_model_matrix(spec, output="numpy")
+    except (DataError, FormulaError):
+        raise
+    except Exception as error:  # whatever the called functions raise
+        raise _unevaluated(recipe.formula, error) from error
+    named = {name: _vector(name, column, rows) for name, column in matrix.__wrapped__.items()}  # type: ignore[union-attr]
+    return matrix.model_spec, named  # type: ignore[union-attr]
+
+
+def _vector(name: str, column: Any, rows: int) -> np.ndarray:
+    array = np.asarray(column)
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"{name!r} gives values of type {array.dtype}, not numbers; convert its columns first.")
+    return np.broadcast_to(array, (rows,))
+
+
+def unseen_levels(name: str, unseen: Sequence[Any], levels: Sequence[Any]) -> DataError:
+    """The error for levels that a factor does not have."""
+    more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+    known = ", ".join(repr(_plain(v)) for v in list(levels)[:20])
+    return DataError(
+        f"{name!r} has the level {', '.join(repr(_plain(v)) for v in unseen[:5])}{more}, for which there is no "
+        f"coefficient (levels: {known}). Drop those rows or recode them."
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _unevaluated(text: str, error: Exception) -> FormulaError | DataError:
+    message = _first_line(error)
+    cause = error.__cause__
+    if "beyond upper and/or lower bounds" in str(error):
+        return DataError(
+            f"{message.partition('. [')[0]}: values lie outside of the range that the spline was made for. Add "
+            "extrapolation='extend' or 'clip' to the spline, or drop those rows."
+        )
+    if isinstance(error, FormulaicError) and message.startswith("Unable to evaluate"):
+        return FormulaError(f"{message} (in {text!r})")
+    return FormulaError(f"{text!r} cannot be evaluated: {message}" + (f" ({cause})" if cause else ""))

@@ -1,0 +1,298 @@
+"""Formula and table -> `ModelFrame`: every array that a fit needs, and what prediction needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError, FormulaError
+from .bars import Bar, parse_formula
+from .columns import Column
+from .fixed import Recipe, make, plan, plan_expression, separate_terms, stack
+from .grouping import first_grouping
+from .levels import describe
+from .response import plan_response, read_response
+from .spec import ModelSpec, TermSpec, offset_of
+from .table import Table, open_table, unknown_column
+from .variables import Variable, check_finite, first_variable, order_of, take_complete
+
+
+@dataclass(frozen=True)
+class TermFrame:
+    """One grouping factor with the effects of all its bars.
+
+    Attributes
+    ----------
+    group
+        "g", or "a:b" for the combinations of two columns.
+    levels
+        (G,) labels in level order, only those that occur.
+    codes
+        (n,) int32 level of every row.
+    names
+        (S,) names of the effects, in formula order.
+    z
+        (S, n) float64, the effects' columns as rows.
+    blocks
+        Which effects are correlated: ((0, 1),) for `(1 + x | g)`, ((0,), (1,)) for `(x || g)`.
+    """
+
+    group: str
+    levels: np.ndarray
+    codes: np.ndarray
+    names: tuple[str, ...]
+    z: np.ndarray
+    blocks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ModelFrame:
+    """A formula applied to a table.
+
+    Attributes
+    ----------
+    y
+        (n,) float64 response, None for an empty left side. Binomial: a proportion.
+    weights
+        (n,) prior weights; for binomial counts the trials.
+    offset
+        (n,) sum of all offsets.
+    X
+        (n, p) float64, C order.
+    names
+        (p,) names of its columns.
+    terms
+        One a grouping factor.
+    rows
+        (n,) int64 positions in the caller's table of the rows that were kept.
+    n_dropped, dropped_by
+        Rows dropped for missing values; missing values by column.
+    spec
+        Makes the same columns from new data.
+    modelled
+        "P(outcome = yes)" for two-level outcomes and counts, else None.
+    native
+        The caller's kind of table: "pandas", "polars", "pyarrow" or "dict".
+    """
+
+    y: np.ndarray | None
+    weights: np.ndarray
+    offset: np.ndarray
+    X: np.ndarray
+    names: tuple[str, ...]
+    terms: tuple[TermFrame, ...]
+    rows: np.ndarray
+    n_dropped: int
+    dropped_by: dict[str, int]
+    spec: ModelSpec
+    modelled: str | None
+    native: str
+
+
+def model_frame(
+    formula: str,
+    data: Any,
+    *,
+    family: Any,
+    weights: str | Any | None = None,
+    offset: str | Any | None = None,
+    levels: Mapping[str, str | Sequence[Any]] | None = None,
+    full_rank: bool = True,
+) -> ModelFrame:
+    """Apply a formula to a table. Only the columns that the formula uses are read.
+
+    Parameters
+    ----------
+    formula
+        lme4's syntax: `y ~ x + offset(log(t)) + (1 + x | g)`. `||` takes the terms apart: `(x + f || g)`
+        is `(1 | g) + (0 + x | g) + (0 + f | g)`, so the effects of one factor's levels stay correlated.
+    data
+        pandas, polars or pyarrow table, mapping of arrays, or a path to CSV(.gz) or Parquet.
+    family
+        Has `name` and `check_response(y, weights, column)`.
+    weights, offset
+        A column's name, or one number a row of the table.
+    levels
+        {column: list of levels in order, or "categorical"}.
+    full_rank
+        False keeps every dummy of the fixed part's factors.
+
+    Raises
+    ------
+    FormulaError
+        When the formula cannot be read.
+    DataError
+        When the data do not fit it; the message names the column and row.
+    """
+    parsed = parse_formula(formula)
+    table = open_table(data)
+    levels = dict(levels or {})
+    for name in levels:
+        if name not in table.names:
+            raise unknown_column(name, table.names, "levels=")
+        order_of(name, levels[name])
+
+    columns = set(table.names)
+    fixed = plan(parsed.fixed, table.names, full_rank)
+    offsets = tuple(plan_expression(text, table.names) for text in parsed.offsets)
+    response = plan_response(parsed.response, table.names) if parsed.response else None
+    groups: dict[tuple[str, ...], list[Recipe]] = {}
+    for bar in parsed.bars:
+        groups.setdefault(bar.group, []).extend(_effects(bar, columns, table))
+    given = {"weights": weights, "offset": offset}
+    named = {what: value for what, value in given.items() if isinstance(value, str)}
+    for what, name in named.items():
+        if name not in columns:
+            raise unknown_column(name, table.names, f"{what}=")
+
+    effects = [recipe for recipes in groups.values() for recipe in recipes]
+    as_variables = dict.fromkeys(
+        name for part in (response, fixed, *offsets, *effects) if part is not None for name in part.variables
+    )
+    grouping_columns = dict.fromkeys(name for group in groups for name in group)
+    loaded, total = table.load([*as_variables, *grouping_columns, *named.values()])
+    if not total:
+        raise DataError("the data have no rows; a fit needs at least one.")
+    complete, rows, dropped_by = take_complete(loaded, total)
+    if not len(rows):
+        raise DataError(f"no row is complete; missing values by column: {dropped_by}. Leave such a column out.")
+
+    variables: dict[str, pd.Series] = {}
+    kinds: dict[str, Variable] = {}
+    for name in as_variables:
+        kinds[name], variables[name] = first_variable(complete[name], levels.get(name))
+        check_finite(name, variables[name], rows)
+    for what, name in named.items():
+        kinds.setdefault(name, Variable(name, "number"))
+        variables[name] = _number_column(what, complete[name], rows)
+
+    n = len(rows)
+    fixed, X_columns = make(fixed, variables, n)
+    for name, column in zip(fixed.names, X_columns, strict=True):
+        check_finite(name, column, rows, _why(name, fixed))
+    orders = {name: order_of(name, levels.get(name)) for name in grouping_columns}
+    terms, term_specs = [], []
+    for group, recipes in groups.items():
+        term, term_spec = _term(group, recipes, complete, variables, orders, rows)
+        terms.append(term)
+        term_specs.append(term_spec)
+
+    prior = _weights(weights, variables, rows, total)
+    y = None
+    if response is not None:
+        response, y, trials = read_response(response, variables, rows, family.name)
+        if trials is not None:
+            prior = prior * trials
+        family.check_response(y, prior, " ".join(response.text.split()))
+    spec = ModelSpec(
+        formula=formula,
+        family=family.name,
+        variables=kinds,
+        response=response,
+        fixed=fixed,
+        offsets=offsets,
+        offset_column=named.get("offset"),
+        offset_given=offset is not None and "offset" not in named,
+        weights_column=named.get("weights"),
+        terms=tuple(term_specs),
+    )
+    total_offset = offset_of(spec, variables, rows)
+    if spec.offset_given:
+        total_offset = total_offset + _row_array("offset", offset, rows, total)
+    return ModelFrame(
+        y=y,
+        weights=prior,
+        offset=total_offset,
+        X=stack(X_columns, n),
+        names=fixed.names,
+        terms=tuple(terms),
+        rows=rows,
+        n_dropped=total - n,
+        dropped_by=dropped_by,
+        spec=spec,
+        modelled=response.modelled if response is not None else None,
+        native=table.native,
+    )
+
+
+def _effects(bar: Bar, columns: set[str], table: Table) -> list[Recipe]:
+    for name in bar.group:
+        if name not in columns:
+            raise unknown_column(name, table.names)
+    if bar.correlated:
+        return [plan(bar.effects, table.names)]
+    return [plan(term, table.names) for term in separate_terms(bar.effects, table.names)]
+
+
+def _term(
+    group: tuple[str, ...],
+    recipes: list[Recipe],
+    columns: Mapping[str, Column],
+    variables: Mapping[str, pd.Series],
+    orders: Mapping[str, Sequence[Any] | None],
+    rows: np.ndarray,
+) -> tuple[TermFrame, TermSpec]:
+    grouping, codes = first_grouping(group, columns, orders)
+    done = [make(recipe, variables, len(rows)) for recipe in recipes]
+    made = [column for _, some in done for column in some]
+    spec = TermSpec(grouping, tuple(recipe for recipe, _ in done))
+    if not made:
+        raise FormulaError(f"the bars of {grouping.name!r} give no effect; write (1 | {grouping.name}) for an intercept.")
+    twice = [name for name in spec.names if spec.names.count(name) > 1]
+    if twice:
+        raise FormulaError(
+            f"the bars of {grouping.name!r} give the effect {twice[0]!r} twice; write (0 + x | {grouping.name}) in one "
+            "of them to leave its intercept out."
+        )
+    z = np.empty((len(made), len(rows)))
+    for row, name, column in zip(z, spec.names, made, strict=True):
+        check_finite(name, column, rows)
+        row[:] = column
+    return TermFrame(grouping.name, grouping.labels, codes, spec.names, z, spec.blocks), spec
+
+
+def _why(name: str, recipe: Recipe) -> str:
+    return "" if name in recipe.variables else f", from {', '.join(recipe.variables)}" if recipe.variables else ""
+
+
+def _number_column(what: str, column: Column, rows: np.ndarray) -> pd.Series:
+    if column.kind not in ("number", "boolean"):
+        raise DataError(f"{what}={column.name!r} is a column of {describe(column)}; expected numbers.")
+    values = column.values.astype(np.float64)
+    check_finite(column.name, values, rows)
+    return pd.Series(values)
+
+
+def _weights(weights: Any, variables: Mapping[str, pd.Series], rows: np.ndarray, total: int) -> np.ndarray:
+    if weights is None:
+        return np.ones(len(rows))
+    if isinstance(weights, str):
+        values = np.asarray(variables[weights], dtype=np.float64)
+        label = f"weights={weights!r}"
+    else:
+        values, label = _row_array("weights", weights, rows, total), "weights"
+    if (values < 0).any():
+        first = int(np.argmax(values < 0))
+        raise DataError(f"{label} is {values[first]:g} in row {int(rows[first])} (counting from 0); expected at least 0.")
+    if not values.any():
+        raise DataError(f"{label} is 0 in every row; at least one row must count.")
+    return values
+
+
+def _row_array(what: str, values: Any, rows: np.ndarray, total: int) -> np.ndarray:
+    """An argument with one number for each row of the table, at the kept rows."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{what} is not numeric; expected a column's name or one number a row.") from None
+    if array.shape != (total,):
+        raise DataError(f"{what} has shape {array.shape}; expected ({total},), one number for each row of the data.")
+    if np.isnan(array).any():
+        raise DataError(f"{what} is missing in row {int(np.argmax(np.isnan(array)))} (counting from 0); fill it in.")
+    array = array[rows] if len(rows) < total else array
+    check_finite(what, array, rows)
+    return array

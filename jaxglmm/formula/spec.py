@@ -1,0 +1,208 @@
+"""What prediction needs of a formula: a `ModelSpec`, which makes the same columns from new data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError
+from .columns import Column
+from .fixed import Expression, Recipe, evaluate, remake, stack
+from .grouping import Grouping
+from .response import Response, read_response
+from .table import open_table
+from .variables import Variable, check_finite, next_variable, take_complete
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """The random effects of one grouping factor.
+
+    Attributes
+    ----------
+    grouping
+        Its levels.
+    recipes
+        The left sides of its bars, one a block of correlated effects.
+    """
+
+    grouping: Grouping
+    recipes: tuple[Recipe, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(S,) names of the effects."""
+        return tuple(name for recipe in self.recipes for name in recipe.names)
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Which effects are correlated."""
+        ends = np.cumsum([len(recipe.names) for recipe in self.recipes])
+        return tuple(tuple(range(end - len(r.names), end)) for r, end in zip(self.recipes, ends.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A formula and what was learned of the data that it was first applied to.
+
+    Attributes
+    ----------
+    formula
+        The user's text.
+    family
+        The family's name; says how a response is read.
+    variables
+        What each column was: number, boolean, or factor with its levels.
+    response
+        The left side; None if it was empty.
+    fixed
+        The fixed part.
+    offsets
+        `offset(...)` terms.
+    offset_column, weights_column
+        Columns that were named as offset and weights.
+    offset_given
+        Whether the offset came as an array, which new data cannot repeat.
+    terms
+        One a grouping factor.
+    """
+
+    formula: str
+    family: str
+    variables: dict[str, Variable]
+    response: Response | None
+    fixed: Recipe
+    offsets: tuple[Expression, ...]
+    offset_column: str | None
+    offset_given: bool
+    weights_column: str | None
+    terms: tuple[TermSpec, ...]
+
+    def fixed_matrix(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The fixed part's columns and the offset for new data.
+
+        Parameters
+        ----------
+        data
+            A table of any kind that `model_frame` takes.
+
+        Returns
+        -------
+        X
+            (m, p) float64, C order. A row with a missing value is NaN.
+        offset
+            (m,) from the formula and the offset column; an offset once given as an array is not in it.
+
+        Raises
+        ------
+        DataError
+            For a missing column, another type than at the fit, or a level that a factor did not have.
+        """
+        needed = [*self.fixed.variables, *self._offset_variables()]
+        variables, kept, rows = self._read(data, needed)
+        X = np.full((rows, len(self.fixed.names)), np.nan)
+        offset = np.full(rows, np.nan)
+        if len(kept):
+            columns = remake(self.fixed, variables, len(kept))
+            for name, column in zip(self.fixed.names, columns, strict=True):
+                check_finite(name, column, kept)
+            complete = stack(columns, len(kept))
+            part = offset_of(self, variables, kept)
+            if len(kept) == rows:
+                return complete, part
+            X[kept], offset[kept] = complete, part
+        return X, offset
+
+    def effect_matrix(self, term: int, data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The random effects' columns and groups of one term for new data.
+
+        Returns
+        -------
+        z
+            (S, m) float64. A row with a missing value in them is NaN.
+        labels
+            (m,) label of the group, None where missing.
+        codes
+            (m,) int32 level of the group, -1 where it is missing or was not seen at the fit.
+        """
+        spec = self.terms[term]
+        needed = list(dict.fromkeys(name for recipe in spec.recipes for name in recipe.variables))
+        table = open_table(data)
+        columns, rows = table.load([*needed, *spec.grouping.columns])
+        variables, kept, _ = self._complete({name: columns[name] for name in needed}, rows)
+        z = np.full((len(spec.names), rows), np.nan)
+        if len(kept):
+            made = [column for recipe in spec.recipes for column in remake(recipe, variables, len(kept))]
+            for row, name, column in zip(z, spec.names, made, strict=True):
+                check_finite(name, column, kept)
+                row[kept if len(kept) < rows else slice(None)] = column
+        return z, spec.grouping.row_labels(columns), spec.grouping.codes(columns)
+
+    def response_values(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The response of new data, read as at the fit: (y (m,), trials (m,)); NaN where missing.
+
+        `trials` is 1 but for `cbind(successes, failures)`.
+        """
+        if self.response is None:
+            raise DataError(f"the formula {self.formula!r} has no response.")
+        variables, kept, rows = self._read(data, self.response.variables)
+        y, trials = np.full(rows, np.nan), np.full(rows, np.nan)
+        if len(kept):
+            _, y[kept], counts = read_response(self.response, variables, kept, self.family)
+            trials[kept] = 1.0 if counts is None else counts
+        return y, trials
+
+    def to_json(self, arrays: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """The specification as values that JSON knows; floats round-trip exactly.
+
+        Parameters
+        ----------
+        arrays
+            When given, the grouping factors' level tables are put there, as arrays by name, and the
+            result only refers to them. For models of millions of groups.
+        """
+        from .saved import spec_to_json
+
+        return spec_to_json(self, arrays)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> ModelSpec:
+        """The inverse of `to_json`; it gives bit-identical matrices."""
+        from .saved import spec_from_json
+
+        return spec_from_json(saved, arrays)
+
+    def _offset_variables(self) -> list[str]:
+        names = [name for expression in self.offsets for name in expression.variables]
+        return names + ([self.offset_column] if self.offset_column else [])
+
+    def _read(self, data: Any, needed: Iterable[str]) -> tuple[dict[str, pd.Series], np.ndarray, int]:
+        columns, rows = open_table(data).load(needed)
+        return self._complete(columns, rows)
+
+    def _complete(self, columns: Mapping[str, Column], rows: int) -> tuple[dict[str, pd.Series], np.ndarray, int]:
+        """Variables of the rows without a missing value, the positions of those rows, and all rows' number."""
+        complete, kept, _ = take_complete(columns, rows)
+        variables = {}
+        for name, column in complete.items():
+            variables[name] = next_variable(self.variables[name], column) if len(kept) else pd.Series(dtype=float)
+            check_finite(name, variables[name], kept)
+        return variables, kept, rows
+
+
+def offset_of(spec: ModelSpec, variables: Mapping[str, pd.Series], rows: np.ndarray) -> np.ndarray:
+    """The sum of the `offset(...)` terms and the offset column, (n,)."""
+    total = np.zeros(len(rows))
+    for expression in spec.offsets:
+        value = np.asarray(evaluate(expression, variables))
+        if value.dtype.kind not in "iufb":
+            raise DataError(f"offset({expression.user_text}) is of type {value.dtype}; expected numbers.")
+        check_finite(f"offset({expression.user_text})", np.broadcast_to(value, total.shape), rows)
+        total += value
+    if spec.offset_column is not None:
+        total += np.asarray(variables[spec.offset_column], dtype=float)
+    return total

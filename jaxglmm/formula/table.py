@@ -1,0 +1,116 @@
+"""The caller's table behind one small interface: names first, then only the columns that are asked for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+
+from ..errors import DataError
+from .columns import Column, read_column
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names of the columns, the kind of table, and how to read some columns.
+
+    Attributes
+    ----------
+    names
+        The column names, in order.
+    native
+        "pandas", "polars", "pyarrow" or "dict"; a file counts as pandas.
+    """
+
+    names: tuple[str, ...]
+    native: str
+    _read: Callable[[list[str]], Mapping[str, Any]]
+    _rows: int | None  # known without reading a column, or None
+
+    def load(self, names: Iterable[str]) -> tuple[dict[str, Column], int]:
+        """Read the columns `names`: ({name: Column}, number of rows).
+
+        Raises
+        ------
+        DataError
+            For a name that the table lacks or has twice, and for columns of unequal length.
+        """
+        wanted = list(dict.fromkeys(names))
+        for name in wanted:
+            count = self.names.count(name)
+            if count == 0:
+                raise unknown_column(name, self.names)
+            if count > 1:
+                raise DataError(f"the table has {count} columns named {name!r}; rename them, so that one is meant.")
+        columns = {name: read_column(name, values) for name, values in self._read(wanted).items()}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the columns differ in length: {lengths}; every column needs one value a row.")
+        rows = next(iter(lengths.values())) if lengths else self._rows
+        if rows is None:  # nothing asked for, and only a column can tell
+            rows = len(read_column(self.names[0], self._read([self.names[0]])[self.names[0]])) if self.names else 0
+        return columns, rows
+
+
+def unknown_column(name: str, names: Iterable[str], asked: str = "the formula") -> DataError:
+    """The error for a column that is not there, with a near match and the list of columns."""
+    names = [str(n) for n in names]
+    close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
+    return DataError(f"{asked} uses {name!r}, which is not a column of the data.{hint} Columns: {listed or 'none'}.")
+
+
+def open_table(data: Any) -> Table:
+    """Make a `Table` of a data frame, a mapping of arrays, or a path to a CSV or Parquet file.
+
+    Raises
+    ------
+    DataError
+        When `data` is nothing of the kind.
+    """
+    if isinstance(data, Table):
+        return data
+    if isinstance(data, str | os.PathLike):
+        from .files import open_file
+
+        names, read, rows = open_file(os.fspath(data))
+        return Table(names, "pandas", read, rows)
+    if isinstance(data, Mapping):
+        return Table(tuple(data), "dict", lambda names: {n: data[n] for n in names}, 0 if not data else None)
+    if isinstance(data, np.ndarray) and data.dtype.names:
+        return Table(data.dtype.names, "dict", lambda names: {n: data[n] for n in names}, len(data))
+    module = type(data).__module__.partition(".")[0]
+    if module == "pandas" and hasattr(data, "columns"):
+        # read through pandas, because narwhals refuses a table with any repeated name
+        names = tuple(c if isinstance(c, str) else str(c) for c in data.columns)
+        if data.columns.nlevels > 1:
+            raise DataError("the data frame's columns have several levels; flatten them to plain names first.")
+        place = {n: i for i, n in enumerate(names)}
+        return Table(names, "pandas", lambda want: {n: data.iloc[:, place[n]] for n in want}, len(data))
+    if module == "pyarrow" and hasattr(data, "column_names"):
+        return Table(
+            tuple(data.column_names), "pyarrow", lambda want: {n: data.column(n) for n in want}, data.num_rows
+        )
+    try:
+        frame = nw.from_native(data)
+    except TypeError:
+        raise DataError(
+            f"data is of type {type(data).__name__}; expected a pandas, polars or pyarrow table, a mapping of "
+            "arrays, or a path to a .csv, .csv.gz or .parquet file."
+        ) from None
+    lazy = isinstance(frame, nw.LazyFrame)
+    native = "polars" if frame.implementation.is_polars() else "pyarrow" if frame.implementation.is_pyarrow() else "pandas"
+
+    def read(want: list[str]) -> Mapping[str, Any]:
+        part = frame.select(want)
+        if isinstance(part, nw.LazyFrame):
+            part = part.collect()
+        return {n: part.get_column(n).to_native() for n in want}
+
+    return Table(tuple(frame.collect_schema().names()), native, read, None if lazy else frame.shape[0])

@@ -1,0 +1,138 @@
+"""The variables of a formula: each column as formulaic is to see it, at the fit and for new data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError, DataWarning
+from .columns import Column
+from .fixed import unseen_levels
+from .levels import describe, factorize, label_key, match
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a column was at the fit.
+
+    Attributes
+    ----------
+    name
+        The column.
+    kind
+        "number", "boolean" or "factor".
+    levels
+        For a factor, the labels that occurred, in order.
+    """
+
+    name: str
+    kind: str
+    levels: np.ndarray | None = None
+
+
+def first_variable(column: Column, wanted: str | Sequence[Any] | None) -> tuple[Variable, pd.Series]:
+    """A column of the fitted data, without missing rows, as a variable and its values.
+
+    Numbers become float64 (so that small integer types cannot overflow in `x^2`), text and categories
+    pandas categoricals of the levels that occur. `wanted` is the caller's `levels=` for the column.
+
+    Raises
+    ------
+    DataError
+        For dates, and for an order that lacks a level that occurs.
+    """
+    if wanted is None and column.kind in ("number", "boolean"):
+        return Variable(column.name, column.kind), _plain(column)
+    if wanted is None and column.kind == "time":
+        raise DataError(
+            f"column {column.name!r} holds {describe(column)}, which have no scale of their own; make a column of "
+            "numbers (say, days since the start), or set levels={" + f"{column.name!r}: 'categorical'" + "}."
+        )
+    order = order_of(column.name, wanted)
+    codes, levels = factorize(column, order)
+    if order is not None:
+        found = {label_key(v) for v in levels}
+        unused = [v for v in order if label_key(v) not in found]
+        if unused:
+            warnings.warn(
+                f"no row has the level {', '.join(map(repr, unused))} of {column.name!r}; it gets no coefficient.",
+                DataWarning,
+                stacklevel=2,
+            )
+    return Variable(column.name, "factor", levels), _factor(codes, levels)
+
+
+def order_of(name: str, wanted: str | Sequence[Any] | None) -> Sequence[Any] | None:
+    """The list in `levels[name]`, None when it only says "categorical"."""
+    if isinstance(wanted, str):
+        if wanted not in ("categorical", "category", "factor"):
+            raise DataError(f"levels[{name!r}] is {wanted!r}; expected a list of levels in order, or 'categorical'.")
+        return None
+    return wanted
+
+
+def next_variable(variable: Variable, column: Column) -> pd.Series:
+    """The column of new data, without missing rows, as the variable that was fitted.
+
+    Raises
+    ------
+    DataError
+        For another type than at the fit, or a level that the fit did not have.
+    """
+    if variable.levels is None:
+        if column.kind not in ("number", "boolean"):
+            raise DataError(
+                f"column {column.name!r} holds {describe(column)}, and the model was fitted to numbers there."
+            )
+        values = _plain(column)
+        return values.astype(bool) if variable.kind == "boolean" else values.astype(float)
+    codes = match(column, variable.levels)
+    if (codes < 0).any():
+        _, present = factorize(column.take(codes < 0))
+        raise unseen_levels(column.name, list(present), list(variable.levels))
+    return _factor(codes, variable.levels)
+
+
+def check_finite(name: str, values: Any, rows: np.ndarray | None, why: str = "") -> None:
+    """Raise a `DataError` that names the first row where `values` is infinite or not a number."""
+    values = np.asarray(values)
+    if values.dtype.kind != "f":
+        return
+    finite = np.isfinite(values)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        row = first if rows is None else int(rows[first])
+        raise DataError(
+            f"{name!r} is {values[first]} in row {row} (counting from 0){why}; correct that row, drop it, or mark the "
+            "value as missing."
+        )
+
+
+def take_complete(
+    columns: Mapping[str, Column], rows: int
+) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
+    """Drop rows with a missing value: (columns, positions of the rows left, missing values a column)."""
+    missing: np.ndarray | None = None
+    counts: dict[str, int] = {}
+    for name, column in columns.items():
+        if column.missing is not None:
+            counts[name] = int(column.missing.sum())
+            missing = column.missing if missing is None else missing | column.missing
+    if missing is None:
+        return dict(columns), np.arange(rows), counts
+    kept = np.flatnonzero(~missing)
+    return {name: column.take(kept) for name, column in columns.items()}, kept, counts
+
+
+def _plain(column: Column) -> pd.Series:
+    values = column.values if column.kind == "boolean" else column.values.astype(np.float64, copy=False)
+    return pd.Series(values, copy=False)
+
+
+def _factor(codes: np.ndarray, levels: np.ndarray) -> pd.Series:
+    return pd.Series(pd.Categorical.from_codes(codes, categories=pd.Index(levels)), copy=False)
