@@ -115,12 +115,14 @@ def separate_terms(text: str, columns: Collection[str]) -> list[str]:
 
 def _terms(text: str, user_text: str) -> list[Any]:
     try:
-        formula = Formula(text)
+        formula = Formula.from_spec(text)
     except (FormulaicError, SyntaxError, ValueError) as error:
         raise FormulaError(f"the formula part {user_text!r} cannot be read: {_first_line(error)}") from None
-    if not isinstance(formula, list) and not hasattr(formula, "required_variables"):  # pragma: no cover
-        raise FormulaError(f"the formula part {user_text!r} has several parts; expected terms joined by '+'.")
     return list(formula)
+
+
+def _formula(recipe: Recipe) -> Any:
+    return Formula.from_spec(recipe.formula)
 
 
 def make(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> tuple[Recipe, list[np.ndarray]]:
@@ -142,7 +144,7 @@ def make(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> tuple
     columns
         One array (rows,) a name, of any number type.
     """
-    spec = ModelSpec(formula=Formula(recipe.formula), ensure_full_rank=recipe.full_rank, na_action="ignore")
+    spec = ModelSpec(formula=_formula(recipe), ensure_full_rank=recipe.full_rank, na_action="ignore")
     spec, named = _materialise(spec, recipe, variables, rows)
     factors = {
         expression: {"kind": kind.value, "levels": list(state["categories"])}
@@ -162,7 +164,7 @@ def remake(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> lis
         For a level that the factor did not have when the recipe was made.
     """
     spec = ModelSpec(
-        formula=Formula(recipe.formula),
+        formula=_formula(recipe),
         ensure_full_rank=recipe.full_rank,
         na_action="ignore",
         transform_state=recipe.transforms,
@@ -205,11 +207,11 @@ class _Materialiser(PandasMaterializer):
 
     @override
     def _is_categorical(self, values: Any) -> bool:
-        return getattr(values, "dtype", None) == bool or super()._is_categorical(values)
+        return _is_boolean(values) or super()._is_categorical(values)
 
     @override
     def _encode_categorical(self, values, metadata, encoder_state, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]
-        if getattr(values, "dtype", None) == bool:
+        if _is_boolean(values):
             values = pd.Series(pd.Categorical(np.asarray(values), categories=[False, True]))
         return super()._encode_categorical(values, metadata, encoder_state, spec, drop_rows, reduced_rank)
 
@@ -252,6 +254,10 @@ class _Materialiser(PandasMaterializer):
     @override
     def _combine_columns(self, cols, spec, drop_rows):  # type: ignore[no-untyped-def]
         return dict(cols)
+
+
+def _is_boolean(values: Any) -> bool:
+    return getattr(values, "dtype", None) == np.dtype(bool)
 
 
 def _materialise(

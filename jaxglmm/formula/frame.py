@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -241,7 +241,9 @@ def _term(
     made = [column for _, some in done for column in some]
     spec = TermSpec(grouping, tuple(recipe for recipe, _ in done))
     if not made:
-        raise FormulaError(f"the bars of {grouping.name!r} give no effect; write (1 | {grouping.name}) for an intercept.")
+        raise FormulaError(
+            f"the bars of {grouping.name!r} give no effect; write (1 | {grouping.name}) for an intercept."
+        )
     twice = [name for name in spec.names if spec.names.count(name) > 1]
     if twice:
         raise FormulaError(
@@ -277,7 +279,9 @@ def _weights(weights: Any, variables: Mapping[str, pd.Series], rows: np.ndarray,
         values, label = _row_array("weights", weights, rows, total), "weights"
     if (values < 0).any():
         first = int(np.argmax(values < 0))
-        raise DataError(f"{label} is {values[first]:g} in row {int(rows[first])} (counting from 0); expected at least 0.")
+        raise DataError(
+            f"{label} is {values[first]:g} in row {int(rows[first])} (counting from 0); expected at least 0."
+        )
     if not values.any():
         raise DataError(f"{label} is 0 in every row; at least one row must count.")
     return values

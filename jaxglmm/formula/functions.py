@@ -34,7 +34,11 @@ def _whole(data: Any) -> Any:
 
 @stateful_transform
 def natural_spline(
-    x: Any, df: int | None = None, knots: Any = None, Boundary_knots: Any = None, _state: dict[str, Any] = {}  # noqa: B006
+    x: Any,
+    df: int | None = None,
+    knots: Any = None,
+    Boundary_knots: Any = None,
+    _state: dict[str, Any] = {},  # noqa: B006
 ) -> Any:
     """R's `ns(x, df)`: a natural cubic spline without intercept, linear beyond its boundary knots.
 

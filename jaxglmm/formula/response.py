@@ -57,7 +57,9 @@ def plan_response(text: str, columns: Collection[str]) -> Response:
     if len(commas) != 1:
         raise FormulaError(f"{text!r} has {len(commas) + 1} arguments; expected cbind(successes, failures).")
     halves = inside[: commas[0]].strip(), inside[commas[0] + 1 :].strip()
-    return Response(text, tuple(plan_expression(h, columns) for h in halves), f"P(success) from {' '.join(text.split())}")
+    return Response(
+        text, tuple(plan_expression(h, columns) for h in halves), f"P(success) from {' '.join(text.split())}"
+    )
 
 
 def read_response(
@@ -112,9 +114,7 @@ def _expect_two(text: str, levels: list[Any], family: str) -> None:
         )
 
 
-def _proportion(
-    response: Response, values: list[Any], rows: np.ndarray, family: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _proportion(response: Response, values: list[Any], rows: np.ndarray, family: str) -> tuple[np.ndarray, np.ndarray]:
     if family != "binomial":
         raise DataError(f"{response.text!r} gives counts, and the family is {family}; use family='binomial'.")
     counts = []
@@ -127,11 +127,9 @@ def _proportion(
         if (array < 0).any():
             first = int(np.argmax(array < 0))
             raise DataError(
-                f"{expression.user_text!r} in {response.text!r} is {array[first]:g} in row {int(rows[first])} (counting "
-                "from 0); counts are at least 0. The second argument of cbind() is failures, not trials."
+                f"{expression.user_text!r} in {response.text!r} is {array[first]:g} in row {int(rows[first])} "
+                "(counting from 0); counts are at least 0. The second argument of cbind() is failures, not trials."
             )
         counts.append(array)
     trials = counts[0] + counts[1]
     return np.divide(counts[0], trials, out=np.zeros_like(trials), where=trials > 0), trials
-
-

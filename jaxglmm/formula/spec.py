@@ -104,17 +104,15 @@ class ModelSpec:
         """
         needed = [*self.fixed.variables, *self._offset_variables()]
         variables, kept, rows = self._read(data, needed)
+        columns = remake(self.fixed, variables, len(kept)) if len(kept) else []
+        for name, column in zip(self.fixed.names, columns, strict=bool(columns)):
+            check_finite(name, column, kept)
+        if columns and len(kept) == rows:
+            return stack(columns, rows), offset_of(self, variables, kept)
         X = np.full((rows, len(self.fixed.names)), np.nan)
         offset = np.full(rows, np.nan)
         if len(kept):
-            columns = remake(self.fixed, variables, len(kept))
-            for name, column in zip(self.fixed.names, columns, strict=True):
-                check_finite(name, column, kept)
-            complete = stack(columns, len(kept))
-            part = offset_of(self, variables, kept)
-            if len(kept) == rows:
-                return complete, part
-            X[kept], offset[kept] = complete, part
+            X[kept], offset[kept] = stack(columns, len(kept)), offset_of(self, variables, kept)
         return X, offset
 
     def effect_matrix(self, term: int, data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

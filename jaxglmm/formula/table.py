@@ -79,12 +79,16 @@ def open_table(data: Any) -> Table:
     if isinstance(data, str | os.PathLike):
         from .files import open_file
 
-        names, read, rows = open_file(os.fspath(data))
-        return Table(names, "pandas", read, rows)
+        names, read_file, rows = open_file(os.fspath(data))
+        return Table(names, "pandas", read_file, rows)
     if isinstance(data, Mapping):
         return Table(tuple(data), "dict", lambda names: {n: data[n] for n in names}, 0 if not data else None)
     if isinstance(data, np.ndarray) and data.dtype.names:
         return Table(data.dtype.names, "dict", lambda names: {n: data[n] for n in names}, len(data))
+    return _open_frame(data)
+
+
+def _open_frame(data: Any) -> Table:
     module = type(data).__module__.partition(".")[0]
     if module == "pandas" and hasattr(data, "columns"):
         # read through pandas, because narwhals refuses a table with any repeated name
@@ -94,9 +98,7 @@ def open_table(data: Any) -> Table:
         place = {n: i for i, n in enumerate(names)}
         return Table(names, "pandas", lambda want: {n: data.iloc[:, place[n]] for n in want}, len(data))
     if module == "pyarrow" and hasattr(data, "column_names"):
-        return Table(
-            tuple(data.column_names), "pyarrow", lambda want: {n: data.column(n) for n in want}, data.num_rows
-        )
+        return Table(tuple(data.column_names), "pyarrow", lambda want: {n: data.column(n) for n in want}, data.num_rows)
     try:
         frame = nw.from_native(data)
     except TypeError:
@@ -105,7 +107,8 @@ def open_table(data: Any) -> Table:
             "arrays, or a path to a .csv, .csv.gz or .parquet file."
         ) from None
     lazy = isinstance(frame, nw.LazyFrame)
-    native = "polars" if frame.implementation.is_polars() else "pyarrow" if frame.implementation.is_pyarrow() else "pandas"
+    kind = frame.implementation
+    native = "polars" if kind.is_polars() else "pyarrow" if kind.is_pyarrow() else "pandas"
 
     def read(want: list[str]) -> Mapping[str, Any]:
         part = frame.select(want)

@@ -113,9 +113,7 @@ def check_finite(name: str, values: Any, rows: np.ndarray | None, why: str = "")
         )
 
 
-def take_complete(
-    columns: Mapping[str, Column], rows: int
-) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
+def take_complete(columns: Mapping[str, Column], rows: int) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
     """Drop rows with a missing value: (columns, positions of the rows left, missing values a column)."""
     missing: np.ndarray | None = None
     counts: dict[str, int] = {}
