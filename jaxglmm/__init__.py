@@ -23,7 +23,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     )
     from .fitted.fit import Fit as Fit
     from .fitted.io import load as load
-    from .fitting import fit as fit, solve as solve
+    from .fitting import fit as fit
     from .formula.frame import model_frame as model_frame
     from .inference.anova import anova as anova
     from .model.families import (
@@ -39,6 +39,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .objectives.joint import JointLikelihood as JointLikelihood
     from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
     from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
+    from .objectives.params import Params as Params
     from .ops.native import native_status as native_status
 
 _EXPORTS = {  # module -> its public names
@@ -54,13 +55,14 @@ _EXPORTS = {  # module -> its public names
     ),
     "fitted.fit": ("Fit",),
     "fitted.io": ("load",),
-    "fitting": ("fit", "solve"),
+    "fitting": ("fit",),
     "formula.frame": ("model_frame",),
     "inference.anova": ("anova",),
     "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
     "objectives.gaussian": ("GaussianMarginal",),
     "objectives.joint": ("JointLikelihood",),
     "objectives.laplace": ("LaplaceMarginal",),
+    "objectives.params": ("Params",),
     "objectives.quadrature": ("AdaptiveQuadrature",),
     "ops.native": ("native_status",),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
@@ -13,9 +14,15 @@ from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.optimise.estimate import Estimate, Posterior
-from jaxglmm.optimise.gaussian_fit import estimate_gaussian
+from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
-from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
+from jaxglmm.optimise.report import (
+    gaussian_estimate,
+    glm_estimate,
+    marginal_estimate,
+    marginal_posterior,
+    normal_posterior,
+)
 from jaxglmm.progress import Progress
 
 
@@ -133,9 +140,7 @@ def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta
     if penalty is not None or prior is not None:
         raise NotYetError("penalty= and prior= are not available yet: fit without them")
     if method == "joint" and theta is None:
-        raise DataError(
-            "method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'"
-        )
+        raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
 def make_problem(frame: ModelFrame, family) -> Problem:
@@ -162,9 +167,7 @@ def make_problem(frame: ModelFrame, family) -> Problem:
     scaling = column_scaling(frame.X, frame.weights, z)
     if (family.name, family.link) == ("gaussian", "identity"):
         return Problem(frame, family, None, None, scaling)
-    grouping = (
-        {} if term is None else {"codes": term.codes, "n_groups": len(term.levels), "blocks": term.blocks}
-    )
+    grouping = {} if term is None else {"codes": term.codes, "n_groups": len(term.levels), "blocks": term.blocks}
     design, layout = make_design(
         frame.y, frame.X, weights=frame.weights, offset=frame.offset, z=z, scaling=scaling,
         constant=family.constant(frame.y, frame.weights), **grouping,
@@ -181,10 +184,9 @@ def estimate_problem(
     term = frame.terms[0] if frame.terms else None
     factor = None if theta is None else held_factor(theta, term)
     if problem.design is None:
-        return estimate_gaussian(
-            problem, method=method, reml=reml, fixed_factor=factor, tol=tol, max_iterations=max_iterations,
-            callback=callback,
-        )  # fmt: skip
+        return _estimate_gaussian(
+            problem, reml=reml, factor=factor, tol=tol, max_iterations=max_iterations, callback=callback
+        )
     glm, groups = fit_glm(
         family, problem.design, problem.scaling.intercept, names=frame.names, tol=tol, callback=callback
     )
@@ -206,6 +208,22 @@ def estimate_problem(
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
     return estimate, (marginal_posterior(problem, solution),)
+
+
+def _estimate_gaussian(problem, *, reml, **options):
+    frame, scaling = problem.frame, problem.scaling
+    term = frame.terms[0] if frame.terms else None
+    grouping = {}
+    if term is not None:
+        grouping = {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
+    columns = (frame.X - scaling.center) / scaling.scale
+    cross = cross_products(frame.y, columns, weights=frame.weights, offset=frame.offset, **grouping)
+    found = fit_gaussian(cross, reml=reml, **options)
+    estimate = gaussian_estimate(problem, found, reml=reml)
+    if term is None:
+        return estimate, ()
+    counts = np.bincount(term.codes, minlength=len(term.levels))
+    return estimate, (normal_posterior(*gaussian_modes(cross, found), counts),)
 
 
 def held_factor(theta: dict, term) -> np.ndarray:

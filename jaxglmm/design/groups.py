@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Int
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 LONGEST = SIZES[-1]
-# Prefixes of SIZES that a program is compiled for, with the smallest block that every size in them divides.
-_PREFIXES = ((4, 24), (8, 120), (12, 480))
+# Every size divides a block.
+_SMALLEST_BLOCK = 480
 # Blocks of about this many slots keep a loop body's vectors in the first- and second-level caches.
 _LARGEST_BLOCK = 960
 
@@ -29,13 +29,11 @@ class GroupIndex(eqx.Module):
     Attributes
     ----------
     kind : int32 (n_short,)
-        Position in `sizes` of each short block's class.
+        Position in SIZES of each short block's class.
     piece : int32 (n_long * block / 32,) or None
         Group number, sorted, of each 32-row piece of the long section; pad pieces have groups of their own.
     head : bool (n_slots,)
         True at the first slot of each of the caller's groups.
-    sizes : tuple of int
-        The class sizes that the program is compiled for.
     block : int
         Slots in a block, R.
     n_short, n_long : int
@@ -50,7 +48,6 @@ class GroupIndex(eqx.Module):
     kind: Int[Array, " blocks"]
     piece: Int[Array, " pieces"] | None
     head: Bool[Array, " slots"]
-    sizes: tuple[int, ...] = eqx.field(static=True)
     block: int = eqx.field(static=True)
     n_short: int = eqx.field(static=True)
     n_long: int = eqx.field(static=True)
@@ -131,11 +128,9 @@ def build_index(
     if n_groups is None:
         n_groups = int(codes.max()) + 1 if n else 0
     if n and (codes.min() < 0 or codes.max() >= n_groups):
-        raise ValueError(
-            f"group codes must lie in 0..{n_groups - 1}; found {int(codes.min())}..{int(codes.max())}"
-        )
+        raise ValueError(f"group codes must lie in 0..{n_groups - 1}; found {int(codes.min())}..{int(codes.max())}")
     counts = np.bincount(codes, minlength=n_groups)
-    sizes, block = _choose_block(counts, n, block)
+    block = _choose_block(n, block)
 
     order = np.argsort(codes, kind="stable")
     start = np.cumsum(counts) - counts
@@ -143,11 +138,11 @@ def build_index(
     rank[order] = np.arange(n) - np.repeat(start, counts)
 
     # Where the group's first row goes (first), and how far apart its rows lie (stride).
-    kinds = np.searchsorted(sizes, np.maximum(counts, 1))
+    kinds = np.searchsorted(SIZES, np.maximum(counts, 1))
     first = np.zeros(n_groups, np.int64)
     stride = np.zeros(n_groups, np.int64)
     kind_of_block, bounds, base = [], [0], 0
-    for kind, size in enumerate(sizes):
+    for kind, size in enumerate(SIZES):
         members = np.flatnonzero(kinds == kind)
         across = block // size
         blocks = -(-len(members) // across)
@@ -162,7 +157,7 @@ def build_index(
     n_short = round_up(base) if blocked else base
     kind_of_block.append(np.zeros(n_short - base, np.int32))
 
-    long = np.flatnonzero(kinds == len(sizes))
+    long = np.flatnonzero(kinds == len(SIZES))
     slot = first[codes] + rank * stride[codes]
     piece, n_long, n_long_groups = None, 0, 0
     if len(long):
@@ -175,7 +170,7 @@ def build_index(
         piece[: pieces.sum()] = np.repeat(np.arange(len(long)), pieces)
         first_piece = np.zeros(n_groups, np.int64)
         first_piece[long] = np.cumsum(pieces) - pieces
-        inside = kinds[codes] == len(sizes)
+        inside = kinds[codes] == len(SIZES)
         p = first_piece[codes[inside]] + rank[inside] // LONGEST
         slot[inside] = (n_short + p // across) * block + (rank[inside] % LONGEST) * across + p % across
         p = first_piece[long]
@@ -188,7 +183,6 @@ def build_index(
         kind=np.concatenate(kind_of_block),
         piece=piece,
         head=head,
-        sizes=sizes,
         block=block,
         n_short=n_short,
         n_long=n_long,
@@ -198,32 +192,25 @@ def build_index(
     return index, Layout(slot, first, counts, n_slots)
 
 
-def _choose_block(counts: np.ndarray, n: int, block: int | None) -> tuple[tuple[int, ...], int]:
-    """A prefix of SIZES that covers the data, and a block so small that half-empty blocks stay cheap."""
-    largest = int(min(counts.max(initial=1), LONGEST))
-    split = bool((counts > LONGEST).any())
-    for length, smallest in _PREFIXES:
-        if SIZES[length - 1] >= largest and not (split and length < len(SIZES)):
-            break
-    sizes = SIZES[:length]
+def _choose_block(n: int, block: int | None) -> int:
+    """Blocks so small that the half-empty last one of each class stays cheap."""
     if block is None:
-        block = smallest
-        while 2 * block <= _LARGEST_BLOCK and 2 * block * length <= max(n // 8, 1):
+        block = _SMALLEST_BLOCK
+        while 2 * block <= _LARGEST_BLOCK and 2 * block * len(SIZES) <= n // 8:
             block *= 2
-    elif block % smallest:
-        raise ValueError(f"block must be a multiple of {smallest}, found {block}")
-    return sizes, block
+    elif block % _SMALLEST_BLOCK:
+        raise ValueError(f"block must be a multiple of {_SMALLEST_BLOCK}, found {block}")
+    return block
 
 
 def row_index(n: int) -> tuple[GroupIndex, Layout]:
     """The index of a model without groups: rows as they come, in blocks."""
-    block = 480
+    block = _SMALLEST_BLOCK
     blocks = round_up(-(-n // block))
     index = GroupIndex(
         kind=np.zeros(blocks, np.int32),
         piece=None,
         head=np.zeros(blocks * block, bool),
-        sizes=(1,),
         block=block,
         n_short=blocks,
         n_long=0,

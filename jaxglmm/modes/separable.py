@@ -79,7 +79,7 @@ def _newton(total, family, eta, v, y, weight, log_phi, start):
         return f, step, jnp.sum(step * g, 0)
 
     def unfinished(state):
-        u, f, step, decrement, shrink, k = state
+        *_, decrement, _, k = state
         return (k < _MAX_ITERATIONS) & jnp.any(decrement > close)
 
     def iterate(state):
@@ -101,8 +101,6 @@ def _newton(total, family, eta, v, y, weight, log_phi, start):
 
     f, step, decrement = evaluate(start)
     ones = jnp.ones_like(f)
-    u, _, step, decrement, _, _ = lax.while_loop(
-        unfinished, iterate, (start, f, step, decrement, ones, jnp.int32(0))
-    )
+    u, _, step, decrement, _, _ = lax.while_loop(unfinished, iterate, (start, f, step, decrement, ones, jnp.int32(0)))
     # The last step squares an error that is already small; groups that did not get there keep their best point.
     return u + jnp.where(decrement <= close, step, 0.0)

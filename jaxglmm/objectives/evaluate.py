@@ -37,7 +37,7 @@ def _split(psi, p, q):
 
 def _block(family, covariance, nodes, determinant, total, head, rows, X):
     """The gradient in psi of one block as a function of psi, with value and modes beside it."""
-    y, weight, offset, z, start = rows
+    y, weight, offset, z, _ = rows
     p, (at_row, at_column) = X.shape[1], covariance.entries
 
     def gradient(psi, start):

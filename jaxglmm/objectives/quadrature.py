@@ -40,14 +40,9 @@ class AdaptiveQuadrature(eqx.Module):
         design = jax.tree.map(jnp.asarray, design)
         eta = design.offset + jnp.matmul(design.X, params.beta, precision="highest")
         if not design.terms:
-            return (
-                glm_loglik(self.family, eta, design.y, design.weights, params.log_dispersion)
-                + design.constant
-            )
+            return glm_loglik(self.family, eta, design.y, design.weights, params.log_dispersion) + design.constant
         term = only_term(design)
-        nodes = jax.tree.map(
-            lambda v: jnp.asarray(v, eta.dtype), gauss_hermite(self.nodes, term.covariance.n_effects)
-        )
+        nodes = jax.tree.map(lambda v: jnp.asarray(v, eta.dtype), gauss_hermite(self.nodes, term.covariance.n_effects))
         nodes = eqx.tree_at(lambda v: v.count, nodes, self.nodes**term.covariance.n_effects)
         factor = term.covariance.factor(params.theta)
         value = _loglik(

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxglmm.design.groups import LONGEST, GroupIndex
+from jaxglmm.design.groups import LONGEST, SIZES, GroupIndex
 
 
 Total = Callable[[Array], Array]
@@ -31,8 +32,28 @@ def _runs(v: Array, size: int) -> Array:
 
 def block_total(index: GroupIndex, kind: Array) -> Total:
     """Totals within one short block of the given class. Shapes: (..., R) -> (..., R)."""
-    branches = [lambda v, size=size: _runs(v, size) for size in index.sizes]
-    return lambda v: lax.switch(kind, branches, v)
+    runs = index.block // jnp.asarray(SIZES, jnp.int32)[kind]
+    wrap = jnp.asarray(np.arange(index.block) % (index.block // np.array(SIZES))[:, None], jnp.int32)[kind]
+    return lambda v: _block_total(v, runs, wrap)
+
+
+@jax.jit
+def _block_total(v, run, wrap):
+    """Sum of the runs of length `run` (traced) of the last axis, in each of its slots.
+
+    One small loop serves all sizes, where a `lax.switch` over sizes would be traced and compiled a dozen times at
+    each use. The sum is formed once, in the first run, and copied, so that slots of a group agree to the last bit.
+    """
+    slots = v.shape[-1]
+
+    def add(_, v):
+        padded = jnp.concatenate([v, jnp.zeros_like(v)], -1)
+        shift = lambda k, acc: acc + lax.dynamic_slice_in_dim(padded, k * run, slots, axis=-1)
+        return lax.fori_loop(1, slots // run, shift, v).at[..., wrap].get(mode="promise_in_bounds")
+
+    # The operation is linear and its own transpose. Stating it as the solution of a symmetric linear system is
+    # how JAX is told so, for every mode of differentiation: the loop itself cannot be transposed.
+    return lax.custom_linear_solve(lambda x: x, v, add, symmetric=True)
 
 
 def short_total(index: GroupIndex) -> Total:
@@ -43,7 +64,7 @@ def short_total(index: GroupIndex) -> Total:
 
     def total(v):
         parts = []
-        for size, begin, end in zip(index.sizes, bounds[:-1], bounds[1:], strict=True):
+        for size, begin, end in zip(SIZES, bounds[:-1], bounds[1:], strict=True):
             if end > begin:
                 part = v[..., begin * index.block : end * index.block]
                 tiles = part.reshape(*v.shape[:-1], end - begin, index.block)

@@ -68,6 +68,8 @@ class Estimate:
     boundary : bool (m,)
         Parameters on the boundary, or held by the caller.
     convergence : Convergence
+    vcov_jacobian : (q + 1, p, p) or None
+        Gaussian models: derivatives of sigma^2 (X'V^-1X)^-1 in (theta, log sigma), for degrees of freedom.
     """
 
     beta: np.ndarray
@@ -80,6 +82,7 @@ class Estimate:
     covariance: np.ndarray
     boundary: np.ndarray
     convergence: Convergence
+    vcov_jacobian: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

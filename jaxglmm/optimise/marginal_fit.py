@@ -218,9 +218,7 @@ class _State:
         self.evaluations = 0
 
     def at(self, psi, nodes):
-        e = evaluate(
-            self.family, self.design, nodes, jnp.asarray(psi), self.modes, determinant=self.determinant
-        )
+        e = evaluate(self.family, self.design, nodes, jnp.asarray(psi), self.modes, determinant=self.determinant)
         self.evaluations += 1
         value = float(e.value)
         if np.isfinite(value):

@@ -192,9 +192,7 @@ class _Quadratic:
         short = solve(low)
         if np.linalg.norm(short) < radius:
             # The hard case: the gradient has no part along the direction of growth; add that direction.
-            short[0] += np.sqrt(max(radius**2 - np.sum(short**2), 0.0)) * (
-                1.0 if self.along[0] >= 0 else -1.0
-            )
+            short[0] += np.sqrt(max(radius**2 - np.sum(short**2), 0.0)) * (1.0 if self.along[0] >= 0 else -1.0)
             return (self.vectors @ short) / self.d
         high = low + np.linalg.norm(self.along) / radius
         for _ in range(100):

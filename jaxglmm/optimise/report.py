@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.evaluate import posterior_moments
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
@@ -115,3 +116,42 @@ def marginal_posterior(problem, solution) -> Posterior:
         weights=per_level(moments.weights),
         root=root,
     )
+
+
+def gaussian_estimate(problem, fit, *, reml: bool) -> Estimate:
+    """Estimate of a Gaussian model from the exact fit on scaled columns (effects' columns are not scaled)."""
+    frame, T = problem.frame, problem.scaling.to_columns()
+    p = len(frame.names)
+    q = len(fit.boundary) - p - 1
+    term = frame.terms[0] if frame.terms else None
+    names = Covariance(term.blocks).names(term.names, term.group) if term else ()
+    J = np.eye(p + q + 1)
+    J[:p, :p] = T
+    # The restricted likelihood integrates over beta, so that a change of columns changes its unit.
+    unit = np.linalg.slogdet(T)[1] if reml else 0.0
+    return Estimate(
+        beta=T @ fit.beta,
+        factors=() if fit.factor is None else (fit.factor,),
+        dispersion=fit.sigma,
+        loglik=fit.loglik + unit,
+        method=fit.method,
+        n_agq=None,
+        parameters=(*frame.names, *names, "log_sigma"),
+        covariance=J @ fit.covariance @ J.T,
+        boundary=fit.boundary,
+        convergence=Convergence(
+            converged=fit.converged,
+            decrement=float(max(fit.decrement, 0.0)),
+            iterations=fit.iterations,
+            passes=1.0,
+            singular=fit.singular,
+            score_at_zero=fit.score_at_zero,
+            reason=fit.reason,
+        ),
+        vcov_jacobian=T @ fit.vcov_jacobian @ T.T,
+    )
+
+
+def normal_posterior(mode: np.ndarray, covariance: np.ndarray, counts: np.ndarray) -> Posterior:
+    """Posterior of a Gaussian model's effects, which is normal: mode and mean agree."""
+    return Posterior(mode=mode, covariance=covariance, mean=mode, covariance_mean=covariance, n=counts)
