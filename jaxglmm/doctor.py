@@ -78,8 +78,7 @@ def _installation() -> Check:
         return Check(
             "installation",
             "problem",
-            f"Python imports the source folder {folder}, which hides the installed package "
-            "and has no native library",
+            f"Python imports the source folder {folder}, which hides the installed package and has no native library",
             f"install the checkout editable ({EDITABLE}), or start Python in another folder",
         )
     if kind == "source":
@@ -139,9 +138,7 @@ def _native() -> Check:
         return Check("native library", "ok", f"{status.path} ({versions})")
     if status.path is None:
         asked_off = "JAXGLMM_NATIVE=off" in status.reason
-        return Check(
-            "native library", "note", f"{status.reason}: plain JAX computes", "" if asked_off else REMEDY
-        )
+        return Check("native library", "note", f"{status.reason}: plain JAX computes", "" if asked_off else REMEDY)
     return Check("native library", "problem", status.reason)
 
 
@@ -165,10 +162,7 @@ def _cache() -> Check:
 def _print(checks: list[Check]) -> None:
     if not sys.stdout.isatty():  # one line a finding, never wrapped, for a bug report
         for check in checks:
-            print(
-                f"{check.state:8}{check.name:20}{check.found}"
-                + (f" -> {check.remedy}" if check.remedy else "")
-            )
+            print(f"{check.state:8}{check.name:20}{check.found}" + (f" -> {check.remedy}" if check.remedy else ""))
         return
     from rich.console import Console
     from rich.table import Table

@@ -96,10 +96,7 @@ def test_type_checkers_see_the_names_that_users_get():
     body = ast.parse(Path(jaxglmm.__file__).read_text()).body
     seen = next(node for node in body if isinstance(node, ast.If))
     static = {
-        (node.module, alias.asname)
-        for node in seen.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        (node.module, alias.asname) for node in seen.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert static == {(module, name) for name, module in jaxglmm._HOME.items()}
 
@@ -111,9 +108,7 @@ def test_an_unknown_public_name_lists_the_known_ones():
 
 def test_import_is_light(run_python):
     """Nothing but the standard library is imported, and not the heavy parts of that."""
-    loaded = run_python(
-        "import sys; before = set(sys.modules); import jaxglmm; print(*set(sys.modules) - before)"
-    )
+    loaded = run_python("import sys; before = set(sys.modules); import jaxglmm; print(*set(sys.modules) - before)")
     ours = {name for name in loaded.split() if name.split(".")[0] == "jaxglmm"}
     assert ours == {"jaxglmm"}
     assert {name.split(".")[0] for name in loaded.split()} <= {"jaxglmm", *sys.stdlib_module_names}

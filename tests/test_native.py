@@ -174,9 +174,7 @@ def write_library(folder, **numbers):
     ],
 )
 def test_a_library_that_does_not_fit_is_refused(tmp_path, api, framework, kernels, word):
-    path = write_library(
-        tmp_path, ffi_api_major=api[0], ffi_api_minor=api[1], kernels_version=native.KERNELS + kernels
-    )
+    path = write_library(tmp_path, ffi_api_major=api[0], ffi_api_minor=api[1], kernels_version=native.KERNELS + kernels)
     status, library = native.judge(path, framework)
     assert status.loaded == (library is not None) == (word == "")
     assert word in status.reason and status.path == path

@@ -159,9 +159,7 @@ def library_path() -> Path | None:
     """
     import jaxglmm
 
-    name = (
-        "_jaxglmm_cpu.dll" if os.name == "nt" else "_jaxglmm_cpu.so"
-    )  # .so on macOS too: CMake's name for a module
+    name = "_jaxglmm_cpu.dll" if os.name == "nt" else "_jaxglmm_cpu.so"  # .so on macOS too: CMake's name for a module
     candidates = [Path(folder) / "_kernels" / name for folder in jaxglmm.__path__]
     return next((path for path in candidates if path.is_file()), None)
 
@@ -177,9 +175,7 @@ def judge(path: Path, framework: tuple[int, int] | None) -> tuple[NativeStatus, 
         api = library.jaxglmm_ffi_api_major(), library.jaxglmm_ffi_api_minor()
         kernels = library.jaxglmm_kernels_version()
     except (OSError, AttributeError) as error:
-        return NativeStatus(
-            False, path, f"{path} cannot be loaded ({error}); {REMEDY}", None, framework
-        ), None
+        return NativeStatus(False, path, f"{path} cannot be loaded ({error}); {REMEDY}", None, framework), None
     reason = ""
     if framework is None:
         reason = "the installed jaxlib does not say which XLA FFI version it speaks"
