@@ -1,0 +1,228 @@
+"""What a table must be for a fit to make sense; every refusal names the columns and the remedy."""
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+
+
+# Rows of X that are held a second time at once.
+_ROWS = 1 << 16
+# A column whose part outside the others is below this share of it is a combination of them (R's lm has the same).
+_COLLINEAR = 1e-7
+# Cross products lose half the digits: below this, look at the rows themselves.
+_SUSPECT = 1e-9
+
+
+def check_frame(frame, family, *, estimated: bool = True) -> None:
+    """Refuse data from which the model cannot be estimated.
+
+    Parameters
+    ----------
+    frame : ModelFrame
+    family : AbstractFamily
+    estimated : bool
+        Whether the random effects' covariance is estimated (and not held by the caller).
+
+    Raises
+    ------
+    DataError
+        For no rows; a constant response; columns that are zero, constant beside an intercept, or combinations of
+        others; a grouping factor of one level, or of single rows where these say nothing about its variance.
+    """
+    if frame.y is None:
+        raise DataError("the formula has no response: write it as 'y ~ ...'")
+    used = frame.weights > 0
+    if not used.any():
+        raise DataError("no rows are left with a positive weight: a fit needs some")
+    _check_response(frame.y if used.all() else frame.y[used], family, frame)
+    n, p = int(used.sum()), frame.X.shape[1]
+    if n < p:
+        raise DataError(
+            f"{n} rows cannot determine {p} fixed-effect columns ({_listed(frame.names)}): drop columns, or merge "
+            "levels of factors"
+        )
+    check_columns(frame.X, frame.names, None if used.all() else used)
+    for term in frame.terms:
+        _check_term(term, used, frame, family, estimated)
+
+
+def _check_response(y, family, frame):
+    low, high = float(y.min()), float(y.max())
+    if low != high:
+        return
+    name = frame.spec.formula.split("~")[0].strip()
+    if family.name == "binomial":
+        if 0 < low < 1:
+            return
+        event = frame.modelled or f"P({name} = 1)"
+        raise DataError(
+            f"the response {name!r} is {low:g} in every row, so that {event} is estimated as {low:g} and no effect "
+            "can be: check how the response is coded, or which rows are used"
+        )
+    if family.name in ("poisson", "negativebinomial") and low != 0:
+        return
+    raise DataError(
+        f"the response {name!r} has the same value, {low:g}, in every row: nothing is left to explain; check the "
+        "column, or which rows are used"
+    )
+
+
+# --- Fixed-effect columns ----------------------------------------------------------------------------------
+
+
+def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
+    """Refuse columns that are zero, constant beside an intercept, or combinations of earlier ones.
+
+    Parameters
+    ----------
+    X : (n, p)
+    names : sequence of str
+    used : bool (n,), optional
+        Rows that count.
+
+    Raises
+    ------
+    DataError
+    """
+    p = X.shape[1]
+    if p == 0:
+        return
+    low, high = np.full(p, np.inf), np.full(p, -np.inf)
+    total, count = np.zeros(p), 0
+    for rows in _pieces(X, used):
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+        total += rows.sum(0)
+        count += len(rows)
+    constant = low == high
+    zero = constant & (low == 0)
+    if zero.any():
+        raise DataError(
+            f"{_columns(names, zero)} 0 in every row: leave it out (a level of a factor, or a combination of levels, "
+            "that does not occur gives such a column)"
+        )
+    intercepts = np.flatnonzero(constant)
+    if len(intercepts) > 1:
+        others = constant.copy()
+        others[intercepts[0]] = False
+        raise DataError(
+            f"{_columns(names, others)} constant ({low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave it out "
+            "of the formula, or check the rows used"
+        )
+    center = np.zeros(p)
+    if len(intercepts):
+        center = total / count
+        center[intercepts[0]] = 0.0
+    gram = np.zeros((p, p))
+    for rows in _pieces(X, used):
+        rows = rows - center
+        gram += rows.T @ rows
+    size = np.sqrt(np.diag(gram))
+    gram /= np.outer(size, size)
+    _check_gram(gram, X, names, used, center, size)
+
+
+def _check_gram(gram, X, names, used, center, size):
+    """Eliminate column by column; what is left of a combination of earlier columns is nothing."""
+    kept: list[int] = []
+    L = np.zeros_like(gram)  # Cholesky rows of the columns kept, by their place in `kept`
+    for j in range(len(gram)):
+        m = len(kept)
+        row = np.zeros(m)
+        for k, i in enumerate(kept):
+            row[k] = (gram[j, i] - row[:k] @ L[k, :k]) / L[k, k]
+        rest = gram[j, j] - row @ row
+        if rest < _SUSPECT:
+            weights = np.linalg.solve(L[:m, :m].T, row)
+            outside = 0.0
+            for rows in _pieces(X, used):
+                scaled = (rows[:, [*kept, j]] - center[[*kept, j]]) / size[[*kept, j]]
+                outside += float(np.sum(np.square(scaled[:, -1] - scaled[:, :-1] @ weights)))
+            if outside <= _COLLINEAR**2:
+                _refuse_combination(names, j, [kept[k] for k in np.flatnonzero(np.abs(weights) > 1e-6)], center)
+        L[m, :m], L[m, m] = row, np.sqrt(max(rest, 1e-300))
+        kept.append(j)
+
+
+def _refuse_combination(names, j, others, center):
+    beside = " and the intercept" if center.any() else ""
+    if len(others) == 1:
+        raise DataError(
+            f"columns {names[others[0]]!r} and {names[j]!r} carry the same information (one is a multiple of the other"
+            f"{', plus a constant' if beside else ''}): leave one of them out"
+        )
+    raise DataError(
+        f"column {names[j]!r} is a linear combination of {_listed([names[i] for i in others])}{beside}: leave one of "
+        "them out (all dummies of a factor beside an intercept are such a case)"
+    )
+
+
+def _pieces(X, used):
+    for begin in range(0, len(X), _ROWS):
+        rows = X[begin : begin + _ROWS]
+        rows = rows if used is None else rows[used[begin : begin + _ROWS]]
+        if len(rows):
+            yield rows
+
+
+def _columns(names, which) -> str:
+    found = [names[j] for j in np.flatnonzero(which)]
+    return f"column {found[0]!r} is" if len(found) == 1 else f"columns {_listed(found)} are"
+
+
+def _listed(names) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(map(repr, names[:8])) + more
+
+
+# --- Grouping factors --------------------------------------------------------------------------------------
+
+
+def _check_term(term, used, frame, family, estimated):
+    zero = ~term.z.any(axis=1)
+    if zero.any():
+        raise DataError(
+            f"the effect {_listed([term.names[a] for a in np.flatnonzero(zero)])} of {term.group!r} is 0 in every row: "
+            "leave it out of the bar"
+        )
+    for block in term.blocks:
+        _check_block(term, block)
+    if not estimated:
+        return
+    sizes = np.bincount(term.codes[used], minlength=len(term.levels))
+    groups, n = int(np.sum(sizes > 0)), int(used.sum())
+    if groups == 1:
+        raise DataError(
+            f"the grouping factor {term.group!r} has one level only ({term.levels[np.argmax(sizes)]!r}), from which no "
+            "variance between groups can be estimated: leave the bar out, or check the rows used"
+        )
+    if sizes.max() == 1 and family.name in ("gaussian", "gamma", "beta"):
+        raise DataError(
+            f"every level of {term.group!r} has a single row, so that its variance and the {family.name} dispersion "
+            "cannot be told apart: use a factor that groups rows, or leave the bar out"
+        )
+    if sizes.max() == 1 and family.name == "binomial" and frame.weights[used].max() <= 1:
+        raise DataError(
+            f"every level of {term.group!r} has a single 0/1 response, which says nothing about a variance between "
+            "groups: use a factor that groups rows, or leave the bar out"
+        )
+    if (family.name, family.link) == ("gaussian", "identity") and n <= groups * len(term.names):
+        raise DataError(
+            f"{term.group!r} has {groups} levels with {len(term.names)} effects each, as many as the {n} rows or more: "
+            "the residual variance cannot be told apart from theirs; use fewer effects, such as "
+            f"(1 | {term.group})"
+        )
+
+
+def _check_block(term, block):
+    """Effects that covary must differ."""
+    rows = term.z[list(block)]
+    if len(block) > 1:
+        scale = np.sqrt(np.mean(np.square(rows), axis=1))
+        gram = rows @ rows.T / rows.shape[1] / np.outer(scale, scale)
+        values, vectors = np.linalg.eigh(gram)
+        if values[0] < 1e-12:
+            found = [term.names[block[a]] for a in np.flatnonzero(np.abs(vectors[:, 0]) > 1e-4)]
+            raise DataError(
+                f"the effects {_listed(found)} of {term.group!r} carry the same information: leave one of them out of "
+                "the bar"
+            )

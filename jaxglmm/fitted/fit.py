@@ -1,0 +1,371 @@
+"""The fitted model that users hold. Everything it holds or returns is numpy or a table of the caller's kind."""
+
+import math
+from dataclasses import asdict
+from functools import cached_property
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.posterior import ranef_table, variance_table
+from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
+from jaxglmm.fitted.state import State, state_of
+from jaxglmm.fitted.vcov import Vcov
+
+
+class Fit:
+    """A fitted generalized linear mixed model, made by `jaxglmm.fit` or `jaxglmm.load`.
+
+    Attributes
+    ----------
+    formula : str
+    family : family object
+    method : str
+        "laplace", "agq", "ml", "reml", "joint" or "glm".
+    n_agq : int or None
+        Quadrature nodes per effect.
+    names : tuple of str
+        Of the fixed effects.
+    n, n_dropped : int
+        Rows used, and rows left out for missing values.
+    groups : dict of str to int
+        Levels of each grouping factor.
+    modelled : str or None
+        The event whose probability is modelled: "P(outcome = severe)".
+    loglik : float
+        Maximised log-likelihood with all constants; the restricted one under REML.
+    df : int
+        Parameters estimated: fixed effects, covariance parameters (those on the boundary too), dispersion.
+    convergence : Convergence
+        How the estimate was reached: decrement, passes, nodes and gap to Laplace, singular, warnings, timings.
+    state : State
+        What `save` writes: estimates, posteriors and the formula.
+    """
+
+    def __init__(self, state: State, problem=None):
+        self.state = state
+        self._problem = problem
+
+    @classmethod
+    def from_training(cls, problem, estimate, posteriors) -> "Fit":
+        """From the optimiser's results (see `jaxglmm.fitting`)."""
+        return cls(state_of(problem, estimate, posteriors), problem)
+
+    # --- What was fitted -----------------------------------------------------------------------------------
+
+    @property
+    def formula(self) -> str:
+        return self.state.spec.formula
+
+    @property
+    def family(self):
+        return self.state.family
+
+    @property
+    def method(self) -> str:
+        return self.state.estimate.method
+
+    @property
+    def n_agq(self) -> int | None:
+        return self.state.estimate.n_agq
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.state.spec.fixed.names)
+
+    @property
+    def n(self) -> int:
+        return self.state.n
+
+    @property
+    def n_dropped(self) -> int:
+        return self.state.n_dropped
+
+    @property
+    def groups(self) -> dict[str, int]:
+        return {term.group: len(term.levels) for term in self.state.terms}
+
+    @property
+    def modelled(self) -> str | None:
+        return self.state.modelled
+
+    @property
+    def convergence(self):
+        return self.state.estimate.convergence
+
+    # --- Estimates -----------------------------------------------------------------------------------------
+
+    @property
+    def fixef(self) -> dict[str, float]:
+        """Fixed effects on the link scale, by name."""
+        return dict(zip(self.names, self.state.estimate.beta.tolist(), strict=True))
+
+    @property
+    def fixef_se(self) -> dict[str, float]:
+        """Their standard errors: square roots of the diagonal of `vcov`."""
+        return dict(zip(self.names, np.sqrt(np.diag(self.vcov)).tolist(), strict=True))
+
+    @cached_property
+    def vcov(self) -> Vcov:
+        """Covariance of the fixed effects (p, p).
+
+        From the observed information of all parameters together; under REML given the variance parameters, as lmer
+        has it. An array that may also be called: `fit.vcov("cluster")` is the cluster-robust covariance (see
+        `jaxglmm.inference.cluster`), `fit.vcov("model")` the array itself.
+        """
+        p = len(self.names)
+        return Vcov.of(self.state.estimate.covariance[:p, :p], self._vcov)
+
+    def _vcov(self, kind: str = "model") -> np.ndarray:
+        if kind == "model":
+            return np.array(self.vcov)
+        if kind != "cluster":
+            raise DataError(f"kind must be 'model' or 'cluster'; found {kind!r}")
+        from jaxglmm.inference.cluster import cluster_vcov
+
+        return cluster_vcov(self.state, self._training("the cluster-robust covariance"))
+
+    @property
+    def loglik(self) -> float:
+        return float(self.state.estimate.loglik)
+
+    @property
+    def deviance(self) -> float:
+        """-2 loglik (not lme4's conditional deviance)."""
+        return -2 * self.loglik
+
+    @property
+    def df(self) -> int:
+        estimate = self.state.estimate
+        estimated = np.diag(estimate.covariance) > 0
+        # What the caller held has no variance either, but it was not estimated.
+        return int(np.sum(estimated | (estimate.boundary & estimate.convergence.singular)))
+
+    @property
+    def aic(self) -> float:
+        """-2 loglik + 2 df."""
+        return -2 * self.loglik + 2 * self.df
+
+    @property
+    def bic(self) -> float:
+        """-2 loglik + df log n, n the number of rows."""
+        return -2 * self.loglik + math.log(self.n) * self.df
+
+    @property
+    def varcorr(self) -> list[dict]:
+        """Random effects: a list of {group, name, variance, sd, corr: {other: r}}, on the link scale."""
+        return variance_table(self.state)
+
+    @property
+    def dispersion(self) -> dict | None:
+        """{name, value}, or None for families without one.
+
+        "sigma": residual sd (Gaussian). "theta": Var = mu + mu^2/theta (negative binomial). "shape": Var = mu^2/shape
+        (gamma). "phi": Var = mu(1-mu)/(1+phi) (beta).
+        """
+        value = self.state.estimate.dispersion
+        return None if value is None else {"name": self.family.dispersion_name, "value": float(value)}
+
+    def ranef(self, group: str | None = None):
+        """Effects of every level of a grouping factor given the estimated parameters.
+
+        Parameters
+        ----------
+        group : str, optional
+            Not needed when there is only one.
+
+        Returns
+        -------
+        table of the caller's kind
+            One row a level and effect: `level`, `term`, `n` (rows), `estimate` and `sd` (conditional mode and the
+            curvature's standard deviation, lme4's), `mean` and `sd_mean` (of the posterior), `reliability` =
+            1 - Var(b | y)/Var(b), within [0, 1].
+
+        Raises
+        ------
+        DataError
+            For a factor that the model does not have.
+        """
+        return ranef_table(self.state, group)
+
+    # --- Predictions ---------------------------------------------------------------------------------------
+
+    def predict(
+        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate"
+    ) -> np.ndarray:
+        """Predict rows.
+
+        Parameters
+        ----------
+        new : table, mapping of arrays or path, optional
+            The rows of the fit by default.
+        kind : {"response", "link"}
+            mu, or eta = offset + X beta + z'b.
+        effects : {"conditional", "mode", "marginal", "population"}
+            On the response scale: "conditional" is the posterior mean of mu given the estimates; "mode" plugs in the
+            conditional modes (lme4's predict); "marginal" averages mu over N(0, Sigma) in every row; "population"
+            sets b = 0. On the link scale the first two use the conditional modes and the others b = 0.
+        interval : None
+            Not available yet.
+        new_levels : {"integrate", "population", "error"}
+            Rows whose group the fit has not seen: averaged over N(0, Sigma) on the response scale (b = 0 on the link
+            scale), b = 0, or an error.
+
+        Returns
+        -------
+        (m,)
+            NaN in rows with a missing value.
+
+        Raises
+        ------
+        DataError
+            Naming the column, level or option.
+        """
+        check_options(kind, effects, interval, new_levels)
+        if new is None:
+            rows = training_rows(self._training("predict() without new rows"), self.state.estimate.beta)
+        else:
+            rows = new_rows(self.state, new, groups=effects != "population")
+        return predict_rows(self.state, rows, kind, effects, new_levels)
+
+    @cached_property
+    def fitted(self) -> np.ndarray:
+        """mu at the conditional modes in the rows of the fit, (n,): lme4's fitted()."""
+        return self.predict(effects="mode")
+
+    def residuals(self, kind: str = "response", seed=0) -> np.ndarray:
+        """Residuals at the conditional modes; see `jaxglmm.fitted.residuals.residuals`."""
+        from jaxglmm.fitted.residuals import residuals
+
+        return residuals(self.state, self._training("residuals"), self.fitted, kind, seed)
+
+    def simulate(self, n: int = 1, seed=None) -> np.ndarray:
+        """Responses from the fitted model, with random effects drawn anew.
+
+        Parameters
+        ----------
+        n : int
+            Number of data sets.
+        seed : int or numpy.random.Generator, optional
+
+        Returns
+        -------
+        (rows, n)
+            In the form that the family uses: 0/1 or proportions for the binomial.
+        """
+        return simulate(self.state, self._training("simulate"), n, seed)
+
+    # --- Inference -----------------------------------------------------------------------------------------
+
+    def summary(self):
+        """What was fitted and found, in the manner of lme4; prints as a table, shows as HTML in notebooks."""
+        from jaxglmm.fitted.summary import summarise
+
+        return summarise(self)
+
+    def confint(self, method: str = "wald", level: float = 0.95, parameters=None):
+        """Confidence intervals of fixed effects, standard deviations, correlations and dispersion.
+
+        Parameters
+        ----------
+        method : {"wald", "profile"}
+            "wald": estimate +- normal quantile x standard error; sds and dispersion on the log scale, correlations on
+            the scale of atanh. "profile": parameters that a likelihood-ratio test at this level keeps.
+        level : float
+        parameters : list of str, optional
+            Names as in the table; all by default.
+
+        Returns
+        -------
+        table of the caller's kind
+            `parameter`, `estimate`, `lower`, `upper`, `method`.
+        """
+        from jaxglmm.inference.intervals import confint
+
+        return confint(self, method, level, parameters)
+
+    def test(self, contrasts, rhs=0.0):
+        """Wald tests of linear combinations of the fixed effects; see `jaxglmm.inference.contrasts.test_contrasts`."""
+        from jaxglmm.inference.contrasts import test_contrasts
+
+        return test_contrasts(self.state, contrasts, rhs)
+
+    def icc(self, group: str | None = None) -> float:
+        """Intraclass correlation on the latent scale; see `jaxglmm.fitted.residuals.intraclass`."""
+        from jaxglmm.fitted.residuals import intraclass
+
+        return intraclass(self.state, group)
+
+    @property
+    def overdispersion(self) -> dict[str, float]:
+        """Pearson chi-squared over residual degrees of freedom: {ratio, chi2, df}, with df = rows - parameters.
+
+        Near 1 where the family's variance fits; conditional on the modes, so a little below 1 is usual.
+        """
+        chi2, df = float(np.sum(np.square(self.residuals("pearson")))), self.n - self.df
+        return {"ratio": chi2 / df if df > 0 else math.nan, "chi2": chi2, "df": df}
+
+    # --- Outside -------------------------------------------------------------------------------------------
+
+    def save(self, path) -> None:
+        """Write the model, without training rows, to a folder; see `jaxglmm.fitted.io.save`."""
+        from jaxglmm.fitted.io import save
+
+        save(self, path)
+
+    def to_dict(self) -> dict:
+        """The fit as plain values for JSON; what cannot be a number there (NaN) is None."""
+        result = {
+            "formula": self.formula,
+            "family": _family_name(self.family),
+            "method": self.method,
+            "n_agq": self.n_agq,
+            "n": self.n,
+            "groups": self.groups,
+            "loglik": self.loglik,
+            "aic": self.aic,
+            "bic": self.bic,
+            "df": self.df,
+            "fixef": self.fixef,
+            "fixef_se": self.fixef_se,
+            "varcorr": self.varcorr,
+            "dispersion": self.dispersion,
+            "convergence": asdict(self.convergence),
+        }
+        return _finite(result)
+
+    def __repr__(self) -> str:
+        return (
+            f"<jaxglmm.Fit {self.formula!r}, {self.family.name}({self.family.link}), {self.method}, "
+            f"loglik {self.loglik:.4f}>"
+        )
+
+    def _training(self, what: str):
+        """The rows of the fit.
+
+        Raises
+        ------
+        DataError
+            When the fit was loaded from a file.
+        """
+        if self._problem is None:
+            raise DataError(
+                f"{what} needs the rows of the fit, which a saved model does not hold: pass the data to predict(), or "
+                "fit again"
+            )
+        return self._problem.frame
+
+
+def _family_name(family) -> str:
+    """ "binomial", or "binomial(probit)" where the link is not the default one."""
+    return family.name if family.link == type(family)().link else f"{family.name}({family.link})"
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

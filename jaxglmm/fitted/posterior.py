@@ -1,0 +1,73 @@
+"""Group effects as tables: conditional modes, posterior means, reliability; and the table of variances."""
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.state import State
+from jaxglmm.fitted.tables import native_table, text_column
+
+
+def term_index(state: State, group: str | None) -> int:
+    """Position of a grouping factor; the only one where none is named.
+
+    Raises
+    ------
+    DataError
+    """
+    names = [term.group for term in state.terms]
+    if group is None and len(names) == 1:
+        return 0
+    if group not in names:
+        known = ", ".join(map(repr, names)) or "none: the model has no random effects"
+        raise DataError(f"no grouping factor {group!r} in this model; its factors: {known}")
+    return names.index(group)
+
+
+def reliability(state: State, term: int) -> np.ndarray:
+    """1 - Var(b | y, psi) / Var(b) of each level's effects (G, S), clipped to [0, 1]; 0 where Var(b) = 0."""
+    prior = np.diag(state.covariances[term])
+    left = np.diagonal(state.posteriors[term].covariance_mean, axis1=1, axis2=2)
+    share = np.divide(left, prior, out=np.ones_like(left), where=prior > 0)
+    return np.clip(1 - share, 0.0, 1.0)
+
+
+def ranef_table(state: State, group: str | None):
+    """Table of all levels' effects; see `Fit.ranef`."""
+    at = term_index(state, group)
+    term, posterior = state.terms[at], state.posteriors[at]
+    S = len(term.names)
+    sd = lambda covariance: np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)).ravel()
+    return native_table(
+        state.native,
+        {
+            "level": np.repeat(term.levels, S),
+            "term": np.tile(text_column(term.names), len(term.levels)),
+            "n": np.repeat(np.asarray(posterior.n, np.int64), S),
+            "estimate": posterior.mode.ravel(),
+            "sd": sd(posterior.covariance),
+            "mean": posterior.mean.ravel(),
+            "sd_mean": sd(posterior.covariance_mean),
+            "reliability": reliability(state, at).ravel(),
+        },
+    )
+
+
+def variance_table(state: State) -> list[dict]:
+    """[{group, name, variance, sd, corr: {other: r}}]; r is NaN beside a variance of zero."""
+    rows = []
+    for term, sigma in zip(state.terms, state.covariances, strict=True):
+        sd = np.sqrt(np.diag(sigma))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            corr = sigma / np.outer(sd, sd)
+        for block in term.blocks:
+            for a in block:
+                rows.append(
+                    {
+                        "group": term.group,
+                        "name": term.names[a],
+                        "variance": float(sigma[a, a]),
+                        "sd": float(sd[a]),
+                        "corr": {term.names[b]: float(corr[a, b]) for b in block if b != a},
+                    }
+                )
+    return rows

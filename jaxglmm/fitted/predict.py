@@ -1,0 +1,150 @@
+"""Predictions for new rows and for the rows of the fit; simulated responses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitted.rowwise import average, normal_average, rowwise
+from jaxglmm.fitted.state import State
+
+
+KINDS = ("response", "link")
+EFFECTS = ("conditional", "mode", "marginal", "population")
+NEW_LEVELS = ("integrate", "population", "error")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What prediction needs of rows.
+
+    Attributes
+    ----------
+    eta : (m,)
+        Offset plus fixed part.
+    effects : tuple of (z (S, m), codes (m,))
+        Of each term; -1 for a level that the fit has not seen. Rows whose group is missing have z = NaN.
+    labels : tuple of (m,) or None
+        Of each term; None for the rows of the fit.
+    """
+
+    eta: np.ndarray
+    effects: tuple[tuple[np.ndarray, np.ndarray], ...]
+    labels: tuple[np.ndarray | None, ...]
+
+
+def training_rows(frame, beta) -> Rows:
+    """The rows of the fit."""
+    return Rows(frame.offset + frame.X @ beta, tuple((t.z, t.codes) for t in frame.terms), (None,) * len(frame.terms))
+
+
+def new_rows(state: State, data, *, groups: bool) -> Rows:
+    """Rows of a table; without `groups` the grouping columns are not read.
+
+    Raises
+    ------
+    DataError
+        For missing columns, other types, new levels of a fixed factor, or an offset that was given as an array.
+    """
+    spec = state.spec
+    if spec.offset_given:
+        raise DataError(
+            "the offset of this fit was given as an array, which new data cannot repeat: fit with offset='column', or "
+            "with offset(...) in the formula, to predict new rows"
+        )
+    X, offset = spec.fixed_matrix(data)
+    eta = offset + X @ state.estimate.beta
+    if not groups:
+        return Rows(eta, (), ())
+    effects, labels = [], []
+    for term in range(len(state.terms)):
+        z, label, codes = spec.effect_matrix(term, data)
+        if label.dtype == object:
+            missing = np.array([v is None for v in label[codes < 0]], bool)
+            z[:, np.flatnonzero(codes < 0)[missing]] = np.nan
+        effects.append((z, codes))
+        labels.append(label)
+    return Rows(eta, tuple(effects), tuple(labels))
+
+
+def check_options(kind, effects, interval, new_levels) -> None:
+    """Refuse options that are not among the documented ones.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
+    for name, value, known in (
+        ("kind", kind, KINDS),
+        ("effects", effects, EFFECTS),
+        ("new_levels", new_levels, NEW_LEVELS),
+    ):
+        if value not in known:
+            raise DataError(f"{name} must be one of {', '.join(map(repr, known))}; found {value!r}")
+    if interval is not None:
+        raise NotYetError(f"prediction intervals are not available yet: leave out interval={interval!r}")
+
+
+def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: str) -> np.ndarray:
+    """Predictions (m,); see `Fit.predict`."""
+    family = state.family
+    if effects == "population" or not rows.effects:
+        return rows.eta if kind == "link" else rowwise(family, "mean", rows.eta)
+    (z, codes), sigma = rows.effects[0], state.covariances[0]  # one grouping factor for now
+    if effects == "marginal":
+        variance = _variance(z, sigma)
+        return rows.eta + 0 * variance if kind == "link" else normal_average(family, rows.eta, variance)
+
+    unseen = codes < 0
+    if new_levels == "error":
+        _refuse_unseen(state.terms[0].group, rows.labels[0], unseen, z)
+    posterior = state.posteriors[0]
+    shift = np.einsum("sm,ms->m", z, posterior.mode[codes])
+    at_mode = rows.eta + np.where(unseen, 0 * z.sum(0), shift)
+    if kind == "link":
+        return at_mode
+    if effects == "mode" or posterior.weights is None:
+        out = rowwise(family, "mean", at_mode)
+    else:
+        # b_k = mode + sqrt(2) root z_k, so that z'b_k = z'mode + sqrt(2) (root'z)'z_k
+        slopes = np.sqrt(2.0) * np.einsum("mas,am->sm", posterior.root[codes], z)
+        slopes = np.where(unseen, 0.0, slopes)
+        out = average(family, at_mode, slopes, posterior.points, posterior.weights, codes)
+    if new_levels == "integrate" and unseen.any():
+        out[unseen] = normal_average(family, rows.eta[unseen], _variance(z[:, unseen], sigma))
+    elif unseen.any():
+        out[unseen] = rowwise(family, "mean", at_mode[unseen])
+    return out
+
+
+def _variance(z, sigma) -> np.ndarray:
+    """z'Sigma z of each row."""
+    return np.einsum("am,ab,bm->m", z, sigma, z)
+
+
+def _refuse_unseen(group, labels, unseen, z):
+    unseen = unseen & ~np.isnan(z).any(0)
+    if unseen.any():
+        new = list(dict.fromkeys(np.asarray(labels)[unseen].tolist()))
+        more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+        raise DataError(
+            f"column {group!r} has levels that the fit has not seen: {', '.join(map(repr, new[:5]))}{more}, first in "
+            f"row {int(np.flatnonzero(unseen)[0])} (counting from 0); use new_levels='integrate' to average over the "
+            "distribution of groups, or 'population' to set their effects to zero"
+        )
+
+
+def simulate(state: State, frame, n: int, seed) -> np.ndarray:
+    """Responses (rows, n) of the fitted model with newly drawn random effects; see `Fit.simulate`."""
+    if n < 1:
+        raise DataError(f"n must be at least 1; found {n}")
+    rng = np.random.default_rng(seed)
+    rows = training_rows(frame, state.estimate.beta)
+    out = np.empty((len(rows.eta), n))
+    for j in range(n):
+        eta = rows.eta
+        for (z, codes), factor, term in zip(rows.effects, state.estimate.factors, state.terms, strict=True):
+            b = rng.standard_normal((len(term.levels), len(term.names))) @ factor.T
+            eta = eta + np.einsum("sm,ms->m", z, b[codes])
+        out[:, j] = state.family.sample(rng, rowwise(state.family, "mean", eta), frame.weights, state.log_dispersion)
+    return out

@@ -1,0 +1,99 @@
+"""What a fit is made of and what is saved of it: estimates, posteriors and the formula, but no training rows."""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxglmm.formula.spec import ModelSpec
+from jaxglmm.model.family import AbstractFamily
+from jaxglmm.optimise.estimate import Estimate, Posterior
+
+
+@dataclass(frozen=True)
+class FittedTerm:
+    """One grouping factor: its name, labels of its levels (G,), names of its effects (S,), which of them covary."""
+
+    group: str
+    levels: np.ndarray
+    names: tuple[str, ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A fit without its training rows.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+    family : AbstractFamily
+    estimate : Estimate
+    posteriors : tuple of Posterior
+        One a term.
+    terms : tuple of FittedTerm
+    n : int
+        Rows that were used.
+    n_dropped : int
+        Rows left out for missing values.
+    dropped_by : dict of str to int
+    modelled : str or None
+    native : str
+        Kind of the caller's table.
+    fingerprint : int
+        Checksum of response and weights: two fits with the same number saw the same data.
+    mean_response : float
+        Weighted mean of y.
+    effect_squares : tuple of (S, S)
+        Mean over rows of z z' of each term.
+    """
+
+    spec: ModelSpec
+    family: AbstractFamily
+    estimate: Estimate
+    posteriors: tuple[Posterior, ...]
+    terms: tuple[FittedTerm, ...]
+    n: int
+    n_dropped: int
+    dropped_by: dict[str, int]
+    modelled: str | None
+    native: str
+    fingerprint: int
+    mean_response: float
+    effect_squares: tuple[np.ndarray, ...]
+
+    @property
+    def log_dispersion(self) -> float:
+        """Log of the dispersion; 0 where the family has none."""
+        value = self.estimate.dispersion
+        return 0.0 if value is None else float(np.log(value))
+
+    @property
+    def covariances(self) -> tuple[np.ndarray, ...]:
+        """Sigma (S, S) of each term's effects."""
+        return tuple(factor @ factor.T for factor in self.estimate.factors)
+
+
+def terms_of(spec: ModelSpec) -> tuple[FittedTerm, ...]:
+    """The grouping factors as a formula's specification knows them."""
+    return tuple(FittedTerm(term.grouping.name, term.grouping.labels, term.names, term.blocks) for term in spec.terms)
+
+
+def state_of(problem, estimate: Estimate, posteriors: tuple[Posterior, ...]) -> State:
+    """Gather what is kept of a fit."""
+    frame = problem.frame
+    return State(
+        spec=frame.spec,
+        family=problem.family,
+        estimate=estimate,
+        posteriors=tuple(posteriors),
+        terms=terms_of(frame.spec),
+        n=len(frame.y),
+        n_dropped=int(frame.n_dropped),
+        dropped_by={name: int(count) for name, count in frame.dropped_by.items()},
+        modelled=frame.modelled,
+        native=frame.native,
+        fingerprint=zlib.crc32(np.ascontiguousarray(frame.weights), zlib.crc32(np.ascontiguousarray(frame.y))),
+        mean_response=float(np.average(frame.y, weights=frame.weights)),
+        effect_squares=tuple(term.z @ term.z.T / term.z.shape[1] for term in frame.terms),
+    )
