@@ -68,6 +68,10 @@ def _open_csv(path: str, separator: str) -> tuple[tuple[str, ...], Reader, int |
     def read(want: list[str]) -> Mapping[str, Any]:
         import pandas as pd
 
+        # before 3.1 pandas' default was fast and off by an ulp; since then it is exact and the option is gone
+        version = tuple(int(part) for part in pd.__version__.split(".")[:2])
+        exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
+
         def load() -> Any:
             return pd.read_csv(
                 path,
@@ -76,7 +80,7 @@ def _open_csv(path: str, separator: str) -> tuple[tuple[str, ...], Reader, int |
                 encoding="utf-8-sig",
                 keep_default_na=False,
                 na_values=list(MISSING_WORDS),
-                float_precision="round_trip",  # the default is fast and off by an ulp
+                **exact,
                 low_memory=False,  # one type a column, not one a chunk
             )
 

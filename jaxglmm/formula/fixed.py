@@ -6,7 +6,7 @@ transforms (spline knots, means, polynomial coefficients) and the levels of its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,16 +81,21 @@ def plan(text: str, columns: Collection[str], full_rank: bool = True) -> Recipe:
         When it uses a column that is not there.
     """
     rewritten = rewrite(text, columns)
+    needed = _needed(_terms(rewritten.text, text), rewritten.aliases, columns)
+    return Recipe(rewritten.text, needed, rewritten.display, rewritten.aliases, full_rank)
+
+
+def _needed(terms: Iterable[Any], aliases: dict[str, str], columns: Collection[str]) -> tuple[str, ...]:
+    """The columns that terms need, once every expression in them has been checked."""
     needed: list[str] = []
-    for term in _terms(rewritten.text, text):
-        for factor in term.factors:
-            if factor.eval_method is Factor.EvalMethod.PYTHON:
-                needed += check_expression(factor.expr, rewritten.aliases, columns, FUNCTIONS)
-            elif factor.eval_method is Factor.EvalMethod.LOOKUP:
-                if factor.expr not in columns:
-                    raise unknown_column(factor.expr, columns)
-                needed.append(factor.expr)
-    return Recipe(rewritten.text, tuple(dict.fromkeys(needed)), rewritten.display, rewritten.aliases, full_rank)
+    for factor in (factor for term in terms for factor in term.factors):
+        if factor.eval_method is Factor.EvalMethod.PYTHON:
+            needed += check_expression(factor.expr, aliases, columns, FUNCTIONS)
+        elif factor.eval_method is Factor.EvalMethod.LOOKUP:
+            if factor.expr not in columns:
+                raise unknown_column(factor.expr, columns)
+            needed.append(factor.expr)
+    return tuple(dict.fromkeys(needed))
 
 
 def plan_expression(text: str, columns: Collection[str]) -> Expression:
@@ -122,7 +127,9 @@ def _terms(text: str, user_text: str) -> list[Any]:
 
 
 def _formula(recipe: Recipe) -> Any:
-    return Formula.from_spec(recipe.formula)
+    formula = Formula.from_spec(recipe.formula)
+    _needed(formula, recipe.aliases, recipe.variables)  # a recipe may come from a file: check it again
+    return formula
 
 
 def make(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> tuple[Recipe, list[np.ndarray]]:
@@ -179,6 +186,7 @@ def remake(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> lis
 
 def evaluate(expression: Expression, variables: Mapping[str, pd.Series]) -> Any:
     """The value of one expression: a Series, array or number. Its transforms' state is kept in it."""
+    check_expression(expression.text, expression.aliases, expression.variables, FUNCTIONS)  # may come from a file
     data = dict(variables) | {alias: variables[name] for alias, name in expression.aliases.items()}
     try:
         with np.errstate(all="ignore"):

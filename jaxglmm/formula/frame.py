@@ -79,7 +79,7 @@ class ModelFrame:
         The caller's kind of table: "pandas", "polars", "pyarrow" or "dict".
     """
 
-    y: np.ndarray | None
+    y: Any  # np.ndarray | None; most callers know that there is one
     weights: np.ndarray
     offset: np.ndarray
     X: np.ndarray

@@ -1,0 +1,96 @@
+"""CSV and Parquet files, sound and damaged."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxglmm.errors import DataError
+from jaxglmm.formula.frame import model_frame
+from jaxglmm.model.families import get_family
+
+
+GAUSSIAN = get_family("gaussian")
+TABLE = pd.DataFrame({"y": [0.1, 1 / 3, 2e-17], "x": [1, 2, 3], "f": ["None", "some", "None"], "junk": ["a", "b", "c"]})
+
+
+def frame_of(path):
+    return model_frame("y ~ x + f + (1 | f)", path, family=GAUSSIAN)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".tsv", ".parquet"])
+def test_round_trip(tmp_path, ending):
+    path = tmp_path / f"data{ending}"
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+        TABLE.to_parquet(path)
+    else:
+        TABLE.to_csv(path, index=False, sep="\t" if "tsv" in ending else ",")
+    frame = frame_of(path)
+    assert frame.y.tobytes() == TABLE["y"].to_numpy().tobytes()  # floats to the last bit
+    assert frame.terms[0].levels.tolist() == ["None", "some"]  # a level, not a missing value
+    assert frame.native == "pandas"
+    assert frame_of(str(path)).X.tobytes() == frame.X.tobytes()
+
+
+def test_only_used_columns_of_parquet_are_read(tmp_path, monkeypatch):
+    pq = pytest.importorskip("pyarrow.parquet")
+    TABLE.to_parquet(tmp_path / "data.parquet")
+    read, asked = pq.read_table, []
+    monkeypatch.setattr(pq, "read_table", lambda path, columns: asked.extend(columns) or read(path, columns=columns))
+    frame_of(tmp_path / "data.parquet")
+    assert sorted(asked) == ["f", "x", "y"]
+
+
+def test_parquet_by_polars(tmp_path, monkeypatch):
+    pytest.importorskip("polars")
+    from jaxglmm.formula import files
+
+    TABLE.to_parquet(tmp_path / "data.parquet")
+    monkeypatch.setattr(files, "_open_parquet", files._open_parquet_polars)
+    assert frame_of(tmp_path / "data.parquet").terms[0].levels.tolist() == ["None", "some"]
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="damaged"):
+        frame_of(tmp_path / "bad.parquet")
+
+
+def test_missing_words(tmp_path):
+    (tmp_path / "a.csv").write_text("y,x,f\n1,NA,a\n2,,b\n3,4,NA\n4,5,b\n5,1,a\n")
+    frame = frame_of(tmp_path / "a.csv")
+    assert frame.rows.tolist() == [3, 4] and frame.dropped_by == {"x": 2, "f": 1}
+
+
+def test_damaged(tmp_path):
+    with pytest.raises(DataError, match="no file"):
+        frame_of(tmp_path / "nothing.csv")
+    with pytest.raises(DataError, match="is a directory"):
+        frame_of(tmp_path)
+    (tmp_path / "a.xlsx").write_text("x")
+    with pytest.raises(DataError, match="ending"):
+        frame_of(tmp_path / "a.xlsx")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        frame_of(tmp_path / "empty.csv")
+    (tmp_path / "rows.csv").write_text("y,x,f\n")
+    with pytest.raises(DataError, match="no rows"):
+        frame_of(tmp_path / "rows.csv")
+    (tmp_path / "latin.csv").write_bytes("y,x,f\n1,2,\u00e9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        frame_of(tmp_path / "latin.csv")
+    (tmp_path / "twice.csv").write_text("y,x,x,f\n1,2,3,a\n")
+    with pytest.raises(DataError, match="2 columns named 'x'"):
+        frame_of(tmp_path / "twice.csv")
+    whole = gzip.compress(
+        ("y,x,f\n" + "".join(f"{v},{v},a\n" for v in np.random.default_rng(0).normal(size=5000))).encode()
+    )
+    for name, content in {"cut": whole[: len(whole) // 2], "not": b"y,x,f\n1,2,3\n"}.items():
+        (tmp_path / f"{name}.csv.gz").write_bytes(content)
+        with pytest.raises(DataError, match="damaged or cut short"):
+            frame_of(tmp_path / f"{name}.csv.gz")
+    pytest.importorskip("pyarrow")
+    TABLE.to_parquet(tmp_path / "whole.parquet")
+    content = (tmp_path / "whole.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="damaged, cut short"):
+        frame_of(tmp_path / "cut.parquet")
