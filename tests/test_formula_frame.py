@@ -123,6 +123,11 @@ def test_category_order_is_kept_and_unused_levels_go():
     assert frame.names == ("Intercept", "f[T.b]") and frame.terms[0].levels.tolist() == ["c", "b"]
 
 
+def test_cut():
+    table = pd.DataFrame({"y": [1.0, 2, 3], "a": [1.0, 9, 5]}).assign(f=lambda d: pd.cut(d["a"], [0, 3, 6, 10]))
+    assert model_frame("y ~ f", table, family=GAUSSIAN).names == ("Intercept", "f[T.(3, 6]]", "f[T.(6, 10]]")
+
+
 def test_polars_enum_order_and_categorical_sorted():
     pl = pytest.importorskip("polars")
     pl.Series(["z", "q"], dtype=pl.Categorical)  # physical numbers depend on what the process saw before
@@ -232,7 +237,7 @@ def test_two_levels():
     frame = model_frame("b ~ x", data, family=BINOMIAL)
     assert frame.modelled == "P(b = True)" and frame.y.tolist() == [1, 0, 1]
     frame = model_frame("(x > 0) ~ 1", data, family=BINOMIAL)
-    assert frame.y.tolist() == [0, 1, 1]
+    assert frame.modelled == "P(x > 0)" and frame.y.tolist() == [0, 1, 1]
     frame = model_frame("x ~ 1", {"x": [2, 1, 2]}, family=BINOMIAL, levels={"x": "categorical"})
     assert frame.modelled == "P(x = 2)" and frame.y.tolist() == [1, 0, 1]
     assert model_frame("x ~ 1", {"x": [1, 0, 1]}, family=BINOMIAL).modelled is None

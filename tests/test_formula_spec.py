@@ -37,7 +37,7 @@ FORMULAS = [
     "y ~ bs(x, df = 5) + poly(z, 3) + C(k) + center(log(x)) * f + q + offset(center(log(t))) + (1 + scale(z) | g)",
     "log(t) ~ ns(x, df = 4) + as.factor(k):z + I(x^2) + I(z > 0) + factor(f) + (poly(x, 2) || g:s)",
     "q ~ 0 + f + scale(center(z)) + cr(x, df = 4, constraints = 'center') + log1p(x) + my.var + I(my.var^2) + (1 | s)",
-    "cbind(k, k+1) ~ C(f,contr.sum) + relevel(f, ref = 'c'):x + poly(x, 2, raw = T) + bs(z, knots = c(0, 1)) + (0 + f|g)",
+    "cbind(k, k+1) ~ C(f,contr.sum) + relevel(f, ref = 'c'):x + poly(x, 2, raw=T) + bs(z, knots = c(0, 1)) + (0 + f|g)",
 ]
 
 

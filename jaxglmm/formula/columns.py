@@ -252,6 +252,8 @@ def label_array(name: str, labels: Any) -> np.ndarray:
         return np.array(array.tolist())
     if inferred in ("datetime64", "datetime", "date"):
         return pd.to_datetime(pd.Series(array)).to_numpy()
+    if inferred == "interval":  # pandas.cut
+        return np.array([str(v) for v in array], dtype=object)
     kinds = sorted({type(v).__name__ for v in array[:1000]})
     raise _unusable(name, f"labels of type {' and '.join(kinds)}")
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ NODES = (
     ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Attribute, ast.BinOp, ast.operator,
     ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.List, ast.Tuple, ast.Dict,
 )  # fmt: skip
-NUMPY_OTHERS = {"where", "clip", "pi", "e", "nan_to_num", "round", "sign"}
+NUMPY_OTHERS = {"where", "clip", "pi", "e"}
 METHODS = {
     "isin", "clip", "abs", "round", "between", "str", "lower", "upper", "strip", "startswith", "endswith", "contains",
     "slice", "len",
@@ -159,7 +160,7 @@ def _alias(name: str, columns: Collection[str], aliases: dict[str, str]) -> str:
 
 
 def check_expression(
-    text: str, aliases: dict[str, str], columns: Collection[str], functions: Collection[str]
+    text: str, aliases: dict[str, str], columns: Collection[str], functions: Mapping[str, Any]
 ) -> list[str]:
     """Check that an expression uses only columns and known functions; return the columns it needs.
 
@@ -174,6 +175,8 @@ def check_expression(
         tree = ast.parse(text, mode="eval")
     except SyntaxError as error:
         raise FormulaError(f"{text!r} cannot be read as an expression: {error.msg}.") from None
+    if isinstance(tree.body, ast.Tuple):
+        raise FormulaError(f"{text!r} is several expressions; expected one.")
     callees = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     modules = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
     needed: list[str] = []
@@ -182,6 +185,8 @@ def check_expression(
             raise FormulaError(f"{text!r} uses Python ({type(node).__name__}) that a formula may not; make a column.")
         if isinstance(node, ast.Compare):
             _check_comparison(node, text)
+        if isinstance(node, ast.Call):
+            _check_call(node, text, functions)
         if isinstance(node, ast.Attribute):
             _check_attribute(node, text)
         if isinstance(node, ast.Name):
@@ -204,6 +209,21 @@ def _check_comparison(node: ast.Compare, text: str) -> None:
         raise FormulaError(f"write the chained comparison in {text!r} as two: (a < x) & (x < b).")
 
 
+def _check_call(node: ast.Call, text: str, functions: Mapping[str, Any]) -> None:
+    """Refuse arguments by which a function would write into a column: NumPy's `out` above all."""
+    called: Any = None
+    if isinstance(node.func, ast.Name):
+        called = functions.get(node.func.id)
+    elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "np":
+        called = getattr(np, node.func.attr, None)
+    most = called.nin if isinstance(called, np.ufunc) else 3 if called is np.clip else len(node.args)
+    if len(node.args) > most or any(isinstance(argument, ast.Starred) for argument in node.args):
+        raise FormulaError(f"{ast.unparse(node)!r} has too many arguments; expected {most}.")
+    for keyword in node.keywords:
+        if isinstance(called, np.ufunc) or keyword.arg in (None, "out", "inplace", "copy"):
+            raise FormulaError(f"the argument {keyword.arg or '**'!r} in {text!r} may not be used in a formula.")
+
+
 def _check_attribute(node: ast.Attribute, text: str) -> None:
     if isinstance(node.value, ast.Name) and node.value.id == "np":
         if isinstance(getattr(np, node.attr, None), np.ufunc) or node.attr in NUMPY_OTHERS:
@@ -215,7 +235,7 @@ def _check_attribute(node: ast.Attribute, text: str) -> None:
         raise FormulaError(f"'.{node.attr}' in {text!r} may not be used in a formula; make a column.")
 
 
-def _unknown_function(name: str, text: str, functions: Collection[str]) -> str:
+def _unknown_function(name: str, text: str, functions: Mapping[str, Any]) -> str:
     if name == "offset":
         return f"offset() in {text!r} must be a term of its own: y ~ x + offset(log(t))."
     close = difflib.get_close_matches(name, functions, n=1)

@@ -47,10 +47,12 @@ def natural_spline(
     """
     x = np.asarray(x, dtype=float)
     if "knots" not in _state:
+        if knots is None and (df is None or df < 2):
+            raise ValueError("ns() needs df of at least 2, or knots; df = 1 is the column itself")
         low, high = Boundary_knots if Boundary_knots is not None else (np.min(x), np.max(x))
         if knots is None:
             inside = x[(x >= low) & (x <= high)]
-            knots = np.quantile(inside, np.linspace(0, 1, int(df or 1) + 1)[1:-1])
+            knots = np.quantile(inside, np.linspace(0, 1, int(df or 0) + 1)[1:-1])
         inner = np.atleast_1d(np.asarray(knots, dtype=float))
         return cubic_spline(
             x, knots=inner, lower_bound=float(low), upper_bound=float(high), constraints="center", _state=_state
@@ -62,6 +64,10 @@ def _numbers(x: Any) -> Any:
     if isinstance(getattr(x, "dtype", None), pd.CategoricalDtype):
         raise TypeError("as.numeric() of text or a factor has no meaning here; convert the column first")
     return pd.Series(np.asarray(x, dtype=float))
+
+
+def _log(x: Any, base: float | None = None) -> Any:
+    return np.log(x) if base is None else np.log(x) / np.log(base)
 
 
 def _c(*values: Any) -> list[Any]:
@@ -77,6 +83,7 @@ FUNCTIONS: dict[str, Any] = {
     "c": _c,
     "as_numeric": _numbers,
     "as_integer": lambda x: _numbers(x).pipe(np.trunc),
+    "log": _log,
     "sqrt": np.sqrt,
     "log1p": np.log1p,
     "expm1": np.expm1,
@@ -88,7 +95,7 @@ FUNCTIONS: dict[str, Any] = {
     "tanh": np.tanh,
     "floor": np.floor,
     "ceiling": np.ceil,
-    "round": np.round,
+    "round": lambda x, digits=0: np.round(x, digits),
     "pmin": np.minimum,
     "pmax": np.maximum,
     "ifelse": np.where,

@@ -87,13 +87,19 @@ def read_response(
         return replace(response, modelled=f"P({response.text} = {levels[1]})"), y, None
     array = np.asarray(value)
     if array.dtype == bool:
-        modelled = f"P({response.text} = True)" if family == "binomial" else None
-        return replace(response, modelled=modelled), _full(array, rows), None
+        plain = response.expressions[0].text.isidentifier() or response.text.startswith("`")
+        event = f"{response.text} = True" if plain else _without_parentheses(response.text)
+        return replace(response, modelled=f"P({event})" if family == "binomial" else None), _full(array, rows), None
     if array.dtype.kind not in "iuf":
         raise DataError(f"the response {response.text!r} is of type {array.dtype}; expected numbers.")
     y = _full(array, rows)
     check_finite(response.text, y, rows)
     return response, y, None
+
+
+def _without_parentheses(text: str) -> str:
+    enclosing = [i for i, char, depth in scan(text) if char == ")" and not depth] == [len(text) - 1]
+    return text[1:-1].strip() if text.startswith("(") and enclosing else text
 
 
 def _full(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
