@@ -14,7 +14,7 @@ from pathlib import Path
 def cache_folder() -> Path:
     """Return the folder of compiled programs for this jaxlib and this processor.
 
-    `$JAXGLMM_CACHE` names its parent; otherwise it lies in the user's cache folder.
+    `$JAXGLMM_CACHE` names its parent ("off": none is used); otherwise it lies in the user's cache folder.
     """
     from importlib.metadata import version
 
@@ -30,9 +30,11 @@ def cache_folder() -> Path:
 def use_cache_folder() -> Path | None:
     """Make JAX keep every compiled program of this process, and return where.
 
-    Call before the first computation, and from programs only. Returns None, and changes nothing, if the
-    folder cannot be made or belongs to another user.
+    Call before the first computation, and from programs only. Returns None, and changes nothing, if
+    `JAXGLMM_CACHE=off`, or if the folder cannot be made or belongs to another user.
     """
+    if os.environ.get("JAXGLMM_CACHE") == "off":
+        return None
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +48,9 @@ def use_cache_folder() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    from jaxglmm.ops.programs import keep_programs
+
+    keep_programs(folder)
     return folder
 
 

@@ -4,7 +4,6 @@ Parameters are raw here: psi = (beta, free entries of Lambda, log dispersion), s
 point. The Hessian is the exact one of the value, by forward differentiation of the exact gradient inside each block.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from jaxglmm.objectives.glm import glm_evaluate
 from jaxglmm.objectives.marginal import Nodes, group_gradient, loadings
 from jaxglmm.ops import small
 from jaxglmm.ops.group import map_groups
+from jaxglmm.ops.programs import program
 
 
 # Directions of the Hessian that are pushed at once through the long section, whose vectors do not fit in cache.
@@ -55,7 +55,7 @@ def _block(family, covariance, nodes, determinant, total, head, rows, X):
     return gradient
 
 
-@functools.partial(jax.jit, static_argnames=("family", "determinant", "second"))
+@program(static=("family", "determinant", "second"))
 def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, second=True) -> Evaluation:
     """Value, gradient, exact Hessian (where `second`) and modes; one pass over X.
 
@@ -88,7 +88,7 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
     return Evaluation(value + design.constant, gradient, 0.5 * (hessian + hessian.T), modes)
 
 
-@functools.partial(jax.jit, static_argnames=("family",))
+@program(static=("family",))
 def evaluate_glm(family, design, psi):
     """As `evaluate` without random effects: psi = (beta, log dispersion); the last result is (score, spread, level)."""
     value, gradient, hessian, groups = glm_evaluate(family, design, psi[:-1], psi[-1])
@@ -106,7 +106,7 @@ class Moments(NamedTuple):
     weights: Array
 
 
-@functools.partial(jax.jit, static_argnames=("family",))
+@program(static=("family",))
 def posterior_moments(family, design, nodes: Nodes, psi, start) -> Moments:
     """Mode, curvature and node moments of every group's posterior given the parameters."""
     term = design.terms[0]

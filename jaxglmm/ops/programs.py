@@ -1,0 +1,128 @@
+"""Compiled functions whose executables one process may leave to the next.
+
+JAX's persistent cache saves compiling, but a new process still traces and lowers, and for a small fit that takes longer
+than all the rest. Here the executable itself is kept, under a name made of all that it depends on: the function and its
+static arguments, structure, shapes and types of the others, devices, environment, versions, this package's files.
+Only programs that call `keep_programs` do so: a library must not write files unasked.
+"""
+
+import functools
+import hashlib
+import inspect
+import os
+import pickle
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+
+_SUFFIX = ".program"
+_folder: Path | None = None
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
+
+
+def keep_programs(folder: Path | None) -> None:
+    """Keep executables in `folder` from now on; None to stop.
+
+    What is found there is run: the folder must belong to the user alone.
+    """
+    global _folder
+    _folder = folder
+
+
+def program(*, static: tuple[str, ...] = ()):
+    """Decorator for a function of arrays: `jax.jit`, with its executables kept where `keep_programs` says.
+
+    Parameters
+    ----------
+    static : tuple of str
+        Names of arguments that are no arrays. Their `repr` must tell them apart.
+    """
+    return lambda function: Program(function, static)
+
+
+class Program:
+    """See `program`; what is not here (`lower`, `trace`, ...) is that of `jitted`, the plain `jax.jit`."""
+
+    def __init__(self, function, static):
+        functools.update_wrapper(self, function)
+        self.jitted = jax.jit(function, static_argnames=static)
+        self._signature, self._static, self._loaded = inspect.signature(function), static, {}
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["jitted"], name)
+
+    def __call__(self, *args, **kwargs):
+        if _folder is None:
+            return self.jitted(*args, **kwargs)
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        static = {name: bound.arguments.pop(name) for name in self._static}
+        leaves, tree = jax.tree.flatten(bound.arguments)
+        what = repr((self.__module__, self.__qualname__, static, str(tree), [str(jax.typeof(x)) for x in leaves]))
+        # Inside a transformation there is nothing to keep; an address would never be found again.
+        if _ADDRESS.search(what) or any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return self.jitted(*args, **kwargs)
+        if what not in self._loaded:
+            flat = lambda *leaves: self.jitted(**jax.tree.unflatten(tree, leaves), **static)
+            path = _folder / f"{_surroundings()}-{_digest(what)}{_SUFFIX}"
+            self._loaded[what] = _read(path) or _compile(jax.jit(flat), leaves, path)
+        return self._loaded[what](*leaves)
+
+
+def _compile(flat, leaves, path: Path):
+    from jax.experimental import serialize_executable
+
+    compiled = flat.lower(*leaves).compile()
+    try:
+        _write(path, pickle.dumps(serialize_executable.serialize(compiled)))
+    except Exception:  # a full disk, or a platform whose executables cannot be written: the next process compiles again
+        pass
+    return compiled
+
+
+def _read(path: Path):
+    """The executable in a file; None where there is none, or it cannot be used."""
+    from jax.experimental import serialize_executable
+
+    try:
+        return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except Exception:  # damaged, or of another jaxlib after all
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step, and remove what other versions of this package have left."""
+    for old in path.parent.glob(f"*{_SUFFIX}"):
+        if not old.name.startswith(_surroundings()):
+            old.unlink(missing_ok=True)
+    handle, fresh = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(fresh, path)
+    except OSError:
+        Path(fresh).unlink(missing_ok=True)
+        raise
+
+
+@functools.cache
+def _surroundings() -> str:
+    """Digest of what any program depends on."""
+    package = Path(__file__).resolve().parent.parent
+    files = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".so", ".dylib"))
+    source = [(str(p.relative_to(package)), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith(("JAX", "XLA_")))
+    devices = [(d.platform, d.device_kind) for d in jax.devices()]
+    return _digest(repr((sys.version, jax.__version__, jaxlib.__version__, devices, os.cpu_count(), settings, source)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
