@@ -1,0 +1,128 @@
+"""What `jaxglmm fit` and `jaxglmm predict` do, from their parsed options."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from jaxglmm.errors import DataError
+
+
+PREDICTION = "prediction"
+
+
+def fit(options) -> int:
+    """`jaxglmm fit`: fit, write the folder, print the summary or the JSON."""
+    from jaxglmm.cache import use_cache_folder
+    from jaxglmm.fitted.io import replacing, write_model
+
+    use_cache_folder()
+
+    # The place to write to is made before the fit: a long fit must not end in "permission denied".
+    with contextlib.nullcontext() if options.out is None else replacing(options.out) as folder:
+        model = _fitted(options)
+        text = json.dumps(model.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        if folder is not None:
+            write_model(model, folder)
+            (folder / "fit.json").write_text(text + "\n", encoding="utf-8")
+            _write_ranef(model, folder / "ranef.parquet")
+    if options.json:
+        print(text)
+    else:
+        print(model.summary())
+        if options.out is not None:
+            print(f"written: {options.out}")
+    return 0
+
+
+def _fitted(options):
+    from jaxglmm.fitting import fit
+    from jaxglmm.model.families import get_family
+
+    family = get_family(options.family)
+    if options.link is not None:
+        family = type(family)(link=options.link)
+    levels = dict(options.levels) | dict.fromkeys(options.categorical, "categorical")
+    try:
+        return fit(
+            options.formula, options.data, family=family, method=options.method, n_agq=options.nodes,
+            reml=options.reml, weights=options.weights, offset=options.offset, theta=dict(options.theta) or None,
+            levels=levels or None,
+        )  # fmt: skip
+    except OSError as error:  # not to be taken for a failure to write
+        raise DataError(f"{options.data!r} cannot be read: {error.strerror or error}") from error
+
+
+def _write_ranef(model, path: Path) -> None:
+    """One row a level and effect, all grouping factors in one table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from jaxglmm.plots import columns_of
+
+    tables = []
+    for group in model.groups:
+        columns = columns_of(model.ranef(group))
+        names = pa.array([group] * len(columns["level"]))
+        tables.append(pa.table({"group": names, **{name: pa.array(v) for name, v in columns.items()}}))
+    pq.write_table(pa.concat_tables(tables) if tables else pa.table({"group": pa.array([], pa.string())}), path)
+
+
+def predict(options) -> int:
+    """`jaxglmm predict`: the rows of a file with a column of predictions."""
+    out = None if options.out is None else _table_path(options.out)
+    from jaxglmm.cache import use_cache_folder
+    from jaxglmm.fitted.io import load
+
+    use_cache_folder()
+    model = load(options.model)
+    values = model.predict(options.data, kind=options.kind, effects=options.effects, new_levels=options.new_levels)
+    table = _with_column(options.data, values)
+    if out is None:
+        table.to_csv(sys.stdout, index=False)
+        return 0
+    with _replacing_file(out) as fresh:
+        if out.suffix == ".csv":
+            table.to_csv(fresh, index=False)
+        else:
+            table.to_parquet(fresh, index=False)
+    print(f"written: {out}", file=sys.stderr)
+    return 0
+
+
+def _table_path(name: str) -> Path:
+    path = Path(name)
+    if path.suffix not in (".csv", ".parquet"):
+        raise DataError(f"--out {name}: expected a name that ends in .csv or .parquet")
+    if not path.parent.is_dir():
+        raise DataError(f"--out {name}: there is no folder {str(path.parent)!r}; make it first")
+    return path
+
+
+def _with_column(path: str, values):
+    """The table of the file, CSV values as they are written there, with the predictions as last column."""
+    import pandas as pd
+
+    if path.lower().endswith((".parquet", ".pq")):
+        table = pd.read_parquet(path)
+    else:
+        separator = "\t" if ".tsv" in path.lower()[-7:] else ","
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if PREDICTION in table.columns:
+        raise DataError(f"{path!r} has a column {PREDICTION!r} already; rename it, so that nothing is overwritten")
+    table[PREDICTION] = values
+    return table
+
+
+@contextlib.contextmanager
+def _replacing_file(path: Path):
+    """Yield a name to write to; it takes the place of `path` when all is written."""
+    fresh = path.with_name(f".new-{os.getpid()}-{path.name}")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except OSError as error:
+        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another file") from error
+    finally:
+        fresh.unlink(missing_ok=True)
