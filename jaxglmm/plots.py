@@ -168,7 +168,7 @@ def _size_norm(rows):
     return LogNorm(low, high) if low > 0 and high > 20 * low else Normalize(low, max(high, low + 1))
 
 
-def calibration(fit, data=None, observed=None, *, bins=10, path=None):
+def calibration(fit, data=None, observed=None, *, effects=None, bins=10, path=None):
     """Predicted against observed means in bins of equal numbers of rows, with two standard errors of the observed.
 
     Parameters
@@ -178,6 +178,9 @@ def calibration(fit, data=None, observed=None, *, bins=10, path=None):
         New data; by default the rows of the fit.
     observed : (m,) array, optional
         Responses of the rows of `data`.
+    effects : str, optional
+        As in `Fit.predict`; by default "conditional" for new data, and "marginal" for the rows of the fit, whose
+        groups' effects have seen the responses already.
     bins : int
     path : str or path, optional
 
@@ -193,10 +196,10 @@ def calibration(fit, data=None, observed=None, *, bins=10, path=None):
     if (data is None) != (observed is None):
         raise DataError("calibration needs `data` and `observed` together, or neither for the rows of the fit")
     if data is None:
-        predicted = np.asarray(fit.fitted, float)
-        observed = predicted + np.asarray(fit.residuals("response"), float)
+        predicted = fit.predict(effects=effects or "marginal")
+        observed = fit.fitted + fit.residuals("response")
     else:
-        predicted = np.asarray(fit.predict(data, kind="response"), float)
+        predicted = fit.predict(data, effects=effects or "conditional")
         observed = np.asarray(observed, float)
         if observed.shape != predicted.shape:
             raise DataError(f"observed has {observed.size} values for {predicted.size} rows of data")
