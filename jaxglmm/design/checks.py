@@ -105,8 +105,8 @@ def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
         others = constant.copy()
         others[intercepts[0]] = False
         raise DataError(
-            f"{_columns(names, others)} constant ({low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave it out "
-            "of the formula, or check the rows used"
+            f"{_columns(names, others)} constant ({low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave it "
+            "out of the formula, or check the rows used"
         )
     center = np.zeros(p)
     if len(intercepts):

@@ -123,7 +123,8 @@ class Fit:
             raise DataError(f"kind must be 'model' or 'cluster'; found {kind!r}")
         from jaxglmm.inference.cluster import cluster_vcov
 
-        return cluster_vcov(self.state, self._training("the cluster-robust covariance"))
+        self._training("the cluster-robust covariance")
+        return cluster_vcov(self.state, self._problem)
 
     @property
     def loglik(self) -> float:
@@ -270,7 +271,8 @@ class Fit:
         ----------
         method : {"wald", "profile"}
             "wald": estimate +- normal quantile x standard error; sds and dispersion on the log scale, correlations on
-            the scale of atanh. "profile": parameters that a likelihood-ratio test at this level keeps.
+            the scale of atanh. "profile": the values that a likelihood-ratio test at this
+            level keeps (under REML, of the ordinary likelihood).
         level : float
         parameters : list of str, optional
             Names as in the table; all by default.
@@ -278,7 +280,7 @@ class Fit:
         Returns
         -------
         table of the caller's kind
-            `parameter`, `estimate`, `lower`, `upper`, `method`.
+            `parameter`, `estimate`, `lower`, `upper`.
         """
         from jaxglmm.inference.intervals import confint
 
@@ -315,7 +317,7 @@ class Fit:
 
     def to_dict(self) -> dict:
         """The fit as plain values for JSON; what cannot be a number there (NaN) is None."""
-        result = {
+        plain = {
             "formula": self.formula,
             "family": _family_name(self.family),
             "method": self.method,
@@ -332,7 +334,7 @@ class Fit:
             "dispersion": self.dispersion,
             "convergence": asdict(self.convergence),
         }
-        return _finite(result)
+        return {name: _finite(value) for name, value in plain.items()}
 
     def __repr__(self) -> str:
         return (
@@ -362,10 +364,10 @@ def _family_name(family) -> str:
 
 
 def _finite(value):
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -83,9 +83,9 @@ class Summary:
     def _terminal(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), force_terminal=True, highlight=False)
-        console.print(self)
-        return console.file.getvalue()
+        out = io.StringIO()
+        Console(file=out, force_terminal=True, highlight=False).print(self)
+        return out.getvalue()
 
     def _repr_html_(self) -> str:
         out = [f"<h4>{html.escape(self.title)}</h4>"]

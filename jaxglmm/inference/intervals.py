@@ -1,0 +1,80 @@
+"""Confidence intervals, as a table of the caller's kind."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.tables import native_table, text_column
+from jaxglmm.inference.likelihood import raw_covariance
+from jaxglmm.inference.parameters import Parameter, parameters, slope, value
+
+
+# Scales on which Wald intervals are symmetric.
+_SCALES = {
+    "beta": (lambda v: v, lambda v: v),
+    "sd": (math.log, math.exp),
+    "cor": (math.atanh, math.tanh),
+    "dispersion": (math.log, math.exp),
+}
+
+
+def confint(fit, method: str, level: float, wanted):
+    """See `Fit.confint`.
+
+    Raises
+    ------
+    DataError
+    """
+    if method not in ("wald", "profile"):
+        raise DataError(f"method must be 'wald' or 'profile'; found {method!r}")
+    if not 0 < level < 1:
+        raise DataError(f"level must lie between 0 and 1, such as 0.95; found {level!r}")
+    chosen = _chosen(fit.state, wanted)
+    quantile = NormalDist().inv_cdf(0.5 + level / 2)
+    if method == "profile":
+        from jaxglmm.inference.profile import profile_intervals
+
+        fit._training("a profile")
+        limits = profile_intervals(fit.state, fit._problem, chosen, quantile)
+    else:
+        limits = [wald(fit.state, parameter, quantile) for parameter in chosen]
+    return native_table(
+        fit.state.native,
+        {
+            "parameter": text_column([parameter.name for parameter in chosen]),
+            "estimate": np.array([value(parameter, fit.state) for parameter in chosen], float),
+            "lower": np.array([pair[0] for pair in limits], float),
+            "upper": np.array([pair[1] for pair in limits], float),
+        },
+    )
+
+
+def _chosen(state, wanted) -> list[Parameter]:
+    known = parameters(state)
+    if wanted is None:
+        return known
+    names = [parameter.name for parameter in known]
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in wanted:
+        if name not in names:
+            raise DataError(f"no parameter {name!r} in this model; its parameters: {', '.join(map(repr, names))}")
+    return [known[names.index(name)] for name in wanted]
+
+
+def wald(state, parameter: Parameter, quantile: float) -> tuple[float, float]:
+    """Estimate +- quantile x standard error, on the parameter's own scale; NaN on a boundary."""
+    forward, inverse = _SCALES[parameter.kind]
+    at, gradient, covariance = value(parameter, state), slope(parameter, state), raw_covariance(state)
+    if not np.isfinite(gradient).all():
+        return math.nan, math.nan
+    se = math.sqrt(max(gradient @ covariance @ gradient, 0.0))
+    if se == 0 or (parameter.block and state.estimate.convergence.singular and _on_boundary(state, parameter)):
+        return math.nan, math.nan
+    return inverse(forward(at) - quantile * se), inverse(forward(at) + quantile * se)
+
+
+def _on_boundary(state, parameter) -> bool:
+    factor = state.estimate.factors[0]
+    return any(factor[a, a] == 0 for a in parameter.block)

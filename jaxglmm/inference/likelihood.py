@@ -1,0 +1,219 @@
+"""The likelihood of a fit as a function of x = (beta, entries of Lambda, log dispersion), in the caller's columns.
+
+The optimisers work in scaled columns and, for Gaussian models, with beta and sigma profiled out. Profiles and scores
+need each parameter as a coordinate of its own: the same compiled evaluations serve, and small matrices on the host
+change coordinates. No row is laid out again.
+"""
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.model.covariance import Covariance
+from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
+from jaxglmm.objectives.gaussian_expansion import expand
+from jaxglmm.optimise.marginal_fit import padded_nodes
+
+
+# A diagonal entry of Lambda below this share of its row is a zero that rounding has left.
+_ZERO = 1e-9
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where a fit's parameters lie in x.
+
+    Attributes
+    ----------
+    x : (m,)
+        At the estimate; without a dispersion it ends with an idle 0.
+    p : int
+        Fixed effects.
+    entries : (rows (q,), columns (q,))
+        Of Lambda.
+    free : bool (m,)
+        Those that may move: not held by the caller, and not redundant beside a variance of zero.
+    even : bool (m,)
+        Diagonal entries of Lambda, in which the likelihood is even.
+    order : (S,)
+        Effects in the order in which Lambda takes them.
+    """
+
+    x: np.ndarray
+    p: int
+    entries: tuple[np.ndarray, np.ndarray]
+    free: np.ndarray
+    even: np.ndarray
+    order: np.ndarray
+
+
+def coordinates(state, first: int | None = None) -> Coordinates:
+    """Coordinates of a fit's estimate.
+
+    Parameters
+    ----------
+    first : int, optional
+        An effect that is to be the first of its block, so that its standard deviation is an entry of Lambda.
+    """
+    estimate = state.estimate
+    p = len(estimate.beta)
+    phi = np.array([estimate.dispersion is not None])
+    if not state.terms:
+        return Coordinates(
+            np.append(estimate.beta, state.log_dispersion), p, (np.zeros(0, int),) * 2,
+            np.concatenate([np.ones(p, bool), phi]), np.zeros(p + 1, bool), np.zeros(0, int),
+        )  # fmt: skip
+    covariance, factor = Covariance(state.terms[0].blocks), estimate.factors[0]
+    order = np.arange(covariance.n_effects)
+    if first is not None:
+        block = next(list(block) for block in covariance.blocks if first in block)
+        order[block] = [first, *(a for a in block if a != first)]
+        if block[0] != first:
+            factor = covariance.canonical(factor[np.ix_(order, order)])
+    size = np.sqrt(np.square(factor).sum(1))
+    factor = np.where(np.eye(len(factor), dtype=bool) & (np.abs(factor) <= _ZERO * size[:, None]), 0.0, factor)
+    rows, columns = covariance.entries
+    raw = factor[rows, columns]
+    # Below a zero on the diagonal a column of Lambda is a rotation of later ones.
+    last = {block[-1] for block in covariance.blocks}
+    stuck = np.array([factor[c, c] == 0 and int(c) not in last for c in columns])
+    held = not (estimate.convergence.singular or (np.diag(estimate.covariance)[p : p + len(raw)] > 0).any())
+    return Coordinates(
+        np.concatenate([estimate.beta, raw, [state.log_dispersion]]), p, (rows, columns),
+        np.concatenate([np.ones(p, bool), ~(stuck | held), phi]),
+        np.concatenate([np.zeros(p, bool), rows == columns, [False]]), order,
+    )  # fmt: skip
+
+
+def raw_covariance(state) -> np.ndarray:
+    """Covariance of x (m, m) from that of (beta, log-Cholesky theta, log dispersion)."""
+    c, covariance = coordinates(state), state.estimate.covariance
+    scale = np.where(c.even & (c.x != 0), c.x, 1.0)[: len(covariance)]
+    out = np.zeros((len(c.x),) * 2)
+    out[: len(covariance), : len(covariance)] = covariance * np.outer(scale, scale)
+    return out
+
+
+class Likelihood:
+    """Log-likelihood with gradient and Hessian: `likelihood(x) -> (value, gradient (m,), hessian (m, m))`.
+
+    Under REML it is the ordinary likelihood, as in lme4's profiles. For quadrature, with the fit's number of nodes.
+    Call with x64 on.
+
+    Parameters
+    ----------
+    state, problem
+        Of the fit.
+    first : int, optional
+        As in `coordinates`.
+    """
+
+    def __init__(self, state, problem, first: int | None = None):
+        self.at = coordinates(state, first)
+        if problem.design is None:
+            self._evaluate = _gaussian(problem, self.at)
+        elif not state.terms:
+            self._evaluate = _scaled(
+                lambda psi: evaluate_glm(problem.family, problem.design, psi)[:3], problem, self.at
+            )
+        else:
+            self._evaluate = _scaled(_Marginal(state, problem, self.at), problem, self.at)
+
+    def __call__(self, x):
+        return self._evaluate(np.asarray(x, float))
+
+
+def to_scaled(problem, at: Coordinates) -> np.ndarray:
+    """A (m, m) with psi = A x in the design's scaled columns."""
+    A = np.eye(len(at.x))
+    A[: at.p, : at.p] = np.linalg.inv(problem.scaling.to_columns())
+    rows, _ = at.entries
+    where = np.arange(at.p, at.p + len(rows))
+    A[where, where] = problem.scaling.z_scale[at.order[rows]]
+    return A
+
+
+def _scaled(evaluate_psi, problem, at):
+    A = to_scaled(problem, at)
+
+    def evaluate_x(x):
+        value, gradient, hessian = evaluate_psi(jnp.asarray(A @ x))
+        return float(value), A.T @ np.asarray(gradient), A.T @ np.asarray(hessian) @ A
+
+    return evaluate_x
+
+
+class _Marginal:
+    """Evaluations that begin the search for the modes where the last one ended."""
+
+    def __init__(self, state, problem, at):
+        self.family, self.design = problem.family, problem.design
+        if (np.diff(at.order) < 0).any():
+            self.design = eqx.tree_at(lambda d: d.terms[0].z, self.design, self.design.terms[0].z[at.order])
+        self.nodes = padded_nodes(state.estimate.n_agq or 1, len(state.terms[0].names))
+        self.determinant = state.estimate.method != "joint"
+        self.modes = jnp.zeros_like(problem.design.terms[0].z)
+
+    def __call__(self, psi):
+        e = evaluate(self.family, self.design, self.nodes, psi, self.modes, determinant=self.determinant)
+        if np.isfinite(float(e.value)):
+            self.modes = e.modes
+        return e.value, e.gradient, e.hessian
+
+
+def gaussian_cross(problem):
+    """Cross products of a Gaussian model, in scaled columns."""
+    frame, scaling = problem.frame, problem.scaling
+    grouping = {}
+    if frame.terms:
+        term = frame.terms[0]
+        grouping = {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
+    columns = (frame.X - scaling.center) / scaling.scale
+    return cross_products(frame.y, columns, weights=frame.weights, offset=frame.offset, **grouping)
+
+
+def _gaussian(problem, at):
+    """Closed forms in (beta, T, log sigma) from the expansion of the cross products, then Lambda = sigma T."""
+    cross = gaussian_cross(problem)
+    if len(at.order):
+        cross = eqx.tree_at(
+            lambda c: (c.ztz, c.ztv), cross, (cross.ztz[:, at.order][:, :, at.order], cross.ztv[:, :, at.order])
+        )
+    arrays = jax.tree.map(jnp.asarray, cross)
+    back = np.linalg.inv(problem.scaling.to_columns())
+    p, q = at.p, len(at.entries[0])
+    n, origin = float(cross.n), np.asarray(cross.origin)
+
+    def evaluate_x(x):
+        log_sigma = x[-1]
+        s, T = math.exp(-2 * log_sigma), x[p:-1] * math.exp(-log_sigma)
+        (log_det, Q), (log_det1, Q1), (log_det2, Q2) = expand(T, arrays)
+        v = np.append(origin - back @ x[:p], 1.0)
+        Qv = Q @ v
+        load = np.einsum("ijk,j->ik", Q1, v)
+        rss, rss1, rss2 = v @ Qv, v @ load, np.einsum("i,ijkl,j->kl", v, Q2, v)
+        value = 0.5 * (float(cross.log_weights) - log_det - s * rss) - n * (log_sigma + 0.5 * math.log(2 * math.pi))
+        # In (beta of scaled columns, T, log sigma).
+        g = np.concatenate([s * Qv[:p], -0.5 * (log_det1 + s * rss1), [s * rss - n]])
+        H = np.zeros((p + q + 1,) * 2)
+        H[:p, :p] = -s * Q[:p, :p]
+        H[:p, p:-1] = s * load[:p]
+        H[p:-1, p:-1] = -0.5 * (log_det2 + s * rss2)
+        H[:p, -1], H[p:-1, -1], H[-1, -1] = -2 * s * Qv[:p], s * rss1, -2 * s * rss
+        H = np.triu(H) + np.triu(H, 1).T
+        # T = Lambda / sigma.
+        J = np.eye(p + q + 1)
+        J[:p, :p] = back
+        J[p:-1, p:-1] *= math.exp(-log_sigma)
+        J[p:-1, -1] = -T
+        bend = np.zeros_like(H)
+        bend[p:-1, -1] = bend[-1, p:-1] = -math.exp(-log_sigma) * g[p:-1]
+        bend[-1, -1] = T @ g[p:-1]
+        return float(value), J.T @ g, J.T @ H @ J + bend
+
+    return evaluate_x
