@@ -31,9 +31,9 @@ class CrossProducts(eqx.Module):
 
     Attributes
     ----------
-    ztz : float (blocks, S, S, B) or None
-        Z'WZ of each group; None for a model without random effects.
-    ztv : float (blocks, p + 1, S, B) or None
+    ztz : float (blocks, S, S, B)
+        Z'WZ of each group; S = 0 for a model without random effects.
+    ztv : float (blocks, p + 1, S, B)
         Z'WV of each group.
     vtv : float (p + 1, p + 1)
         V'WV over all rows.
@@ -45,18 +45,18 @@ class CrossProducts(eqx.Module):
         Sum of log w over those rows.
     n_groups : int ()
         Groups, without the filling ones.
-    covariance : Covariance or None
+    covariance : Covariance
         Which effects covary.
     """
 
-    ztz: Float[Array, "blocks S S B"] | None
-    ztv: Float[Array, "blocks columns S B"] | None
+    ztz: Float[Array, "blocks S S B"]
+    ztv: Float[Array, "blocks columns S B"]
     vtv: Float[Array, "columns columns"]
     origin: Float[Array, " p"]
     n: Float[Array, ""]
     log_weights: Float[Array, ""]
     n_groups: Int[Array, ""]
-    covariance: Covariance | None
+    covariance: Covariance
 
     @property
     def p(self) -> int:
@@ -66,7 +66,7 @@ class CrossProducts(eqx.Module):
     @property
     def n_effects(self) -> int:
         """Number of random effects of a group, S; 0 without random effects."""
-        return 0 if self.ztz is None else self.ztz.shape[1]
+        return self.ztz.shape[1]
 
 
 def cross_products(
@@ -135,8 +135,10 @@ def cross_products(
         "log_weights": np.float64(0.0 if weights is None else np.log(w[present]).sum()),
     }
     if codes is None:
-        return CrossProducts(ztz=None, ztv=None, n_groups=np.int64(0), covariance=None, **scalars)
+        empty = {"ztz": np.zeros((0, 0, 0, 0)), "ztv": np.zeros((0, p + 1, 0, 0))}
+        return CrossProducts(**empty, n_groups=np.int64(0), covariance=Covariance(()), **scalars)
 
+    codes = np.asarray(codes, np.intp)  # what bincount counts by: otherwise a copy at each call
     z = np.ones((1, n)) if z is None else np.asarray(z, np.float64)
     n_groups = int(codes.max()) + 1 if n_groups is None else n_groups
     count, size = _block_shape(n_groups)

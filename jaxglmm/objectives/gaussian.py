@@ -14,12 +14,14 @@ J. Stat. Softw. 67(1), eqs 34 to 42). Lambda may be singular throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.errors import DataError
@@ -27,7 +29,6 @@ from jaxglmm.objectives.params import Params
 from jaxglmm.ops import small
 
 
-Array = jax.Array
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -43,42 +44,47 @@ def group_kernel(factor: Array, ztz: Array) -> tuple[Array, Array]:
     size = factor.shape[0]
     some = range(size)
     right = [[sum(ztz[a, b] * factor[b, j] for b in range(j, size)) for j in some] for a in some]
-    inner = [
-        [sum(factor[a, i] * right[a][j] for a in range(i, size)) + float(i == j) for j in some] for i in some
-    ]
+    inner = [[sum(factor[a, i] * right[a][j] for a in range(i, size)) + float(i == j) for j in some] for i in some]
     L = small.cholesky(jnp.stack([jnp.stack(row) for row in inner]))
     half = small.solve_lower(L, factor.T[:, :, None])
     outer = [[sum(half[i, a] * half[i, b] for i in some) for b in some] for a in some]
     return small.log_det(L), jnp.stack([jnp.stack(row) for row in outer])
 
 
-def moments(factor: Array | None, cross: CrossProducts) -> Moments:
+def moments(factor: Array, cross: CrossProducts) -> Moments:
     """Sum the groups' contributions at a relative factor.
 
     Parameters
     ----------
-    factor : (S, S) or None
-        T = Lambda / sigma, lower triangular; None without random effects.
+    factor : (S, S)
+        T = Lambda / sigma, lower triangular.
     cross : CrossProducts
 
     Returns
     -------
     Moments
     """
-    if cross.ztz is None:
+    if cross.n_effects == 0:
         return Moments(jnp.zeros((), cross.vtv.dtype), jnp.asarray(cross.vtv))
 
-    def add(total, block):
-        ztz, ztv = block
+    def block(arrays):
+        ztz, ztv = arrays
         log_det, kernel = group_kernel(factor, ztz)
         size = kernel.shape[0]
         left = jnp.stack([sum(kernel[a, b] * ztv[:, b] for b in range(size)) for a in range(size)], axis=1)
-        explained = jnp.einsum("iag,jag->ij", left, ztv, precision="highest")
-        return (total[0] + jnp.sum(log_det), total[1] + explained), None
+        return Moments(jnp.sum(log_det), jnp.einsum("iag,jag->ij", left, ztv, precision="highest"))
 
-    start = (jnp.zeros((), cross.vtv.dtype), jnp.zeros_like(cross.vtv))
-    (log_det, explained), _ = lax.scan(add, start, (jnp.asarray(cross.ztz), jnp.asarray(cross.ztv)))
-    return Moments(log_det, cross.vtv - explained)
+    total = sum_blocks(block, (jnp.asarray(cross.ztz), jnp.asarray(cross.ztv)))
+    return Moments(total.log_det, cross.vtv - total.gram)
+
+
+def sum_blocks(block: Callable, arrays: tuple[Array, ...]):
+    """Sum `block`, a pytree, over the leading axis of the arrays; one block is compiled whatever their number."""
+    first = tuple(array[0] for array in arrays)
+    if arrays[0].shape[0] == 1:
+        return block(first)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(block, first))
+    return lax.scan(lambda total, b: (jax.tree.map(jnp.add, total, block(b)), None), start, arrays)[0]
 
 
 # --- Values, given the moments ----------------------------------------------------------------------------
@@ -122,12 +128,12 @@ def _normal(n, cross, log_det, rss, log_sigma):
 # --- Pure functions of the parameters ---------------------------------------------------------------------
 
 
-def profiled_loglik(factor: Array | None, cross: CrossProducts, *, reml: bool = False) -> Array:
+def profiled_loglik(factor: Array, cross: CrossProducts, *, reml: bool = False) -> Array:
     """Log-likelihood (or restricted log-likelihood) of the relative factor, maximised over the rest.
 
     Parameters
     ----------
-    factor : (S, S) or None
+    factor : (S, S)
         T = Lambda / sigma, lower triangular, with zeros between effects that do not covary.
     cross : CrossProducts
     reml : bool
@@ -165,9 +171,7 @@ class GaussianMarginal(eqx.Module):
                 f"the cross products are {cross.vtv.dtype}, but JAX computes in {jnp.result_type(cross.vtv)} "
                 "while x64 is off: enter `with jax.enable_x64(True):`"
             )
-        factor = None
-        if cross.covariance is not None:
-            factor = cross.covariance.factor(params.theta) * jnp.exp(-params.log_dispersion)
+        factor = cross.covariance.factor(params.theta) * jnp.exp(-params.log_dispersion)
         m = moments(factor, cross)
         if self.reml:
             return criterion_at(m, cross, params.log_dispersion, reml=True)

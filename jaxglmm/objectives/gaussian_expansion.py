@@ -18,10 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jaxtyping import Array
 
 from jaxglmm.design.crossproducts import CrossProducts
-from jaxglmm.objectives.gaussian import Array, Moments, group_kernel
+from jaxglmm.objectives.gaussian import Moments, group_kernel, sum_blocks
 
 
 class Expansion(NamedTuple):
@@ -66,17 +66,13 @@ def _group_sums(factor: Array, ztz: Array, ztv: Array) -> _Sums:
             jnp.einsum("wg,vg->wv", w, w, precision="highest"),
         )
 
-    if ztz.shape[0] == 1:
-        return block((ztz[0], ztv[0]))
-    shapes = jax.eval_shape(block, (ztz[0], ztv[0]))
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.scan(lambda total, b: (jax.tree.map(jnp.add, total, block(b)), None), start, (ztz, ztv))[0]
+    return sum_blocks(block, (ztz, ztv))
 
 
 def expand(raw: np.ndarray, cross: CrossProducts) -> Expansion:
     """Expand the moments about the relative factor with free entries `raw` (q,); called with x64 on."""
     vtv = np.asarray(cross.vtv)
-    if cross.covariance is None:
+    if cross.n_effects == 0:
         empty = lambda *shape: Moments(np.zeros(shape), np.zeros((*vtv.shape, *shape)))
         return Expansion(Moments(np.zeros(()), vtv), empty(0), empty(0, 0))
     rows, columns = cross.covariance.entries

@@ -9,11 +9,8 @@ are at least the identity. Plain JAX throughout, hence differentiable to any ord
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-
-
-Array = jax.Array
+from jaxtyping import Array
 
 
 def _square(rows: list[list[Array]]) -> Array:
@@ -102,4 +99,4 @@ def inverse_lower(L: Array) -> Array:
 
 def log_det(L: Array) -> Array:
     """log det(L L') = 2 sum log L_ii of each lower Cholesky factor, shape (...)."""
-    return 2 * sum(jnp.log(L[i, i]) for i in range(L.shape[0]))
+    return 2 * jnp.sum(jnp.log(jnp.stack([L[i, i] for i in range(L.shape[0])])), axis=0)

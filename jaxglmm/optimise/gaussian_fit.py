@@ -31,7 +31,8 @@ class GaussianFit:
     ----------
     beta : (p,)
     factor : (S, S) or None
-        Absolute Lambda, lower triangular, non-negative diagonal: Var(b) = Lambda Lambda'.
+        Absolute Lambda, lower triangular, non-negative diagonal: Var(b) = Lambda Lambda'. None without random
+        effects.
     sigma : float
         Residual standard deviation.
     loglik : float
@@ -121,7 +122,7 @@ def fit_gaussian(
             f"{n} rows with positive weight cannot determine {p} fixed effects and a residual variance; "
             "expected more rows than fixed-effect columns"
         )
-    if cross.covariance is not None and factor is None and groups >= n:
+    if cross.n_effects and factor is None and groups >= n:
         raise DataError(
             f"the grouping factor has {groups} levels for {n} rows: with one row a group, the variance of "
             "the groups and the residual variance cannot be told apart; expected groups of several rows. "
@@ -129,7 +130,7 @@ def fit_gaussian(
         )
     with jax.enable_x64(True):
         criterion = _Criterion(cross, reml)
-        if cross.covariance is None:
+        if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
         if factor is not None:
             return _fit_sigma(criterion, np.asarray(factor, float), tol, max_iterations, callback)
@@ -166,12 +167,11 @@ class _Criterion:
     def __init__(self, cross: CrossProducts, reml: bool):
         self.cross, self.reml = cross, reml
         self.arrays = jax.tree.map(jnp.asarray, cross)  # on the device once, not at each evaluation
-        if cross.covariance is not None:
-            self.covariance = cross.covariance
-            self.rows, self.columns = cross.covariance.entries
-            self.diagonal = cross.covariance.diagonal
-            square = np.einsum("kaag->a", cross.ztz) / float(cross.n)
-            self.scale = 1 / np.sqrt(np.where(square > 0, square, 1.0))[self.rows]
+        self.covariance = cross.covariance
+        self.rows, self.columns = cross.covariance.entries
+        self.diagonal = cross.covariance.diagonal
+        square = np.array([cross.ztz[:, a, a].sum() for a in range(cross.n_effects)]) / float(cross.n)
+        self.scale = 1 / np.sqrt(np.where(square > 0, square, 1.0))[self.rows]
 
     def profile(self, raw: np.ndarray, log_sigma: float | None = None) -> GaussianProfile:
         expansion = expand(raw, self.arrays)
@@ -233,7 +233,7 @@ class _Criterion:
             wide = np.block([[np.eye(p), np.zeros((p, q + 1))], [np.zeros((q + 1, p)), J]])
             information, part = -(wide.T @ at.joint_hessian() @ wide), np.flatnonzero(free)
             covariance[np.ix_(part, part)] = _inverse(information[np.ix_(part, part)])
-        factor = None if self.cross.covariance is None else at.sigma * self.matrix(at.raw)
+        factor = at.sigma * self.matrix(at.raw) if q else None
         estimated = ~held & (not fixed)
         information = -at.hessian[np.ix_(estimated, estimated)]
         decrement = float(at.gradient[estimated] @ _inverse(information) @ at.gradient[estimated])
@@ -265,10 +265,9 @@ class _Criterion:
         """d(T, log sigma) / d(theta, log sigma), (q + 1, q + 1): T = Lambda(theta) / sigma."""
         q = len(at.raw)
         J = np.zeros((q + 1, q + 1))
-        if q:
-            by_theta = np.where(self.diagonal, at.raw, 1 / at.sigma)
-            J[np.arange(q), np.arange(q)] = np.where(held, 0.0, by_theta)
-            J[:q, q] = -at.raw
+        by_theta = np.where(self.diagonal, at.raw, 1 / at.sigma)
+        J[np.arange(q), np.arange(q)] = np.where(held, 0.0, by_theta)
+        J[:q, q] = -at.raw
         J[q, q] = 1.0
         return J
 
@@ -288,9 +287,7 @@ def _fit_sigma(criterion, factor, tol, max_iterations, callback) -> GaussianFit:
         first, second = at.sigma_derivatives()
         return at.value, np.array([first]), np.array([[second]])
 
-    start = criterion.profile(
-        np.zeros_like(entries)
-    ).log_sigma  # that of no random effect
+    start = criterion.profile(np.zeros_like(entries)).log_sigma  # that of no random effect
     result = maximise(evaluate, np.array([start]), tol=tol, max_iterations=max_iterations, callback=callback)
     at = criterion.profile(entries * np.exp(-result.x[0]), log_sigma=result.x[0])
     return criterion.report(at, result, fixed=True, iterations=result.iterations)
@@ -299,9 +296,7 @@ def _fit_sigma(criterion, factor, tol, max_iterations, callback) -> GaussianFit:
 def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
     """The factor by Newton from inside; then zeros are decided by curvature and by likelihood."""
     options = {"tol": tol, "max_iterations": max_iterations, "callback": callback}
-    x, result = criterion.maximise(
-        criterion.diagonal.astype(float), np.ones(criterion.diagonal.shape, bool), **options
-    )
+    x, result = criterion.maximise(criterion.diagonal.astype(float), np.ones(criterion.diagonal.shape, bool), **options)
     best, iterations = result.value, result.iterations
     held = np.zeros(len(x), bool)
     for columns in _zero_candidates(criterion, x):
