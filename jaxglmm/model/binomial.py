@@ -11,6 +11,7 @@ from jax.scipy.special import xlogy
 from jaxglmm.model.family import AbstractFamily, Derivatives, refuse
 from jaxglmm.model.special import exp_capped, horner, mills
 
+
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # r + r/(e^r - 1) - 1 = sum over even n of B_n r^n/n!, plus r/2 (Abramowitz & Stegun 23.1.1), in powers of r^2.
 _BERNOULLI = (

@@ -4,7 +4,6 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,7 +130,7 @@ class Gamma(AbstractFamily):
         if self.link == "log":
             log_ratio = jnp.log(y) - eta
             k_ratio = shape * exp_capped(log_ratio)  # shape * y / mu
-            l = shape * (1.0 + log_ratio) - k_ratio + normaliser  # noqa: E741
+            l = shape * (1.0 + log_ratio) - k_ratio + normaliser
             return Derivatives(l, k_ratio - shape, k_ratio, -k_ratio, k_ratio)
         r = 1.0 / jnp.maximum(eta, 2.0 * float(jnp.finfo(eta.dtype).tiny))
         w = shape * r * r
@@ -214,7 +213,7 @@ class Beta(AbstractFamily):
         mu, nu, log_mu, log_nu = _logit_parts(eta)
         p, q = mu * phi, nu * phi
         gaps = lgamma_gap(p, log_phi + log_mu) + lgamma_gap(q, log_phi + log_nu) - lgamma_gap(phi, log_phi)
-        # lgamma(p) = lgamma(1 + p) - log p: the logs' derivatives by hand, since theirs and polygamma's cancel as p -> 0.
+        # From lgamma(p) = lgamma(1 + p) - log p: polygammas of p blow up and cancel as p -> 0, of 1 + p not.
         psi_p, psi_q = polygammas(1.0 + p), polygammas(1.0 + q)
         h = mu * nu
         f = h * phi

@@ -8,6 +8,7 @@ from jaxglmm.model.continuous import Beta, Gamma, Gaussian
 from jaxglmm.model.counts import NegativeBinomial, Poisson
 from jaxglmm.model.family import AbstractFamily, Derivatives
 
+
 __all__ = [
     "AbstractFamily",
     "Bernoulli",
@@ -53,7 +54,7 @@ def get_family(family) -> AbstractFamily:
     if isinstance(family, AbstractFamily):
         return family
     if isinstance(family, type) and issubclass(family, AbstractFamily):
-        return family()
+        return family()  # pyright: ignore[reportCallIssue] (a final family needs no argument)
     names = ", ".join(_CLASSES)
     if not isinstance(family, str):
         raise DataError(f"family: found {family!r}, expected one of {names}, or a family such as jg.Binomial('probit')")

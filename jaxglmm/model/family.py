@@ -25,7 +25,7 @@ class Derivatives(NamedTuple):
     c : da/deta
     """
 
-    l: jax.Array  # noqa: E741
+    l: jax.Array
     s: jax.Array
     w: jax.Array
     a: jax.Array
@@ -38,7 +38,7 @@ class AbstractFamily(eqx.Module):
     Row functions take any shape and any float dtype, keep it, and may be jitted, vmapped and differentiated.
     ``log_phi`` is the log of the dispersion parameter named ``dispersion_name`` (a scalar, ignored where there is
     none). Rows of weight 0 give exactly 0 in every derivative whatever their eta. Where eta is outside of the link's
-    ``domain``, l = -inf and the derivatives are 0.
+    domain (``positive_eta``), l = -inf and the derivatives are 0.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class AbstractFamily(eqx.Module):
         """Derivatives of a row of weight 1 with eta inside of the domain; shapes need only broadcast."""
 
     @abc.abstractmethod
-    def unit_expected(self, eta, log_phi):
+    def unit_expected(self, eta, log_phi) -> jax.Array:
         """Expected information in eta of a row of weight 1 with eta inside of the domain."""
 
     def derivatives(self, eta, y, weight, log_phi) -> Derivatives:
@@ -132,9 +132,7 @@ class AbstractFamily(eqx.Module):
     def dispersion_derivatives(self, eta, y, weight, log_phi):
         """(dl, ds, dw)/d log_phi of each row."""
         eta, y, weight, log_phi = _promote(eta, y, weight, log_phi)
-        _, tangent = jax.jvp(
-            lambda p: self.derivatives(eta, y, weight, p)[:3], (log_phi,), (jnp.ones_like(log_phi),)
-        )
+        _, tangent = jax.jvp(lambda p: self.derivatives(eta, y, weight, p)[:3], (log_phi,), (jnp.ones_like(log_phi),))
         return tangent
 
     def loglik(self, eta, y, weight, log_phi):
@@ -154,11 +152,11 @@ class AbstractFamily(eqx.Module):
         return LINKS[self.link].forward(*_promote(mu))
 
     @abc.abstractmethod
-    def variance(self, mu, log_phi):
+    def variance(self, mu, log_phi) -> jax.Array:
         """Variance of a response of weight 1 with mean ``mu``."""
 
     @abc.abstractmethod
-    def deviance_residual(self, y, mu, weight, log_phi):
+    def deviance_residual(self, y, mu, weight, log_phi) -> jax.Array:
         """sign(y - mu) sqrt(weight d(y, mu)), d the unit deviance, not divided by a dispersion (as in R)."""
 
     # -- on the host (numpy) ------------------------------------------------------------------------------------
