@@ -509,3 +509,16 @@ def test_a_perfect_fit_and_collinear_columns_are_refused():
     codes = np.arange(12) % 3
     with pytest.raises(DataError, match="duplicate columns"):
         fit_gaussian(cross_products(x**2, np.column_stack([np.ones(12), x, x]), codes=codes))
+
+
+@pytest.mark.parametrize("n", [3, 512, 20_000])
+def test_cross_products_of_many_rows(n):
+    rng = np.random.default_rng(n)
+    X, y, w = rng.normal(size=(n, 4)), rng.normal(size=n), rng.uniform(0.5, 2, n)
+    codes = rng.integers(0, 3, n)
+    cross = cross_products(y, X, weights=w, codes=codes, n_groups=3)
+    V = np.column_stack([X, y - X @ cross.origin])
+    np.testing.assert_allclose(cross.vtv, V.T @ (w[:, None] * V), rtol=1e-10, atol=1e-9)
+    for g in range(3):
+        rows = codes == g
+        np.testing.assert_allclose(cross.ztv[0, :, 0, g], w[rows] @ V[rows], rtol=1e-10, atol=1e-9)

@@ -17,8 +17,8 @@ from jaxglmm.model.covariance import Covariance
 
 # Groups in a block: with 20 columns its cross products and their derivatives stay in the second-level cache.
 _BLOCK = 1024
-# Rows whose share of X'X is formed at once, so that the weighted copy of X stays small.
-_ROWS = 16384
+# Rows of a product of matrices, and of a weighted copy of X, when X'X is formed.
+_PIECE, _ROWS = 512, 16384
 
 
 class CrossProducts(eqx.Module):
@@ -113,13 +113,8 @@ def cross_products(
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     target = y if offset is None else y - offset
 
-    gram, moment = np.zeros((p, p)), np.zeros(p)
-    for begin in range(0, n, _ROWS):
-        rows = slice(begin, begin + _ROWS)
-        weighted = X[rows].T * w[rows]
-        gram += weighted @ X[rows]
-        moment += weighted @ target[rows]
-    origin = np.linalg.lstsq(gram, moment, rcond=None)[0]
+    gram = _weighted_gram(X, w)
+    origin = np.linalg.lstsq(gram, (w * target) @ X, rcond=None)[0]
     r = target - X @ origin
 
     vtv = np.zeros((p + 1, p + 1))
@@ -158,6 +153,21 @@ def cross_products(
         ztv[:, p, a] = per_group(wz * r)
     covariance = Covariance(blocks or (tuple(range(effects)),))
     return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
+
+
+def _weighted_gram(X: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """X'WX, as a sum of products so small that BLAS does each in one thread: its threads wait for each other
+    at every product, which on a busy machine costs many times the arithmetic."""
+    p = X.shape[1]
+    gram = np.zeros((p, p))
+    for begin in range(0, len(X), _ROWS):
+        rows = X[begin : begin + _ROWS]
+        weighted = rows * w[begin : begin + _ROWS, None]
+        pieces = len(rows) // _PIECE
+        whole = pieces * _PIECE
+        left, right = (v[:whole].reshape(pieces, _PIECE, p) for v in (weighted, rows))
+        gram += (left.transpose(0, 2, 1) @ right).sum(0) + weighted[whole:].T @ rows[whole:]
+    return gram
 
 
 def _block_shape(n_groups: int) -> tuple[int, int]:
