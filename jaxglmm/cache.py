@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -28,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def use_cache_folder() -> Path | None:
-    """Make JAX keep every compiled program of this process, and return where.
+    """Keep every compiled program of this process, the large ones traced and lowered as well, and return where.
 
     Call before the first computation, and from programs only. Returns None, and changes nothing, if
     `JAXGLMM_CACHE=off`, or if the folder cannot be made or belongs to another user.
@@ -50,8 +51,20 @@ def use_cache_folder() -> Path | None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     from jaxglmm.ops.programs import keep_programs
 
-    keep_programs(folder)
+    keep_programs(folder, _jax_keeps_nothing)
     return folder
+
+
+@contextmanager
+def _jax_keeps_nothing():
+    """Within, what is compiled is not written to JAX's cache, and so is never answered from there later."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _processor() -> str:

@@ -166,8 +166,8 @@ _COMMANDS = {"fit": _fit, "predict": _predict, "demo": _demo, "doctor": _doctor}
 
 
 def _fail(error: BaseException, status: int) -> int:
-    text = " ".join(str(error).split())
-    print(f"jaxglmm: {text}", file=sys.stderr)
+    lines = (line.strip() for line in str(error).splitlines())
+    print("jaxglmm:", " ".join(line for line in lines if line.strip("^")), file=sys.stderr)  # a marker needs its line
     return status
 
 

@@ -14,6 +14,8 @@ import pickle
 import re
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -21,17 +23,25 @@ import jaxlib
 
 
 _SUFFIX = ".program"
-_folder: Path | None = None
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
+_folder: Path | None = None
+_compiling: Callable = nullcontext
 
 
-def keep_programs(folder: Path | None) -> None:
+def keep_programs(folder: Path | None, compiling: Callable = nullcontext) -> None:
     """Keep executables in `folder` from now on; None to stop.
 
     What is found there is run: the folder must belong to the user alone.
+
+    Parameters
+    ----------
+    folder : pathlib.Path or None
+    compiling : callable
+        Makes the context to compile in. JAX's persistent cache must not answer there: an executable that was read
+        from it lacks functions when it is written again (jaxlib 0.10, CPU), which shows only when it is run.
     """
-    global _folder
-    _folder = folder
+    global _folder, _compiling
+    _folder, _compiling = folder, compiling
 
 
 def program(*, static: tuple[str, ...] = ()):
@@ -67,17 +77,26 @@ class Program:
         # Inside a transformation there is nothing to keep; an address would never be found again.
         if _ADDRESS.search(what) or any(isinstance(x, jax.core.Tracer) for x in leaves):
             return self.jitted(*args, **kwargs)
-        if what not in self._loaded:
-            flat = lambda *leaves: self.jitted(**jax.tree.unflatten(tree, leaves), **static)
-            path = _folder / f"{_surroundings()}-{_digest(what)}{_SUFFIX}"
-            self._loaded[what] = _read(path) or _compile(jax.jit(flat), leaves, path)
-        return self._loaded[what](*leaves)
+        if what in self._loaded:
+            return self._loaded[what](*leaves)
+        path = _folder / f"{_surroundings()}-{_digest(what)}{_SUFFIX}"
+        try:
+            loaded = _read(path)
+            result = jax.block_until_ready(loaded(*leaves))
+        except Exception as error:  # not there, or damaged, or of another jaxlib after all
+            if not isinstance(error, FileNotFoundError):
+                path.unlink(missing_ok=True)
+            loaded = _compile(lambda *leaves: self.jitted(**jax.tree.unflatten(tree, leaves), **static), leaves, path)
+            result = loaded(*leaves)
+        self._loaded[what] = loaded
+        return result
 
 
 def _compile(flat, leaves, path: Path):
     from jax.experimental import serialize_executable
 
-    compiled = flat.lower(*leaves).compile()
+    with _compiling():
+        compiled = jax.jit(flat).lower(*leaves).compile()
     try:
         _write(path, pickle.dumps(serialize_executable.serialize(compiled)))
     except Exception:  # a full disk, or a platform whose executables cannot be written: the next process compiles again
@@ -86,16 +105,10 @@ def _compile(flat, leaves, path: Path):
 
 
 def _read(path: Path):
-    """The executable in a file; None where there is none, or it cannot be used."""
+    content = path.read_bytes()
     from jax.experimental import serialize_executable
 
-    try:
-        return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except Exception:  # damaged, or of another jaxlib after all
-        path.unlink(missing_ok=True)
-        return None
+    return serialize_executable.deserialize_and_load(*pickle.loads(content))
 
 
 def _write(path: Path, content: bytes) -> None:
