@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -62,10 +63,10 @@ def load(path) -> Fit:
             "update jaxglmm"
         )
     try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as file:
+        with open(folder / ARRAYS, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
         return Fit(_state(saved, arrays))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the saved fit {str(path)!r} is damaged ({error}): save it again") from error

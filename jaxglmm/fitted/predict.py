@@ -103,7 +103,7 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
     at_mode = rows.eta + np.where(unseen, 0 * z.sum(0), shift)
     if kind == "link":
         return at_mode
-    if effects == "mode" or posterior.weights is None:
+    if effects == "mode" or posterior.weights is None or posterior.root is None:
         out = rowwise(family, "mean", at_mode)
     else:
         # b_k = mode + sqrt(2) root z_k, so that z'b_k = z'mode + sqrt(2) (root'z)'z_k

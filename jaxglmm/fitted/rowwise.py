@@ -26,7 +26,7 @@ def rowwise(family, name: str, *arguments) -> np.ndarray:
     extra = round_up(n) - n
     padded = [np.pad(np.asarray(v, float), (0, extra), mode="edge") if np.ndim(v) else float(v) for v in arguments]
     with jax.enable_x64(True):
-        return np.asarray(_apply(family, name, *padded))[:n]
+        return np.asarray(_apply(family, name, *padded))[:n].copy()  # which the caller may write to
 
 
 @functools.partial(jax.jit, static_argnames=("family",))

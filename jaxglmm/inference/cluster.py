@@ -38,8 +38,9 @@ def cluster_vcov(state, problem) -> np.ndarray:
     groups, p = len(state.terms[0].levels), len(state.estimate.beta)
     if groups < 2:
         raise DataError(f"kind='cluster' needs at least two levels of {state.terms[0].group!r}; found {groups}")
-    if problem.design is None:
-        bread, meat = satterthwaite(state).vcov, _gaussian_meat(state, problem.frame)
+    gaussian = satterthwaite(state)
+    if gaussian is not None:
+        bread, meat = gaussian.vcov, _gaussian_meat(state, problem.frame)
     else:
         at = coordinates(state)
         A = to_scaled(problem, at)
