@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, and a mistake of the caller
 
 import argparse
 import gc
+import os
 import sys
 import warnings
 
@@ -107,26 +108,36 @@ def main(argv: list[str] | None = None) -> int:
     Parameters
     ----------
     argv : list of str, optional
-        Arguments; by default those of the process.
+        Arguments. By default those of the process, which then ends here.
 
     Returns
     -------
     int
         Exit status: 0 done, 1 not converged, 2 bad input, 130 interrupted.
     """
+    if argv is not None:
+        return _run(argv)
+    gc.set_threshold(200_000, 20, 20)  # imports make a million objects that stay
+    status = _run(None)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads any more
+        pass
+    os._exit(status)  # taking JAX and pandas apart would take a fifth of a small fit's time
+
+
+def _run(argv) -> int:
     options = parser().parse_args(argv)
-    if argv is None:  # a process of our own: imports and tracing make millions of objects that stay
-        gc.set_threshold(200_000, 20, 20)
     from jaxglmm.errors import ConvergenceError, DataError, FormulaError
 
     with warnings.catch_warnings():
         warnings.showwarning = _one_line
         try:
             return _COMMANDS[options.command](options)
+        except BrokenPipeError:  # `| head`: the reader has what it wants
+            return 0
         except (DataError, FormulaError, OSError) as error:
-            if isinstance(error, BrokenPipeError):  # `| head`: the reader has what it wants
-                sys.stderr.close()
-                return 0
             return _fail(error, BAD_INPUT)
         except ConvergenceError as error:
             return _fail(error, FAILED)
@@ -176,4 +187,4 @@ def _one_line(message, category, filename, lineno, file=None, line=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
