@@ -272,6 +272,8 @@ def trace(fit, *, path=None):
     -------
     matplotlib.figure.Figure
     """
+    from matplotlib.ticker import MaxNLocator
+
     steps = np.asarray(fit.convergence.trace, float).reshape(-1, 2)
     if not len(steps):
         raise DataError("this fit has no record of its steps; fit it again to draw them")
@@ -283,7 +285,7 @@ def trace(fit, *, path=None):
     ax.semilogy(at, left, "o-", ms=4, lw=1, color=BLUE, label="log-likelihood to be gained")
     ax.semilogy(at, np.where(decrement > 0, decrement, np.nan), "s-", ms=4, lw=1, color=RED, label="Newton decrement")
     ax.set(xlabel="step")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("The optimiser's way", loc="left")
     ax.legend(frameon=False, fontsize=8)
     ax.grid(color=PALE, lw=0.6)

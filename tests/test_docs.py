@@ -65,7 +65,7 @@ def test_the_command_line_page_lists_every_option():
     from jaxglmm.cli import parser
 
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    (commands,) = (action.choices for action in parser()._actions if action.dest == "command")
+    commands = next(dict(action.choices or {}) for action in parser()._actions if action.dest == "command")
     for name, command in commands.items():
         assert f"jaxglmm {name}" in text
         for action in command._actions:

@@ -16,10 +16,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
-import jaxlib
+from jax.core import Tracer
 
 
 _SUFFIX = ".program"
@@ -60,7 +62,7 @@ class Program:
 
     def __init__(self, function, static):
         functools.update_wrapper(self, function)
-        self.jitted = jax.jit(function, static_argnames=static)
+        self.jitted: Any = jax.jit(function, static_argnames=static)
         self._signature, self._static, self._loaded = inspect.signature(function), static, {}
 
     def __getattr__(self, name):
@@ -75,7 +77,7 @@ class Program:
         leaves, tree = jax.tree.flatten(bound.arguments)
         what = repr((self.__module__, self.__qualname__, static, str(tree), [str(jax.typeof(x)) for x in leaves]))
         # Inside a transformation there is nothing to keep; an address would never be found again.
-        if _ADDRESS.search(what) or any(isinstance(x, jax.core.Tracer) for x in leaves):
+        if _ADDRESS.search(what) or any(isinstance(x, Tracer) for x in leaves):
             return self.jitted(*args, **kwargs)
         if what in self._loaded:
             return self._loaded[what](*leaves)
@@ -134,7 +136,7 @@ def _surroundings() -> str:
     source = [(str(p.relative_to(package)), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
     settings = sorted((k, v) for k, v in os.environ.items() if k.startswith(("JAX", "XLA_")))
     devices = [(d.platform, d.device_kind) for d in jax.devices()]
-    return _digest(repr((sys.version, jax.__version__, jaxlib.__version__, devices, os.cpu_count(), settings, source)))
+    return _digest(repr((sys.version, version("jax"), version("jaxlib"), devices, os.cpu_count(), settings, source)))
 
 
 def _digest(text: str) -> str:
