@@ -1,5 +1,8 @@
 """Executables kept between processes: found again for the same call only, and never in the way of a transformation."""
 
+import os
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +100,13 @@ def test_a_folder_that_cannot_be_written_is_no_error(folder):
     np.testing.assert_allclose(fresh()(X)["power"], X["a"] ** 2 + 1)
 
 
-def test_programs_of_other_versions_are_removed(folder):
-    (folder / f"0123-4567{programs._SUFFIX}").write_bytes(b"old")
-    (folder / "other").write_text("not ours")
+def test_programs_unused_for_long_are_removed(folder):
+    for name, days in ((f"old{programs._SUFFIX}", 31), (f"new{programs._SUFFIX}", 29), ("other", 99)):
+        (folder / name).write_text("")
+        os.utime(folder / name, (time.time() - 86400 * days,) * 2)
     fresh()(X)
-    assert len(kept(folder)) == 2 and "other" in kept(folder)
+    assert len(kept(folder)) == 3 and f"old{programs._SUFFIX}" not in kept(folder)
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    fresh()(X)  # reading counts as use
+    assert sum(path.stat().st_mtime > 0 for path in folder.iterdir()) == 1

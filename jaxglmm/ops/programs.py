@@ -14,6 +14,7 @@ import pickle
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from jax.core import Tracer
 
 
 _SUFFIX = ".program"
+_UNUSED = 30 * 86400  # seconds after which a file that was not read is removed
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 _folder: Path | None = None
 _compiling: Callable = nullcontext
@@ -108,15 +110,16 @@ def _compile(flat, leaves, path: Path):
 
 def _read(path: Path):
     content = path.read_bytes()
+    os.utime(path)
     from jax.experimental import serialize_executable
 
     return serialize_executable.deserialize_and_load(*pickle.loads(content))
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step, and remove what other versions of this package have left."""
+    """Write a file in one step, and remove those that nobody has used for long."""
     for old in path.parent.glob(f"*{_SUFFIX}"):
-        if not old.name.startswith(_surroundings()):
+        if old.stat().st_mtime < time.time() - _UNUSED:
             old.unlink(missing_ok=True)
     handle, fresh = tempfile.mkstemp(dir=path.parent)
     try:
