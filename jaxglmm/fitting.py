@@ -122,6 +122,7 @@ def fit(
             callback=line.update,
         )  # fmt: skip
     convergence = estimate.convergence
+    convergence.trace = line.steps
     convergence.timings["design"] = framed - began
     convergence.timings["fit"] = time.perf_counter() - framed
     if throw and not convergence.converged:

@@ -30,6 +30,8 @@ class Convergence:
     timings : dict of str to float
         Seconds by stage.
     reason : str
+    trace : list of [float, float or None]
+        Log-likelihood and decrement after each step, those of the starting fit first.
     """
 
     converged: bool = True
@@ -43,6 +45,7 @@ class Convergence:
     warnings: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     reason: str = "converged"
+    trace: list[list] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
