@@ -127,8 +127,8 @@ def fit(
     convergence.timings["fit"] = time.perf_counter() - framed
     if throw and not convergence.converged:
         raise ConvergenceError(
-            f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations with a Newton "
-            f"decrement of {convergence.decrement:.2g}, above {tol:g}. Look for columns that are nearly collinear or "
+            f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
+            f"decrement of {convergence.decrement:.2g}. Look for columns that are nearly collinear or "
             "groups whose responses are all alike; raise max_iterations; or pass throw=False to inspect the fit"
         )
     return Fit.from_training(problem, estimate, posteriors)

@@ -84,9 +84,7 @@ def long_total(index: GroupIndex) -> Total:
         for k in range(1, LONGEST):
             piece = piece + tiles[..., k, :]
         piece = piece.reshape(*v.shape[:-1], index.n_long * across)
-        joined = jax.ops.segment_sum(
-            jnp.moveaxis(piece, -1, 0), pieces, index.n_long_groups, indices_are_sorted=True
-        )
+        joined = jax.ops.segment_sum(jnp.moveaxis(piece, -1, 0), pieces, index.n_long_groups, indices_are_sorted=True)
         spread = jnp.moveaxis(joined[pieces], 0, -1)
         spread = spread.reshape(*v.shape[:-1], index.n_long, 1, across)
         return jnp.broadcast_to(spread, tiles.shape).reshape(v.shape)

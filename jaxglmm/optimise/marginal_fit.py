@@ -139,7 +139,7 @@ def _check_separation(design, result, names, intercept):
     agrees = (along[lowest] <= slack).all() and (along[highest] >= -slack).all()
     if agrees and (np.abs(along[held]) <= slack).all():
         # An intercept only takes up what the columns' centres leave, unless it stands alone.
-        large = np.flatnonzero(np.abs(direction) > 1e-2 * size)
+        large = np.flatnonzero(np.abs(direction) > 0.1 * size)
         culprits = [names[j] for j in large if j != intercept] or [names[j] for j in large]
         raise SeparationError(
             f"complete separation: {', '.join(repr(c) for c in culprits)} "

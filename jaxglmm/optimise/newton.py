@@ -90,7 +90,7 @@ def maximise(
     while True:
         logged = even & ~_falls_to_zero(x, gradient, hessian)
         g, H = _transform(x, gradient, hessian, logged)
-        model = _Quadratic(g, H)
+        model = _Quadratic(g, H, logged)
         decrement = model.decrement
         if callback is not None:
             callback(iterations, value, decrement, x)
@@ -162,11 +162,11 @@ def _transform(x, gradient, hessian, logged):
 class _Quadratic:
     """The model g's + s'Hs/2, in coordinates scaled to unit diagonal."""
 
-    def __init__(self, g, H):
+    def __init__(self, g, H, logged):
         self.g, self.H = g, H
-        diagonal = np.abs(np.diag(H))
-        floor = max(np.max(diagonal, initial=0.0), 1e-300) * 1e-20
-        self.d = np.sqrt(np.maximum(diagonal, floor))
+        # Without curvature a logarithm's own unit is its scale; for others a bound keeps the scale above zero.
+        floor = np.where(logged, 0.1 * np.abs(g), 1e-12 * g * g)
+        self.d = np.sqrt(np.maximum(np.maximum(np.abs(np.diag(H)), floor), 1e-200))
         scaled = -H / self.d[:, None] / self.d[None, :]
         self.scaled_gradient = g / self.d
         self.eigenvalues, self.vectors = np.linalg.eigh(scaled)
