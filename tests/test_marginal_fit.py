@@ -92,7 +92,7 @@ def test_growth_without_bound_is_told():
     """Groups all 0 or all 1: the variance has no finite estimate."""
     data = binary(np.random.default_rng(3))
     data["y"] = (data["g"] % 2) * 1.0
-    with pytest.raises(jg.DataError, match="within every level of 'g' the responses are all alike.*hold it by theta="):
+    with pytest.raises(jg.DataError, match=r"within every level of 'g' the responses are all alike.*hold it by theta="):
         jg.fit("y ~ x + (1 | g)", data, family="binomial")
     # One group that is not all alike, of little weight, leaves a likelihood that grows and grows.
     data["w"] = np.where(data["g"] == 0, 1.0, 1e6)

@@ -32,9 +32,10 @@ def _runs(v: Array, size: int) -> Array:
 
 def block_total(index: GroupIndex, kind: Array) -> Total:
     """Totals within one short block of the given class. Shapes: (..., R) -> (..., R)."""
-    runs = index.block // jnp.asarray(SIZES, jnp.int32)[kind]
-    wrap = jnp.asarray(np.arange(index.block) % (index.block // np.array(SIZES))[:, None], jnp.int32)[kind]
-    return lambda v: _block_total(v, runs, wrap)
+    # A small block has no classes that do not divide it: their entries are never read.
+    run = np.maximum(index.block // np.array(SIZES), 1)
+    wrap = jnp.asarray(np.arange(index.block) % run[:, None], jnp.int32)[kind]
+    return lambda v: _block_total(v, jnp.asarray(run, jnp.int32)[kind], wrap)
 
 
 @jax.jit

@@ -6,12 +6,12 @@ correlation near -1 for no other reason than the column's mean, and Lambda_0 tak
 psi = (beta, free entries of Lambda, log dispersion) of an evaluation is linear.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.errors import SeparationError
+from jaxglmm.errors import DataError, SeparationError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.optimise.estimate import Convergence
@@ -56,7 +56,12 @@ class Solution:
 
 def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
     """Nodes whose number is a traced integer, so that all rules of a capacity share one program."""
-    capacity = next(c for c in _CAPACITIES if c >= n_agq**n_effects)
+    capacity = next((c for c in _CAPACITIES if c >= n_agq**n_effects), None)
+    if capacity is None:
+        raise DataError(
+            f"n_agq={n_agq} for {n_effects} effects takes {n_agq**n_effects} nodes a group; at most {_CAPACITIES[-1]} "
+            f"are possible: lower n_agq to {int(_CAPACITIES[-1] ** (1 / n_effects))} or less"
+        )
     nodes = gauss_hermite(n_agq, n_effects, capacity=capacity)
     return Nodes(jnp.asarray(nodes.points), jnp.asarray(nodes.log_weights), jnp.int32(nodes.count))
 
@@ -83,41 +88,30 @@ def fit_glm(family, design, intercept: int | None, *, names, tol=1e-12, callback
     elif family.link in ("inverse", "sqrt") and p:
         x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
     x0[p] = log_phi0
-    groups = None
 
     def at(x):
-        nonlocal groups
         value, gradient, hessian, groups = evaluate_glm(family, design, jnp.asarray(x))
-        return value, np.asarray(gradient), np.asarray(hessian)
+        return value, np.asarray(gradient), np.asarray(hessian), groups
 
     result = _maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
     _check_separation(design, result, names, intercept)
-    at(result.x)
-    return result, tuple(np.asarray(v) for v in groups)
+    return result, tuple(np.asarray(v) for v in result.extra[0])
 
 
 def _maximise_free(at, x0, free, even, **options) -> NewtonResult:
     """Maximise over the free coordinates, the others held; the result is about all of them."""
     base = np.array(x0, float)
-    last = None
 
     def restricted(x):
-        nonlocal last
         base[free] = x
-        value, gradient, hessian = at(base)
-        last = gradient, hessian
-        return value, gradient[free], hessian[np.ix_(free, free)]
+        value, gradient, hessian, *extra = at(base)
+        return value, gradient[free], hessian[np.ix_(free, free)], gradient, hessian, *extra
 
     r = maximise(restricted, base[free], log_coordinates=even[free], **options)
-    full = base.copy()
-    full[free] = r.x
-    move = np.zeros_like(full)
-    move[free] = r.step
-    value, gradient, hessian = at(full)
-    return NewtonResult(
-        full, float(value), np.asarray(gradient), np.asarray(hessian), r.decrement, r.iterations, r.converged,
-        r.reason, move,
-    )  # fmt: skip
+    gradient, hessian, *extra = r.extra
+    x, move = base.copy(), np.zeros_like(base)
+    x[free], move[free] = r.x, r.step
+    return replace(r, x=x, gradient=gradient, hessian=hessian, step=move, extra=tuple(extra))
 
 
 def _check_separation(design, result, names, intercept):
@@ -209,7 +203,7 @@ def fit_marginal(
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
     _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + glm.iterations + 2)
+    convergence.passes = float(state.evaluations + glm.iterations + 1)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
