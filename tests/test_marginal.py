@@ -1,5 +1,7 @@
 """The marginal likelihood against brute-force integration, and its derivatives against independent ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,7 +156,7 @@ def test_gradient_is_that_of_the_value(x64, family, n_effects, nodes):
         assert float(got[k]) == pytest.approx(difference, rel=2e-7, abs=2e-7), (family, k)
 
 
-@pytest.mark.parametrize(("family", "n_effects", "nodes"), [("binomial", 1, 1), ("negativebinomial", 2, 3)])
+@pytest.mark.parametrize(("family", "n_effects", "nodes"), [("binomial", 1, 1), ("poisson", 2, 2)])
 def test_second_derivatives_agree_in_every_mode(x64, family, n_effects, nodes):
     family = get_family(family)
     _, design, _, params = small_problem(family, n_effects, np.random.default_rng(1))
@@ -213,32 +215,39 @@ def test_vmap_over_parameters(x64):
             np.testing.assert_allclose(a, b[k], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("largest", [6, 80])
-def test_evaluation_matches_the_objective(x64, largest):
-    """The optimiser's compiled pass against derivatives of the public function, in both forms of storage."""
-    family, nodes = get_family("negativebinomial"), 3
-    exact = gauss_hermite(nodes, 2)
-    for blocked, rule in ((True, padded_nodes(nodes, 2)), (False, Nodes(exact.points, exact.log_weights, nodes**2))):
-        _, design, _, params = small_problem(family, 2, np.random.default_rng(3), largest, blocked=blocked)
+@pytest.mark.parametrize(("family", "n_effects", "largest"), [("binomial", 2, 6), ("negativebinomial", 1, 80)])
+def test_evaluation_matches_the_objective(x64, family, n_effects, largest):
+    """The optimiser's compiled pass in both forms of storage: value and gradient against the public function, the
+    Hessian against finite differences of the gradient."""
+    family, nodes = get_family(family), 3
+    exact = gauss_hermite(nodes, n_effects)
+    count = nodes**n_effects
+    for blocked, rule in (
+        (True, padded_nodes(nodes, n_effects)),
+        (False, Nodes(exact.points, exact.log_weights, count)),
+    ):
+        _, design, _, params = small_problem(family, n_effects, np.random.default_rng(3), largest, blocked=blocked)
+        design = jax.tree.map(jnp.asarray, design)
         covariance = design.terms[0].covariance
-        factor = np.asarray(covariance.factor(params.theta))
-        psi = jnp.concatenate([params.beta, jnp.asarray(covariance.raw(factor)), params.log_dispersion[None]])
-        got = evaluate(family, design, rule, psi, jnp.zeros_like(design.terms[0].z))
+        raw = covariance.raw(np.asarray(covariance.factor(params.theta)))
+        psi = jnp.concatenate([params.beta, jnp.asarray(raw), params.log_dispersion[None]])
+        at = functools.partial(evaluate, family, design, rule, start=jnp.zeros_like(design.terms[0].z))
+        got = at(psi=psi)
         if blocked:
-
-            def value(psi, design=design, covariance=covariance):
-                raw = psi[2:5]
-                theta = jnp.where(covariance.diagonal, jnp.log(jnp.where(covariance.diagonal, raw, 1.0)), raw)
-                return jg.AdaptiveQuadrature(family, nodes)(jg.Params(psi[:2], theta, psi[5]), design)
-
-            expected = [np.asarray(f(psi)) for f in map(jax.jit, (value, jax.grad(value), jax.hessian(value)))]
-        for a, b, tol in zip(got, expected, (1e-12, 1e-8, 1e-7), strict=False):
-            np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
+            value, by = jax.jit(jax.value_and_grad(jg.AdaptiveQuadrature(family, nodes)))(params, design)
+            slope = jnp.where(covariance.diagonal, 1 / raw, 1.0)  # theta holds logarithms on the diagonal
+            gradient = jnp.concatenate([by.beta, slope * by.theta, by.log_dispersion[None]])
+        assert float(got.value) == pytest.approx(float(value), rel=1e-12)
+        np.testing.assert_allclose(got.gradient, gradient, rtol=1e-8, atol=1e-8)
+        for k in range(len(psi)):
+            e = 1e-5 * jnp.eye(len(psi))[k]
+            difference = (at(psi=psi + e).gradient - at(psi=psi - e).gradient) / 2e-5
+            np.testing.assert_allclose(got.hessian[k], difference, rtol=1e-6, atol=1e-6)
 
 
 def test_glm_pass_and_variance_score(x64):
     """The GLM pass against differentiation; the score in the variance against the Laplace value near zero."""
-    family = get_family("negativebinomial")
+    family = get_family("gamma")
     _, design, _, params = small_problem(family, 1, np.random.default_rng(3))
     psi = jnp.append(params.beta, params.log_dispersion)
 
@@ -315,5 +324,5 @@ def test_the_whole_pass_lowers_for_accelerators(platform, blocked):
         exported = jax.export.export(jax.jit(lambda *a: evaluate(family, *a)), platforms=[platform])(*shapes)
         text = exported.mlir_module()
     assert exported.platforms == (platform,)
-    dots = [line for line in text.splitlines() if "dot_general" in line]
+    dots = [line for line in text.splitlines() if "= stablehlo.dot_general" in line]
     assert dots and all("HIGHEST" in line for line in dots)

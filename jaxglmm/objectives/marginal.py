@@ -57,7 +57,7 @@ def gauss_hermite(n_agq: int, n_effects: int, *, capacity: int | None = None) ->
     """
     if not 1 <= n_agq <= MOST_NODES:
         raise ValueError(f"n_agq must be between 1 and {MOST_NODES}, found {n_agq}")
-    z = np.polynomial.hermite.hermgauss(n_agq)[0]
+    z = _hermite_roots(n_agq)
     # omega_k exp(z_k^2) = 1 / (K psi_{K-1}(z_k)^2), psi the orthonormal Hermite functions (DLMF 18.39.5 and
     # 3.5.28): omega_k alone would underflow where the product is an ordinary number.
     psi, previous = np.pi**-0.25 * np.exp(-0.5 * z * z), np.zeros_like(z)
@@ -72,6 +72,15 @@ def gauss_hermite(n_agq: int, n_effects: int, *, capacity: int | None = None) ->
         points = np.pad(points, ((0, 0), (0, capacity - count)))
         weights = np.pad(weights, (0, capacity - count), constant_values=-np.inf)
     return Nodes(points, weights, count)
+
+
+def _hermite_roots(n_agq: int) -> np.ndarray:
+    """Roots of the Hermite polynomial of degree `n_agq`, ascending."""
+    if n_agq <= 150:
+        return np.polynomial.hermite.hermgauss(n_agq)[0]
+    from scipy.special import roots_hermite  # numpy's polynomials overflow at high degrees
+
+    return roots_hermite(n_agq)[0]
 
 
 class GroupGradient(NamedTuple):

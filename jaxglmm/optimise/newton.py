@@ -167,9 +167,12 @@ class _Quadratic:
 
     def __init__(self, g, H, logged):
         self.g, self.H = g, H
-        # Without curvature a logarithm's own unit is its scale; for others a bound keeps the scale above zero.
-        floor = np.where(logged, 0.1 * np.abs(g), 1e-12 * g * g)
-        self.d = np.sqrt(np.maximum(np.maximum(np.abs(np.diag(H)), floor), 1e-200))
+        diagonal = np.abs(np.diag(H))
+        # A logarithm has a unit of its own: where its curvature vanishes, as towards zero, it must not take up the
+        # whole step. For others a bound keeps the scale above zero.
+        largest = np.max(diagonal, initial=1e-180)
+        floor = np.where(logged, 0.1 * np.abs(g) + 1e-4 * largest, 1e-12 * g * g + 1e-20 * largest)
+        self.d = np.sqrt(np.maximum(diagonal, floor))
         scaled = -H / self.d[:, None] / self.d[None, :]
         self.scaled_gradient = g / self.d
         self.eigenvalues, self.vectors = np.linalg.eigh(scaled)
