@@ -30,6 +30,8 @@ class Convergence:
     timings : dict of str to float
         Seconds by stage.
     reason : str
+    kernels : str
+        What evaluated the likelihood: "native" kernels or "plain" JAX.
     """
 
     converged: bool = True
@@ -43,6 +45,7 @@ class Convergence:
     warnings: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     reason: str = "converged"
+    kernels: str = "plain"
 
 
 @dataclass(frozen=True)
