@@ -12,6 +12,7 @@ import numpy as np
 from jaxglmm.errors import SeparationError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
+from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.newton import NewtonResult, maximise
 
@@ -55,8 +56,8 @@ def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
     return Nodes(jnp.asarray(nodes.points), jnp.asarray(nodes.log_weights), jnp.int32(nodes.count))
 
 
-def fit_glm(family, design, intercept: int | None, *, names, tol=1e-12, callback=None):
-    """Fit without random effects.
+def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-12, callback=None):
+    """Fit without random effects, from `start` (p + 1,) where there is one.
 
     Returns
     -------
@@ -84,10 +85,24 @@ def fit_glm(family, design, intercept: int | None, *, names, tol=1e-12, callback
         value, gradient, hessian, groups = evaluate_glm(family, design, jnp.asarray(x))
         return value, np.asarray(gradient), np.asarray(hessian)
 
+    at = _Remembered(at)
+    x0 = x0 if start is None else start
     result = _maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
     _check_separation(design, result, names)
     at(result.x)
     return result, tuple(np.asarray(v) for v in groups)
+
+
+class _Remembered:
+    """A function that is not evaluated twice in a row at the same point: a pass over all rows is not for nothing."""
+
+    def __init__(self, function):
+        self.function, self.point, self.result = function, None, None
+
+    def __call__(self, x):
+        if self.point is None or not np.array_equal(self.point, x):
+            self.point, self.result = np.array(x), self.function(x)
+        return self.result
 
 
 def _maximise_free(at, x0, free, even, **options) -> NewtonResult:
@@ -142,7 +157,7 @@ def _check_separation(design, result, names):
 
 def fit_marginal(
     family, design, glm: NewtonResult, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    tol=1e-12, max_iterations=100, callback=None,
+    start=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -156,6 +171,10 @@ def fit_marginal(
         Hold Lambda here.
     determinant : bool
         False for the joint likelihood.
+    start : (m,), optional
+        Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
+    passes : float
+        Passes over the rows that led here, but for those of `glm`.
     """
     term = design.terms[0]
     covariance, S = term.covariance, term.covariance.n_effects
@@ -173,18 +192,26 @@ def fit_marginal(
     else:
         first = np.sqrt(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0))
         psi[p : p + q] = covariance.raw(np.diag(np.clip(first, 0.1 * unit, 1.0 * unit)))
+    if start is not None:
+        psi = start.copy()
     state = _State(family, design, determinant, callback, free, even, tol, max_iterations)
-    nodes = padded_nodes(1 if auto else n_agq, S)
-    convergence = Convergence(score_at_zero=float(score[0]) if S == 1 else None)
+    nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
+    convergence = Convergence(
+        score_at_zero=float(score[0]) if S == 1 else None,
+        kernels="native" if fused.covers(family, design) else "plain",
+    )
     nothing = _NOTHING * np.min(unit)
 
-    result = state.climb(psi, nodes, loose=auto)
-    used = 1 if auto else n_agq
-    if auto:
+    if not auto:
+        result = state.climb(psi, nodes)
+    else:
+        if start is None:
+            psi = state.climb(psi, nodes, loose=True).x
         ladder = NODE_LADDER[S]
         for here, above in zip(ladder, (*ladder[1:], None), strict=True):
             nodes, used = padded_nodes(here, S), here
-            result = state.climb(result.x, nodes)
+            result = state.climb(psi, nodes)
+            psi = result.x
             if above is None or state.agrees(result, padded_nodes(above, S)):
                 break
     result, free = state.settle(result, nodes, nothing, covariance, p, q)
@@ -204,7 +231,7 @@ def fit_marginal(
         laplace = state.at(result.x, padded_nodes(1, S))
         convergence.gap = float(result.value - laplace[0])
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + glm.iterations + 2)
+    convergence.passes = float(state.evaluations + glm.iterations + 1 + passes)
     return Solution(result.x, free, result.hessian, result.value, np.asarray(state.modes), convergence)
 
 
@@ -228,7 +255,7 @@ class _State:
     def climb(self, psi, nodes, *, loose=False, free=None):
         free = self.free if free is None else free
         return _maximise_free(
-            lambda psi: self.at(psi, nodes), psi, free, self.even,
+            _Remembered(lambda psi: self.at(psi, nodes)), psi, free, self.even,
             tol=1e-4 if loose else self.tol, max_iterations=self.max_iterations, callback=self.callback,
         )  # fmt: skip
 
