@@ -27,7 +27,8 @@ _FAMILIES = {
 def covers(family, design) -> bool:
     """Whether the native library is there and has this family and design: float64 on CPU, one scalar effect."""
     X = design.X
-    platforms = {d.platform for d in X.devices()} if hasattr(X, "devices") and not _traced(X) else {_default()}
+    placed = isinstance(X, jax.Array) and not isinstance(X, jax.core.Tracer)
+    platforms = {device.platform for device in X.devices()} if placed else {jax.default_backend()}
     return (
         platforms == {"cpu"}
         and (family.name, family.link) in _FAMILIES
@@ -82,11 +83,3 @@ def _normaliser(family, weights, log_phi):
         gap = lambda v: lgamma_gap(jnp.exp(v), v)
         return jnp.sum(weights), (gap(log_phi), jax.grad(gap)(log_phi), jax.grad(jax.grad(gap))(log_phi))
     return 0.0, (zero, zero, zero)
-
-
-def _traced(x) -> bool:
-    return isinstance(x, jax.core.Tracer)
-
-
-def _default() -> str:
-    return jax.default_backend()

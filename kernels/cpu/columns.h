@@ -14,9 +14,10 @@ inline int64_t padded_columns(int64_t columns) {
   return (columns + unit - 1) / unit * unit;
 }
 
-// Lanes j0 .. j0 + lanes of a tile's X, padded with zero columns; lanes beyond the tile are zero. Row (k, j) goes to
-// position k * lanes + j - j0.
-inline void load_columns(const Problem& q, const Tile& tile, int64_t j0, int64_t lanes, int64_t padded, double* out) {
+// Lanes j0 .. j0 + lanes of a tile's X, padded with zero columns; lanes beyond the tile are zero. Row (k, j)
+// goes to position k * lanes + j - j0.
+inline void load_columns(const Problem& q, const Tile& tile, int64_t j0, int64_t lanes, int64_t padded,
+                         double* out) {
   for (int64_t k = 0; k < tile.size; ++k)
     for (int64_t j = 0; j < lanes; ++j, out += padded) {
       const bool inside = j0 + j < tile.lanes;
@@ -77,16 +78,18 @@ inline void add_outer(const double* a, const double* x, int64_t rows, int64_t pa
     }
 }
 
-// Row (i, g) of out = sum over j of M[i, j][g] x_(j, g): one symmetric matrix a lane, stored by its upper triangle,
-// the pair (i, j) at [pair * lanes + g].
-inline void multiply_groups(const double* m, const double* x, int64_t size, int64_t lanes, int64_t padded, double* out) {
+// Row (i, g) of out = sum over j of M[i, j][g] x_(j, g): one symmetric matrix a lane, stored by its upper
+// triangle, the pair (i, j) at [pair * lanes + g].
+inline void multiply_groups(const double* m, const double* x, int64_t size, int64_t lanes, int64_t padded,
+                            double* out) {
   for (int64_t g = 0; g < lanes; ++g)
     for (int64_t c = 0; c < padded; c += kLanes)
       for (int64_t i = 0; i < size; ++i) {
         V total{};
         for (int64_t j = 0; j < size; ++j) {
           const int64_t low = i < j ? i : j, high = i < j ? j : i;
-          total += m[(low * size - low * (low - 1) / 2 + high - low) * lanes + g] * load(x + (j * lanes + g) * padded + c);
+          total += m[(low * size - low * (low - 1) / 2 + high - low) * lanes + g] *
+                   load(x + (j * lanes + g) * padded + c);
         }
         store(out + (i * lanes + g) * padded + c, total);
       }

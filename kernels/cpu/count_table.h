@@ -2,7 +2,8 @@
 //
 //   lgamma(y + theta) - lgamma(theta) - y log theta = sum over j < y of log(1 + j / theta),
 //
-// with its first two derivatives in log theta, for all counts up to the largest one. Whole counts only: NaN otherwise.
+// with its first two derivatives in log theta, for all counts up to the largest one. Whole counts only: NaN
+// otherwise.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +38,8 @@ class CountTable {
     if (!(y >= 0 && y == std::floor(y) && y < 0x1p53)) return {kNaN, kNaN, kNaN};
     if (y < static_cast<double>(table_.size())) return table_[static_cast<size_t>(y)];
     // Beyond the table by Stirling's series, which is exact to rounding for arguments this large.
-    const double theta = std::exp(log_theta_), from = table_.size() - 1.0, top = y + theta, bottom = from + theta;
+    const double theta = std::exp(log_theta_), from = table_.size() - 1.0, top = y + theta,
+                 bottom = from + theta;
     const auto lgamma = [](double x) { return (x - 0.5) * std::log(x) - x + 1 / (12 * x); };
     const auto digamma = [](double x) { return std::log(x) - 1 / (2 * x) - 1 / (12 * x * x); };
     const auto trigamma = [](double x) { return 1 / x + 1 / (2 * x * x) + 1 / (6 * x * x * x); };

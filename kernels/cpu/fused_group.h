@@ -1,4 +1,5 @@
-// One vector of groups, or one joined group: sums at the mode and over the nodes, and the derivatives row by row.
+// One vector of groups, or one joined group: sums at the mode and over the nodes, and the derivatives row by
+// row.
 #pragma once
 
 #include "fused_tile.h"
@@ -53,7 +54,8 @@ void TilePass<F>::over_nodes(Group& g, int64_t v0, int64_t v1) {
     return;
   }
   each_row(v0, v1, [&](int64_t i) {
-    for (double* p : {r.mean_s, r.mean_w, r.mean_wt, r.mean_sp, r.mean_spread, r.cov_tau, r.cov_phi}) store(p + i, V{});
+    for (double* p : {r.mean_s, r.mean_w, r.mean_wt, r.mean_sp, r.mean_spread, r.cov_tau, r.cov_phi})
+      store(p + i, V{});
   });
   const int64_t n_pairs = pairs_of(q, tile);
   for (int64_t k = 0; k < n_pairs; ++k) store(pairs + k * width + v0, V{});
@@ -86,7 +88,8 @@ void TilePass<F>::over_nodes(Group& g, int64_t v0, int64_t v1) {
     g.phi.mean += pi * l_p, g.phi.mean_u += pi * tau * S_p, g.phi.mean_ut += pi * t * tau * S_p;
     g.tau_tau -= pi * at * at * W, g.tau_phi += pi * at * S_p, g.phi_phi += pi * l_pp;
     g.spread_tau += pi * by_tau, g.spread_phi += pi * by_phi;
-    g.cov_tau_tau += pi * by_tau * by_tau, g.cov_tau_phi += pi * by_tau * by_phi, g.cov_phi_phi += pi * by_phi * by_phi;
+    g.cov_tau_tau += pi * by_tau * by_tau, g.cov_tau_phi += pi * by_tau * by_phi,
+        g.cov_phi_phi += pi * by_phi * by_phi;
 
     const auto add = [](double* to, V v) { store(to, load(to) + v); };
     each_row(v0, v1, [&](int64_t i) {
@@ -97,19 +100,22 @@ void TilePass<F>::over_nodes(Group& g, int64_t v0, int64_t v1) {
       const V spread = s - load(r.s + i) + slope * (load(r.mode_x + i) + t * load(r.scale_x + i));
       add(r.mean_w + i, w), add(r.mean_wt + i, t * w);
       add(r.mean_spread + i, pi * spread), add(r.cov_tau + i, pi * spread * by_tau);
-      if (F::kDispersion) add(r.mean_sp + i, pi * load(r.node_sp + i)), add(r.cov_phi + i, pi * spread * by_phi);
+      if (F::kDispersion)
+        add(r.mean_sp + i, pi * load(r.node_sp + i)), add(r.cov_phi + i, pi * spread * by_phi);
       store(r.spread + i, spread);
     });
     if (n_pairs == 0) continue;
     double* pair = pairs + v0;
     for (int64_t i = v0; i < tile.size * width; i += width) {
       const V left = pi * load(r.spread + i);
-      for (int64_t j = i; j < tile.size * width; j += width, pair += width) add(pair, left * load(r.spread + j));
+      for (int64_t j = i; j < tile.size * width; j += width, pair += width)
+        add(pair, left * load(r.spread + j));
     }
   }
   const V per = 1.0 / g.mass;
-  for (V* v : {&g.f1, &g.f2, &g.d0, &g.d1, &g.d2, &g.tau.mean, &g.tau.mean_u, &g.tau.mean_ut, &g.phi.mean, &g.phi.mean_u,
-               &g.phi.mean_ut, &g.tau_tau, &g.tau_phi, &g.phi_phi, &g.spread_tau, &g.spread_phi})
+  for (V* v :
+       {&g.f1, &g.f2, &g.d0, &g.d1, &g.d2, &g.tau.mean, &g.tau.mean_u, &g.tau.mean_ut, &g.phi.mean,
+        &g.phi.mean_u, &g.phi.mean_ut, &g.tau_tau, &g.tau_phi, &g.phi_phi, &g.spread_tau, &g.spread_phi})
     *v *= per;
   g.cov_tau_tau = g.cov_tau_tau * per - g.spread_tau * g.spread_tau;
   g.cov_tau_phi = g.cov_tau_phi * per - g.spread_tau * g.spread_phi;
@@ -152,23 +158,31 @@ void TilePass<F>::evaluate(int64_t v0, int64_t v1) {
   aa = -bent * f3 + half * f4 - g.d0, ab = 2.0 * psi - g.d1, bb = 2.0 * e + g.f2 - g.d2, mass = g.mass;
   for (Direction* x : {&g.tau, &g.phi}) x->r = half * x->c + x->mean_u, x->h = x->mean_ut;
   const auto form = [&](const Direction& x, const Direction& y) {
-    return aa * x.a * y.a + ab * (x.a * y.b + x.b * y.a) + bb * x.b * y.b + x.a * y.r + x.r * y.a + x.b * y.h + x.h * y.b;
+    return aa * x.a * y.a + ab * (x.a * y.b + x.b * y.a) + bb * x.b * y.b + x.a * y.r + x.r * y.a +
+           x.b * y.h + x.h * y.b;
   };
   const double tau2 = tau * tau;
-  totals[Sums::tau_tau] += once * (-half * (2.0 * g.W + 4.0 * tau * u * g.A + tau2 * u * u * g.C) -
-                                   bent * (2.0 * u * g.W + u * u * tau * g.A) + g.tau_tau + g.cov_tau_tau +
-                                   form(g.tau, g.tau));
-  totals[Sums::tau_phi] += once * (-half * (2.0 * tau * g.W_p + tau2 * u * g.A_p) + bent * (g.S_p - u * tau * g.W_p) +
-                                   g.tau_phi + g.cov_tau_phi + form(g.tau, g.phi));
-  totals[Sums::phi_phi] += once * (-half * tau2 * g.W_pp + bent * tau * g.S_pp + g.phi_phi + g.cov_phi_phi +
-                                   form(g.phi, g.phi));
+  totals[Sums::tau_tau] +=
+      once * (-half * (2.0 * g.W + 4.0 * tau * u * g.A + tau2 * u * u * g.C) -
+              bent * (2.0 * u * g.W + u * u * tau * g.A) + g.tau_tau + g.cov_tau_tau + form(g.tau, g.tau));
+  totals[Sums::tau_phi] +=
+      once * (-half * (2.0 * tau * g.W_p + tau2 * u * g.A_p) + bent * (g.S_p - u * tau * g.W_p) + g.tau_phi +
+              g.cov_tau_phi + form(g.tau, g.phi));
+  totals[Sums::phi_phi] +=
+      once * (-half * tau2 * g.W_pp + bent * tau * g.S_pp + g.phi_phi + g.cov_phi_phi + form(g.phi, g.phi));
 
   const double* mean_w = laplace ? r.w : r.mean_w;
   each_row(v0, v1, [&](int64_t i) {
     const V z = load(r.z + i), a = load(r.a + i), c = load(r.c + i), z2 = z * z, w = load(mean_w + i);
     const V wt = laplace ? V{} : load(r.mean_wt + i);
-    const Direction x = {load(r.mode_x + i), load(r.scale_x + i), V{}, -half * tau2 * tau * z2 * z * c - tau * z * w,
-                         -tau * z * wt, V{}, V{}, V{}};
+    const Direction x = {load(r.mode_x + i),
+                         load(r.scale_x + i),
+                         V{},
+                         -half * tau2 * tau * z2 * z * c - tau * z * w,
+                         -tau * z * wt,
+                         V{},
+                         V{},
+                         V{}};
     store(r.cross_x + i, x.r), store(r.tilt_x + i, x.h);
     store(r.diagonal + i, -half * tau2 * z2 * c - bent * tau * z * a - w);
     V by_tau = -half * (2.0 * tau * z2 * a + tau2 * z2 * z * u * c) -
@@ -222,7 +236,8 @@ void TilePass<F>::add_columns() {
 template <class F>
 void TilePass<F>::add_joined(int64_t j, int64_t lanes) {
   const auto add = [&](const double* weight, double* out) {
-    for (int64_t k = 0; k < tile.size; ++k) add_weighted(weight + k * width + j, x + k * lanes * padded, lanes, padded, out);
+    for (int64_t k = 0; k < tile.size; ++k)
+      add_weighted(weight + k * width + j, x + k * lanes * padded, lanes, padded, out);
   };
   add(r.d_eta, sums.gradient());
   if (!q.second) return;
@@ -241,7 +256,8 @@ void TilePass<F>::add_joined(int64_t j, int64_t lanes) {
   for (int64_t node = 0; node < q.nodes; ++node) {
     const V slope = splat(nodes[3 * node + 1]), t = splat(nodes[3 * node + 2]), at = load(modes) + t;
     each_row(j, j + lanes, [&](int64_t i) {
-      store(r.spread + i, row(i, at).s - load(r.s + i) + slope * (load(r.mode_x + i) + t * load(r.scale_x + i)));
+      store(r.spread + i,
+            row(i, at).s - load(r.s + i) + slope * (load(r.mode_x + i) + t * load(r.scale_x + i)));
     });
     add(r.spread, vectors + (8 + node) * padded);
   }

@@ -1,11 +1,9 @@
 // fused_pass: the marginal likelihood of groups with one scalar effect, with exact derivatives in
 // psi = (beta, tau, log_phi), reading each row of X once. The formulas are in fused_tile.h.
 //
-//   X            (..., N, p)      float64, tile storage (jaxglmm/tile.h): short blocks, then pieces of long groups
-//   y, weight, offset, z, start   (..., N)
-//   sizes        (..., NB)        int32, the size class of each short block
-//   pieces       (..., NP)        int32, sorted: the group of each 32-row piece
-//   psi          (..., p + 2)
+//   X            (..., N, p)      float64, tile storage (jaxglmm/tile.h): short blocks, then pieces of long
+//   groups y, weight, offset, z, start   (..., N) sizes        (..., NB)        int32, the size class of each
+//   short block pieces       (..., NP)        int32, sorted: the group of each 32-row piece psi (..., p + 2)
 //   points, log_weights  (..., K) quadrature nodes, of which the first `count` (...,) int32 are used
 //   value (...), gradient (..., p + 2), hessian (..., p + 2, p + 2), modes (..., N)
 //
@@ -27,8 +25,8 @@
 namespace jaxglmm {
 namespace {
 
-constexpr int64_t kLongest = 32;           // rows of a piece, design.groups.LONGEST
-constexpr int64_t kTileSlots = 256;        // slots whose rows of X, twice, stay in the nearer caches
+constexpr int64_t kLongest = 32;            // rows of a piece, design.groups.LONGEST
+constexpr int64_t kTileSlots = 256;         // slots whose rows of X, twice, stay in the nearer caches
 constexpr int64_t kWorthThreads = 1 << 12;  // slots
 constexpr int64_t kAlign = 64;
 
@@ -39,7 +37,8 @@ class Aligned {
  public:
   double* get(int64_t doubles) {
     if (doubles > size_) {
-      memory_.reset(static_cast<double*>(::operator new[](doubles * sizeof(double), std::align_val_t(kAlign))));
+      memory_.reset(
+          static_cast<double*>(::operator new[](doubles * sizeof(double), std::align_val_t(kAlign))));
       size_ = doubles;
     }
     return memory_.get();
@@ -59,7 +58,8 @@ struct Item {
   int64_t size, lanes, first;
 };
 
-std::vector<Item> items_of(const int32_t* sizes, int64_t blocks, const int32_t* pieces, int64_t n_pieces, int64_t block) {
+std::vector<Item> items_of(const int32_t* sizes, int64_t blocks, const int32_t* pieces, int64_t n_pieces,
+                           int64_t block) {
   std::vector<Item> items;
   for (int64_t b = 0; b < blocks; ++b) items.push_back({false, sizes[b], block / sizes[b], b * block});
   for (int64_t begin = 0, end; begin < n_pieces; begin = end) {
@@ -69,8 +69,8 @@ std::vector<Item> items_of(const int32_t* sizes, int64_t blocks, const int32_t* 
   return items;
 }
 
-void add_item(const Target& target, const Problem& q, const Item& item, int64_t short_slots, Aligned& workspace,
-              const Sums& sums) {
+void add_item(const Target& target, const Problem& q, const Item& item, int64_t short_slots,
+              Aligned& workspace, const Sums& sums) {
   Tile tile = {item.joined, item.size, item.lanes, item.first, item.lanes, short_slots};
   if (item.joined) {
     tile.stride = q.block / kLongest;
@@ -89,9 +89,11 @@ struct Results {
   double *value, *gradient, *hessian;
 };
 
-void write(const std::vector<double>& chunks, int64_t size, int64_t padded, int64_t p, bool second, const Results& out) {
+void write(const std::vector<double>& chunks, int64_t size, int64_t padded, int64_t p, bool second,
+           const Results& out) {
   std::vector<double> total(size, 0.0);
-  for (size_t i = 0; i < chunks.size(); ++i) total[i % size] += chunks[i];  // chunk after chunk: always the same bits
+  for (size_t i = 0; i < chunks.size(); ++i)
+    total[i % size] += chunks[i];  // chunk after chunk: always the same bits
   const Sums sums = {total.data(), padded};
   const int64_t m = p + 2;
   *out.value = sums[Sums::value];
@@ -99,7 +101,9 @@ void write(const std::vector<double>& chunks, int64_t size, int64_t padded, int6
   out.gradient[p] = sums[Sums::tau], out.gradient[p + 1] = sums[Sums::phi];
   std::fill_n(out.hessian, m * m, 0.0);
   if (!second) return;
-  const auto set = [&](int64_t i, int64_t j, double v) { out.hessian[i * m + j] = out.hessian[j * m + i] = v; };
+  const auto set = [&](int64_t i, int64_t j, double v) {
+    out.hessian[i * m + j] = out.hessian[j * m + i] = v;
+  };
   for (int64_t i = 0; i < p; ++i) {
     for (int64_t j = i; j < p; ++j) set(i, j, sums.hessian()[i * padded + j]);
     set(i, p, sums.by_tau()[i]), set(i, p + 1, sums.by_phi()[i]);
@@ -127,8 +131,8 @@ CountTable::Entry count_terms(ffi::ThreadPool& pool, const Problem& q, int64_t s
 }
 
 // False when memory ran out.
-bool compute(ffi::ThreadPool& pool, Problem q, const std::vector<Item>& items, int64_t short_slots, int64_t slots,
-             const Results& out) try {
+bool compute(ffi::ThreadPool& pool, Problem q, const std::vector<Item>& items, int64_t short_slots,
+             int64_t slots, const Results& out) try {
   const Target& target = best_target();
   const int64_t padded = target.padded(q.columns), size = Sums::size(padded);
   Aligned beta;
@@ -165,14 +169,16 @@ using F64 = ffi::Buffer<ffi::F64>;
 using S32 = ffi::Buffer<ffi::S32>;
 using Out = ffi::ResultBuffer<ffi::F64>;
 
-ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset, F64 z, F64 start, S32 sizes, S32 pieces,
-                      F64 psi, F64 points, F64 log_weights, S32 count, Out value, Out gradient, Out hessian, Out modes,
-                      int64_t block, int64_t family, int64_t determinant, int64_t second) {
+ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset, F64 z, F64 start, S32 sizes,
+                      S32 pieces, F64 psi, F64 points, F64 log_weights, S32 count, Out value, Out gradient,
+                      Out hessian, Out modes, int64_t block, int64_t family, int64_t determinant,
+                      int64_t second) {
   const Dimensions X_dims = X.dimensions(), batch = value->dimensions();
   if (X_dims.size() < 2) return invalid("expected X (..., slots, columns), found " + shape_text(X_dims));
   const int64_t p = X_dims.back(), slots = X_dims[X_dims.size() - 2];
   if (family < 0 || family >= kFamilies) return invalid("family " + std::to_string(family) + " is not known");
-  if (block <= 0 || block % kLongest) return invalid("block = " + std::to_string(block) + " is not a multiple of 32");
+  if (block <= 0 || block % kLongest)
+    return invalid("block = " + std::to_string(block) + " is not a multiple of 32");
 
   // Leading axes of every operand, and that what follows them is as it must be.
   std::string wrong;
@@ -185,7 +191,8 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
     if (!fits && wrong.empty()) wrong = std::string(name) + " " + shape_text(dims);
     return lead;
   };
-  const Leading at_X = check("X", X_dims, {slots, p}, false), at_y = check("y", y.dimensions(), {slots}, false),
+  const Leading at_X = check("X", X_dims, {slots, p}, false),
+                at_y = check("y", y.dimensions(), {slots}, false),
                 at_weight = check("weight", weight.dimensions(), {slots}, false),
                 at_offset = check("offset", offset.dimensions(), {slots}, false),
                 at_z = check("z", z.dimensions(), {slots}, false),
@@ -199,12 +206,14 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
   const int64_t n_sizes = sizes.dimensions().back(), n_pieces = pieces.dimensions().back(),
                 n_points = points.dimensions().back();
   const Leading at_log_weights = check("log_weights", log_weights.dimensions(), {n_points}, false);
-  check("gradient", gradient->dimensions(), {p + 2}, true), check("hessian", hessian->dimensions(), {p + 2, p + 2}, true);
+  check("gradient", gradient->dimensions(), {p + 2}, true),
+      check("hessian", hessian->dimensions(), {p + 2, p + 2}, true);
   check("modes", modes->dimensions(), {slots}, true);
   if (!wrong.empty()) return invalid("found " + wrong + " beside X " + shape_text(X_dims));
   if (n_sizes * block + n_pieces * kLongest != slots)
-    return invalid("found " + std::to_string(n_sizes) + " blocks of " + std::to_string(block) + " slots and " +
-                   std::to_string(n_pieces) + " pieces of 32 in " + std::to_string(slots) + " slots");
+    return invalid("found " + std::to_string(n_sizes) + " blocks of " + std::to_string(block) +
+                   " slots and " + std::to_string(n_pieces) + " pieces of 32 in " + std::to_string(slots) +
+                   " slots");
   if (n_pieces % (block / kLongest)) return invalid("the pieces do not fill their last block");
   for (size_t i = 0; i < sizes.element_count(); ++i)
     if (!is_class_size(sizes.typed_data()[i], block) || sizes.typed_data()[i] > kLongest)
@@ -212,11 +221,14 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
                      " is no size of a group in a block of " + std::to_string(block));
   for (size_t i = 0; i < count.element_count(); ++i)
     if (count.typed_data()[i] < 1 || count.typed_data()[i] > n_points)
-      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(n_points) + " nodes");
+      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(n_points) +
+                     " nodes");
 
   for (int64_t b = 0; b < at_X.count(); ++b) {
     const double* parameters = psi.typed_data() + at_psi.at(b) * (p + 2);
-    const auto vector = [&](F64& buffer, const Leading& lead) { return buffer.typed_data() + lead.at(b) * slots; };
+    const auto vector = [&](F64& buffer, const Leading& lead) {
+      return buffer.typed_data() + lead.at(b) * slots;
+    };
     Problem q;
     q.X = X.typed_data() + at_X.at(b) * slots * p;
     q.y = vector(y, at_y), q.weight = vector(weight, at_weight), q.offset = vector(offset, at_offset);
@@ -228,8 +240,9 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
     q.family = static_cast<Family>(family);
     q.determinant = determinant != 0, q.second = second != 0;
     q.modes = modes->typed_data() + b * slots;
-    const std::vector<Item> items = items_of(sizes.typed_data() + at_sizes.at(b) * n_sizes, n_sizes,
-                                             pieces.typed_data() + at_pieces.at(b) * n_pieces, n_pieces, block);
+    const std::vector<Item> items =
+        items_of(sizes.typed_data() + at_sizes.at(b) * n_sizes, n_sizes,
+                 pieces.typed_data() + at_pieces.at(b) * n_pieces, n_pieces, block);
     const Results out = {value->typed_data() + b, gradient->typed_data() + b * (p + 2),
                          hessian->typed_data() + b * (p + 2) * (p + 2)};
     if (!compute(pool, q, items, n_sizes * block, slots, out))
@@ -244,22 +257,22 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
 JAXGLMM_HANDLER(jaxglmm_fused_pass, jaxglmm::fused_pass,
                 xla::ffi::Ffi::Bind()
                     .Ctx<xla::ffi::ThreadPool>()
-                    .Arg<jaxglmm::F64>()   // X
-                    .Arg<jaxglmm::F64>()   // y
-                    .Arg<jaxglmm::F64>()   // weight
-                    .Arg<jaxglmm::F64>()   // offset
-                    .Arg<jaxglmm::F64>()   // z
-                    .Arg<jaxglmm::F64>()   // start
-                    .Arg<jaxglmm::S32>()   // sizes
-                    .Arg<jaxglmm::S32>()   // pieces
-                    .Arg<jaxglmm::F64>()   // psi
-                    .Arg<jaxglmm::F64>()   // points
-                    .Arg<jaxglmm::F64>()   // log_weights
-                    .Arg<jaxglmm::S32>()   // count
-                    .Ret<jaxglmm::F64>()   // value
-                    .Ret<jaxglmm::F64>()   // gradient
-                    .Ret<jaxglmm::F64>()   // hessian
-                    .Ret<jaxglmm::F64>()   // modes
+                    .Arg<jaxglmm::F64>()  // X
+                    .Arg<jaxglmm::F64>()  // y
+                    .Arg<jaxglmm::F64>()  // weight
+                    .Arg<jaxglmm::F64>()  // offset
+                    .Arg<jaxglmm::F64>()  // z
+                    .Arg<jaxglmm::F64>()  // start
+                    .Arg<jaxglmm::S32>()  // sizes
+                    .Arg<jaxglmm::S32>()  // pieces
+                    .Arg<jaxglmm::F64>()  // psi
+                    .Arg<jaxglmm::F64>()  // points
+                    .Arg<jaxglmm::F64>()  // log_weights
+                    .Arg<jaxglmm::S32>()  // count
+                    .Ret<jaxglmm::F64>()  // value
+                    .Ret<jaxglmm::F64>()  // gradient
+                    .Ret<jaxglmm::F64>()  // hessian
+                    .Ret<jaxglmm::F64>()  // modes
                     .Attr<int64_t>("block")
                     .Attr<int64_t>("family")
                     .Attr<int64_t>("determinant")

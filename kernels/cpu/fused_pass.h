@@ -36,8 +36,8 @@ struct Tile {
   }
 };
 
-// Sums over groups, as doubles in one piece of memory. `padded` is the number of columns, rounded up; the entries of
-// `hessian` below the diagonal hold nothing of use.
+// Sums over groups, as doubles in one piece of memory. `padded` is the number of columns, rounded up; the
+// entries of `hessian` below the diagonal hold nothing of use.
 struct Sums {
   enum Scalar { value, tau, phi, tau_tau, tau_phi, phi_phi, scalars };
   double* at;

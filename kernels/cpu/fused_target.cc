@@ -1,4 +1,5 @@
-// The fused pass for one target: compiled once for each, with JAXGLMM_TARGET its name and JAXGLMM_LANES its width.
+// The fused pass for one target: compiled once for each, with JAXGLMM_TARGET its name and JAXGLMM_LANES its
+// width.
 #include "fused_group.h"
 
 namespace jaxglmm {
@@ -11,8 +12,8 @@ void add(const Problem& q, const Tile& tile, double* workspace, const Sums& sums
 }
 
 void add_tile(const Problem& q, const Tile& tile, double* workspace, const Sums& sums) {
-  static constexpr decltype(&add<Logit>) kAdd[kFamilies] = {add<Gaussian>, add<Logit>,            add<Probit>, add<Cloglog>,
-                                                            add<Poisson>,  add<NegativeBinomial>, add<Gamma>};
+  static constexpr decltype(&add<Logit>) kAdd[kFamilies] = {
+      add<Gaussian>, add<Logit>, add<Probit>, add<Cloglog>, add<Poisson>, add<NegativeBinomial>, add<Gamma>};
   kAdd[static_cast<int>(q.family)](q, tile, workspace, sums);
 }
 
@@ -28,7 +29,8 @@ void elementary(int which, int64_t n, const double* x, double* out) {
 #define JAXGLMM_TEXT_OF(x) #x
 #define JAXGLMM_TEXT(x) JAXGLMM_TEXT_OF(x)
 extern const Target target;
-const Target target = {JAXGLMM_TEXT(JAXGLMM_TARGET), kLanes, padded_columns, TilePass<Logit>::workspace, add_tile, elementary};
+const Target target = {JAXGLMM_TEXT(JAXGLMM_TARGET), kLanes,   padded_columns,
+                       TilePass<Logit>::workspace,   add_tile, elementary};
 
 }  // namespace JAXGLMM_TARGET
 }  // namespace jaxglmm

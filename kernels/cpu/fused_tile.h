@@ -1,8 +1,9 @@
 // The marginal likelihood of a tile of groups with one scalar effect each, with exact derivatives.
 //
-// A group's value is V = -(1/2) log D + log sum_k omega_k exp f(u_k), where f(u) = sum_i l_i(eta_i + tau z_i u) - u^2/2,
-// u^ is its mode, D = -f''(u^), and the nodes are u_k = u^ + t_k, t_k = sqrt(2 / D) z_k. Let x and y be any two of
-// the unknowns (eta_i, tau, log_phi); f_x, f_xu, ... are partial derivatives. Differentiating f_u(u^) = 0 gives
+// A group's value is V = -(1/2) log D + log sum_k omega_k exp f(u_k), where f(u) = sum_i l_i(eta_i + tau z_i
+// u) - u^2/2, u^ is its mode, D = -f''(u^), and the nodes are u_k = u^ + t_k, t_k = sqrt(2 / D) z_k. Let x
+// and y be any two of the unknowns (eta_i, tau, log_phi); f_x, f_xu, ... are partial derivatives.
+// Differentiating f_u(u^) = 0 gives
 //
 //   a_x = du^/dx = f_xu / D          b_x = dlog(kappa)/dx = (f_uux + f_uuu a_x) / (2 D),   kappa = D^(-1/2)
 //   V_x  = (1 + F2) b_x + F1 a_x + E[f_x]
@@ -15,8 +16,9 @@
 //   bb = 2 e + F2 - D_2              r_x = e / (2 D) f_uuux + E[f_xu]                  h_x = E[f_xu t]
 //
 // One node has t = 0 and is Laplace's approximation. Without the determinant, e is 0 + F2.
-// A group's Hessian in eta is thus a diagonal plus a form in the row vectors a, b, r, h and those of the nodes. A group of
-// few rows forms that matrix; a joined tile keeps the vectors, and multiplies them with X one by one.
+// A group's Hessian in eta is thus a diagonal plus a form in the row vectors a, b, r, h and those of the
+// nodes. A group of few rows forms that matrix; a joined tile keeps the vectors, and multiplies them with X
+// one by one.
 #pragma once
 
 #include <initializer_list>
@@ -31,19 +33,22 @@ namespace JAXGLMM_TARGET {
 // Arrays with an entry for each row of a tile.
 struct Rows {
   double *eta, *y, *weight, *z;
-  double *s, *w, *a, *c, *s_p, *w_p, *a_p;               // at the mode
-  double *mean_s, *mean_w, *mean_wt, *mean_sp;           // over the nodes
-  double *node_s, *node_w, *node_sp;                     // at one node
-  double *spread, *mean_spread, *cov_tau, *cov_phi;      // f_x + f_u (a_x + t b_x) - f_x(u^), and with what it varies
-  double *mode_x, *scale_x, *cross_x, *tilt_x, *diagonal;  // a, b, r, h, and the part of V_xx of this row alone
-  double *d_eta, *by_tau, *by_phi;                       // V_x, V_x,tau, V_x,phi
+  double *s, *w, *a, *c, *s_p, *w_p, *a_p;      // at the mode
+  double *mean_s, *mean_w, *mean_wt, *mean_sp;  // over the nodes
+  double *node_s, *node_w, *node_sp;            // at one node
+  double *spread, *mean_spread, *cov_tau,
+      *cov_phi;  // f_x + f_u (a_x + t b_x) - f_x(u^), and with what it varies
+  double *mode_x, *scale_x, *cross_x, *tilt_x,
+      *diagonal;                    // a, b, r, h, and the part of V_xx of this row alone
+  double *d_eta, *by_tau, *by_phi;  // V_x, V_x,tau, V_x,phi
 };
 
 inline double* carve(Rows& r, double* at, int64_t n) {
-  for (double** array : {&r.eta, &r.y, &r.weight, &r.z, &r.s, &r.w, &r.a, &r.c, &r.s_p, &r.w_p, &r.a_p, &r.mean_s,
-                         &r.mean_w, &r.mean_wt, &r.mean_sp, &r.node_s, &r.node_w, &r.node_sp, &r.spread,
-                         &r.mean_spread, &r.cov_tau, &r.cov_phi, &r.mode_x, &r.scale_x, &r.cross_x, &r.tilt_x,
-                         &r.diagonal, &r.d_eta, &r.by_tau, &r.by_phi}) {
+  for (double** array :
+       {&r.eta,     &r.y,       &r.weight,   &r.z,           &r.s,       &r.w,       &r.a,       &r.c,
+        &r.s_p,     &r.w_p,     &r.a_p,      &r.mean_s,      &r.mean_w,  &r.mean_wt, &r.mean_sp, &r.node_s,
+        &r.node_w,  &r.node_sp, &r.spread,   &r.mean_spread, &r.cov_tau, &r.cov_phi, &r.mode_x,  &r.scale_x,
+        &r.cross_x, &r.tilt_x,  &r.diagonal, &r.d_eta,       &r.by_tau,  &r.by_phi}) {
     *array = at;
     at += n;
   }
@@ -52,7 +57,7 @@ inline double* carve(Rows& r, double* at, int64_t n) {
 
 // What the unknowns tau and log_phi have, as each eta_i has in its row.
 struct Direction {
-  V a{}, b{}, c{}, r{}, h{};  // c = f_uuux
+  V a{}, b{}, c{}, r{}, h{};      // c = f_uuux
   V mean{}, mean_u{}, mean_ut{};  // E[f_x], E[f_xu], E[f_xu t]
 };
 
@@ -89,8 +94,8 @@ class TilePass {
   static int64_t workspace(const Problem& q, const Tile& tile) {
     const int64_t width = lanes_of(tile), padded = padded_columns(q.columns);
     const int64_t lanes = tile.joined ? kLanes : width;
-    return sizeof(Rows) / sizeof(double*) * tile.size * width + width + pairs_of(q, tile) * width + 3 * q.nodes + kLanes +
-           (2 * tile.size * lanes + 2 * (q.nodes + 8)) * padded + padded;
+    return sizeof(Rows) / sizeof(double*) * tile.size * width + width + pairs_of(q, tile) * width +
+           3 * q.nodes + kLanes + (2 * tile.size * lanes + 2 * (q.nodes + 8)) * padded + padded;
   }
 
   void run() {
@@ -136,11 +141,13 @@ class TilePass {
     Row f = F::row(load(r.eta + i) + q.tau * load(r.z + i) * u, load(r.y + i), d);
     const auto weigh = [&](V& v) { v = select(live, weight * v, V{}); };
     weigh(f.l), weigh(f.s), weigh(f.w), weigh(f.a), weigh(f.c);
-    if (F::kDispersion) weigh(f.l_p), weigh(f.s_p), weigh(f.w_p), weigh(f.a_p), weigh(f.l_pp), weigh(f.s_pp), weigh(f.w_pp);
+    if (F::kDispersion)
+      weigh(f.l_p), weigh(f.s_p), weigh(f.w_p), weigh(f.a_p), weigh(f.l_pp), weigh(f.s_pp), weigh(f.w_pp);
     return f;
   }
 
-  // Rows into contiguous arrays, eta at the fixed effects. False where no row has a weight: then modes are zero.
+  // Rows into contiguous arrays, eta at the fixed effects. False where no row has a weight: then modes are
+  // zero.
   bool load_rows() {
     bool live = false;
     for (int64_t j = 0; j < width; ++j) {
@@ -165,16 +172,19 @@ class TilePass {
       load_columns(q, tile, j, slice(), padded, x);
       const double* at = x;
       for (int64_t k = 0; k < tile.size; ++k)
-        for (int64_t g = 0; g < slice(); ++g, at += padded) r.eta[k * width + j + g] += dot(at, q.beta, padded);
+        for (int64_t g = 0; g < slice(); ++g, at += padded)
+          r.eta[k * width + j + g] += dot(at, q.beta, padded);
     }
     return true;
   }
 
-  // f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the bracket. A Newton
-  // step no shorter than half the last one is doubled if it has the same sign (in an exponential tail all steps are alike)
-  // and replaced by bisection if it has the other (between two flat tails it would go back and forth).
+  // f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the
+  // bracket. A Newton step no shorter than half the last one is doubled if it has the same sign (in an
+  // exponential tail all steps are alike) and replaced by bisection if it has the other (between two flat
+  // tails it would go back and forth).
   V find_mode(int64_t v0, int64_t v1) {
-    V u = load(modes + v0), low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
+    V u = load(modes + v0), low = splat(-kInfinity), high = splat(kInfinity), last = high,
+      stretch = splat(1.0);
     for (int step = 0; step < kMostSteps; ++step) {
       V S{}, W{};
       each_row(v0, v1, [&](int64_t i) {

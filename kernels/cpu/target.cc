@@ -27,7 +27,9 @@ const Target& choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
   const char* wanted = std::getenv("JAXGLMM_SIMD");
-  const auto allowed = [&](const Target& target) { return !wanted || !*wanted || !std::strcmp(wanted, target.name); };
+  const auto allowed = [&](const Target& target) {
+    return !wanted || !*wanted || !std::strcmp(wanted, target.name);
+  };
   if (avx512 && allowed(avx512::target)) return avx512::target;
   if (avx2 && allowed(avx2::target)) return avx2::target;
 #endif
@@ -44,7 +46,8 @@ const Target& best_target() {
 }  // namespace jaxglmm
 
 // For the tests: exp (0), log (1) or log1p (2) of n numbers by the target's own code, and the target's name.
-extern "C" __attribute__((visibility("default"))) const char* jaxglmm_elementary(int which, int64_t n, const double* x,
+extern "C" __attribute__((visibility("default"))) const char* jaxglmm_elementary(int which, int64_t n,
+                                                                                 const double* x,
                                                                                  double* out) {
   jaxglmm::best_target().elementary(which, n, x, out);
   return jaxglmm::best_target().name;

@@ -1,8 +1,8 @@
 // Response families as row functions: the log-density of weight 1 as a function of eta, and its derivatives.
 //
-// The formulas are those of jaxglmm/model, where they are explained and tested against 50 digits. Terms that do
-// not depend on eta are not here (see `Normaliser` in cpu/fused_pass.cc). What a caller does not read of a Row
-// is never computed, since everything is inlined.
+// The formulas are those of jaxglmm/model, where they are explained and tested against 50 digits. Terms that
+// do not depend on eta are not here (see jaxglmm/ops/fused.py and cpu/count_table.h). What a caller does not
+// read of a Row is never computed, since everything is inlined.
 #pragma once
 
 #include "jaxglmm/vec.h"
@@ -34,8 +34,8 @@ struct Gaussian {  // identity link, log_phi = log sigma
   static constexpr bool kDispersion = true, kLogResponse = false;
   static JAXGLMM_INLINE Row row(V eta, V y, const Dispersion& d) {
     const V residual = y - eta, s = d.precision * residual, square = s * residual, zero = V{};
-    return {-0.5 * square, s,        d.precision, zero,           zero, square, -2.0 * s, -2.0 * d.precision,
-            zero,          -2.0 * square, 4.0 * s, 4.0 * d.precision};
+    return {-0.5 * square, s,       d.precision,      zero, zero, square, -2.0 * s, -2.0 * d.precision, zero,
+            -2.0 * square, 4.0 * s, 4.0 * d.precision};
   }
 };
 
@@ -57,12 +57,21 @@ struct Logit {
 };
 
 // e_3 of Laplace's continued fraction of the normal tail, times (z + 5), in powers of (z - 5) / (z + 5).
-constexpr double kTailP[] = {6.8539484053286,      -5.810041458792619,   11.627814069313255,    -6.801248630024842,
-                             6.36322452525931,     -2.4836589106503784,  1.2999435784847326,    -0.3062668592405986,
-                             0.08358617010280396,  -0.008985840638113482, 0.0007523142288142554};
-constexpr double kTailQ[] = {1.0,                  -0.3411199990417048,  1.527142836569607,     -0.37402504541012604,
-                             0.8314673460493199,   -0.13103570098627607, 0.19120039678349834,   -0.01586692147993551,
-                             0.017072539958385723, -0.0004683020641364629, 0.00039969046410882696};
+constexpr double kTailP[] = {6.8539484053286,       -5.810041458792619,   11.627814069313255,
+                             -6.801248630024842,    6.36322452525931,     -2.4836589106503784,
+                             1.2999435784847326,    -0.3062668592405986,  0.08358617010280396,
+                             -0.008985840638113482, 0.0007523142288142554};
+constexpr double kTailQ[] = {1.0,
+                             -0.3411199990417048,
+                             1.527142836569607,
+                             -0.37402504541012604,
+                             0.8314673460493199,
+                             -0.13103570098627607,
+                             0.19120039678349834,
+                             -0.01586692147993551,
+                             0.017072539958385723,
+                             -0.0004683020641364629,
+                             0.00039969046410882696};
 
 struct Probit {
   static constexpr bool kDispersion = false, kLogResponse = false;

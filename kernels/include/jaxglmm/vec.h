@@ -1,7 +1,7 @@
 // Vectors of doubles, as wide as the target's registers, with exp, log and log1p of our own.
 //
-// A source is compiled once for each target (cpu/CMakeLists.txt): JAXGLMM_TARGET names the namespace that holds
-// everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width.
+// A source is compiled once for each target (cpu/CMakeLists.txt): JAXGLMM_TARGET names the namespace that
+// holds everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width.
 #pragma once
 
 #include <cstdint>
@@ -59,14 +59,15 @@ JAXGLMM_INLINE V exp(V x) {
   // Adding 1.5 * 2^52 rounds to a whole number, which then lies in the low bits.
   const V shifted = bounded * 1.44269504088896340736 + 0x1.8p52, k = shifted - 0x1.8p52;
   const V r = (bounded - k * kLn2High) - k * kLn2Low;
-  static const double kTail[] = {1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,       1.0 / 5040,
-                                 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  static const double kTail[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
+                                 1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
   const V value = 1.0 + (r + r * r * polynomial(kTail, r));
   return select(x == x, (V)((M)value + ((M)shifted << 52)), x);
 }
 
-// log(x) + correction for a positive normal x: the method of fdlibm (Sun Microsystems, 1993), f = x / 2^k - 1 and
-// s = f / (2 + f).
+// log(x) + correction for a positive normal x: the method of fdlibm (Sun Microsystems, 1993), f = x / 2^k - 1
+// and s = f / (2 + f).
 JAXGLMM_INLINE V log_plus(V x, V correction) {
   static const double kOdd[] = {6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01,
                                 2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01,
@@ -81,9 +82,7 @@ JAXGLMM_INLINE V log_plus(V x, V correction) {
 }
 
 // log(x) to 1 ulp for normal x > 0; NaN for x <= 0.
-JAXGLMM_INLINE V log(V x) {
-  return select(x > 0.0, select(x < kInfinity, log_plus(x, V{}), x), splat(kNaN));
-}
+JAXGLMM_INLINE V log(V x) { return select(x > 0.0, select(x < kInfinity, log_plus(x, V{}), x), splat(kNaN)); }
 
 // log(1 + x) to 2 ulp for x > -1; NaN otherwise.
 JAXGLMM_INLINE V log1p(V x) {
