@@ -25,6 +25,7 @@ from jaxglmm.optimise.report import (
     marginal_posterior,
     normal_posterior,
 )
+from jaxglmm.optimise.sample import Start, sampled_start
 from jaxglmm.progress import Progress
 
 
@@ -201,10 +202,9 @@ def estimate_problem(
         return _estimate_gaussian(
             problem, reml=reml, factor=factor, tol=tol, max_iterations=max_iterations, callback=callback
         )
-    glm, groups = fit_glm(
-        family, problem.design, problem.scaling.intercept, names=frame.names, tol=tol, callback=callback
-    )
+    intercept = problem.scaling.intercept
     if term is None:
+        glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
         return glm_estimate(problem, glm), ()
     n_effects = term.z.shape[0]
     auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
@@ -215,8 +215,16 @@ def estimate_problem(
         raise DataError(
             f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
         )
+    start = Start()
+    if factor is None and method != "joint":
+        start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
+    # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
+    glm_tol = tol if start.psi is None else max(tol, 1e-2)
+    glm, groups = fit_glm(
+        family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
+    )
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, start=start.psi, passes=start.passes,
         fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip

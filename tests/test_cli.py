@@ -282,8 +282,8 @@ def listen(name, **_):
 jax.monitoring.register_event_listener(listen)
 from jaxglmm.cli import main
 assert main(sys.argv[1:]) == 0
-from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
-print(misses, evaluate.jitted._cache_size(), evaluate_glm.jitted._cache_size())
+from jaxglmm.objectives.evaluate import _evaluate, evaluate_glm
+print(misses, _evaluate.jitted._cache_size(), evaluate_glm.jitted._cache_size())
 """
 
 

@@ -120,11 +120,11 @@ def test_known_parameters_are_found():
 def test_data_of_like_size_share_programs():
     """20 data sets of 9,000 to 9,900 rows: at most 3 compilations; a second fit of the same shapes traces nothing."""
     from jaxglmm.design.design import make_design
-    from jaxglmm.objectives.evaluate import evaluate
+    from jaxglmm.objectives.evaluate import _evaluate, evaluate
     from jaxglmm.optimise.marginal_fit import padded_nodes
 
     rng = np.random.default_rng(0)
-    before = evaluate.jitted._cache_size()
+    before = _evaluate.jitted._cache_size()
     family = jg.Poisson()
     with jax.enable_x64(True):
         for k in range(20):
@@ -134,7 +134,7 @@ def test_data_of_like_size_share_programs():
             psi = np.array([0.5, 0.3, 0.0])
             evaluate(family, jax.device_put(design), padded_nodes(1 + 8 * (k % 2), 1), jax.numpy.asarray(psi),
                      jax.numpy.zeros_like(design.terms[0].z))  # fmt: skip
-    assert evaluate.jitted._cache_size() - before <= 3
+    assert _evaluate.jitted._cache_size() - before <= 3
 
 
 def test_a_second_fit_traces_nothing():

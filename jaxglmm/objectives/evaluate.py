@@ -13,8 +13,9 @@ from jax import Array
 from jaxglmm.modes.separable import curvature, find_modes, linear
 from jaxglmm.objectives.glm import glm_evaluate
 from jaxglmm.objectives.marginal import Nodes, group_gradient, loadings
-from jaxglmm.ops import small
+from jaxglmm.ops import fused, small
 from jaxglmm.ops.group import map_groups
+from jaxglmm.ops.native import register
 from jaxglmm.ops.programs import program
 
 
@@ -55,9 +56,10 @@ def _block(family, covariance, nodes, determinant, total, head, rows, X):
     return gradient
 
 
-@program(static=("family", "determinant", "second"))
 def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, second=True) -> Evaluation:
     """Value, gradient, exact Hessian (where `second`) and modes; one pass over X.
+
+    Computed by the native kernel where there is one for this family and design (`ops.fused.covers`).
 
     Parameters
     ----------
@@ -66,6 +68,17 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
     start : (S, n_slots)
         Where the search for the modes begins.
     """
+    native = fused.covers(family, design)
+    if native:
+        register()  # a stored program is run without the tracing that would do it
+    return _evaluate(family, design, nodes, psi, start, determinant=determinant, second=second, native=native)
+
+
+@program(static=("family", "determinant", "second", "native"))
+def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, native) -> Evaluation:
+    if native:
+        value, *rest = fused.fused_pass(family, design, nodes, psi, start, determinant=determinant, second=second)
+        return Evaluation(value + design.constant, *rest)
     term = design.terms[0]
     m = psi.shape[0]
 

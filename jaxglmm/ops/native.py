@@ -7,6 +7,8 @@ Environment:
 
 * ``JAXGLMM_NATIVE=require`` makes a missing library an error; ``off`` never loads it.
 * ``JAXGLMM_KERNELS=plain`` computes in plain JAX although the library is there; ``native`` insists on it.
+* ``JAXGLMM_SIMD=avx512``, ``avx2`` or ``baseline`` takes that code of the library's where the processor has it
+  (the baseline otherwise); the best there is by default.
 """
 
 import ctypes
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-KERNELS = 1  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+KERNELS = 2  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
 
 REMEDY = "install with a C++ compiler at hand (in a checkout: pip install -e .); `jaxglmm doctor` tells more"
 

@@ -32,6 +32,8 @@ class Convergence:
     reason : str
     trace : list of [float, float or None]
         Log-likelihood and decrement after each step, those of the starting fit first.
+    kernels : str
+        What evaluated the likelihood: "native" kernels or "plain" JAX.
     """
 
     converged: bool = True
@@ -46,6 +48,7 @@ class Convergence:
     timings: dict[str, float] = field(default_factory=dict)
     reason: str = "converged"
     trace: list[list] = field(default_factory=list)
+    kernels: str = "plain"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxglmm.errors import DataError, SeparationError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
+from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.newton import NewtonResult, maximise
 
@@ -66,8 +67,8 @@ def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
     return Nodes(jnp.asarray(nodes.points), jnp.asarray(nodes.log_weights), jnp.int32(nodes.count))
 
 
-def fit_glm(family, design, intercept: int | None, *, names, tol=1e-12, callback=None):
-    """Fit without random effects.
+def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-12, callback=None):
+    """Fit without random effects, from `start` (p + 1,) where there is one.
 
     Returns
     -------
@@ -93,6 +94,7 @@ def fit_glm(family, design, intercept: int | None, *, names, tol=1e-12, callback
         value, gradient, hessian, groups = evaluate_glm(family, design, jnp.asarray(x))
         return value, np.asarray(gradient), np.asarray(hessian), groups
 
+    x0 = x0 if start is None else start
     result = _maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
     _check_separation(design, result, names, intercept)
     return result, tuple(np.asarray(v) for v in result.extra[0])
@@ -144,7 +146,7 @@ def _check_separation(design, result, names, intercept):
 
 def fit_marginal(
     family, design, glm: NewtonResult, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    tol=1e-12, max_iterations=100, callback=None,
+    start=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -158,30 +160,40 @@ def fit_marginal(
         Hold Lambda here.
     determinant : bool
         False for the joint likelihood.
+    start : (m,), optional
+        Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
+    passes : float
+        Passes over the rows that led here, but for those of `glm`.
     """
     covariance, S = design.terms[0].covariance, design.terms[0].covariance.n_effects
     p, q = design.X.shape[1], len(covariance.diagonal)
     even = np.concatenate([np.zeros(p, bool), covariance.diagonal, [False]])
     free = np.append(np.ones(p + q, bool), family.dispersion_name is not None)
     base = np.eye(S) if fixed_factor is not None else _base_factor(design, groups)
-    start = np.eye(S) if fixed_factor is None else fixed_factor
+    factor = np.eye(S) if fixed_factor is None else fixed_factor
     if fixed_factor is not None:
         free[p : p + q] = False
     elif S == 1:
         score, spread, _ = groups
         first = np.sqrt(max(2 * score[0] / max(spread[0], 1e-300), 0.0))
-        start = np.clip(first / base, 0.1, 1.0)
-    x = np.concatenate([glm.x[:p], covariance.raw(start), glm.x[p:]])
+        factor = np.clip(first / base, 0.1, 1.0)
     state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
+    x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
+    if start is not None:
+        x = np.linalg.solve(state.jacobian, start)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
 
     steps = min(_FIRST_STEPS, max_iterations) if S > 1 else None
-    result = state.climb(x, nodes, loose=auto, steps=steps)
-    if auto:
+    if not auto:
+        result = state.climb(x, nodes, steps=steps)
+    else:
+        if start is None:
+            x = state.climb(x, nodes, loose=True, steps=steps).x
         ladder = NODE_LADDER[S]
         for here, above in zip(ladder, (*ladder[1:], None), strict=True):
             nodes, used = padded_nodes(here, S), here
-            result = state.climb(result.x, nodes, steps=steps)
+            result = state.climb(x, nodes, steps=steps)
+            x = result.x
             if above is None or state.agrees(result, padded_nodes(above, S)):
                 break
     result, free = state.settle(result, nodes)
@@ -197,13 +209,14 @@ def fit_marginal(
         n_agq=used if determinant else None,
         singular=fixed_factor is None and not free[p : p + q].all(),
         score_at_zero=float(groups[0][0]) if S == 1 else None,
+        kernels="native" if fused.covers(family, design) else "plain",
     )
     if determinant and used > 1:
         convergence.gap = float(result.value - state.at(result.x, padded_nodes(1, S))[0])
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
     _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + glm.iterations + 1)
+    convergence.passes = float(state.evaluations + glm.iterations + 1 + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 

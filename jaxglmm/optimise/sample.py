@@ -1,0 +1,95 @@
+"""Where a fit of very many groups begins: at the fit of a sample of them, which costs a fraction of one pass."""
+
+from dataclasses import dataclass, replace
+
+import equinox as eqx
+import numpy as np
+
+from jaxglmm.errors import SeparationError
+from jaxglmm.ops import fused
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, fit_glm, fit_marginal
+
+
+# From this many slots on; a design of so many holds about 50,000 groups of three rows.
+_MANY_SLOTS = 150_000
+_SHARE = 0.02
+# A sample has at least this many slots for each column, and blocks enough to hold all common sizes.
+_SLOTS_A_COLUMN = 200
+_FEWEST_BLOCKS = 24
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Start:
+    """Estimates from a sample, in the design's coordinates.
+
+    Attributes
+    ----------
+    glm : (p + 1,) or None
+        Of (beta, log dispersion) without random effects; None where no sample was fitted.
+    psi : (m,) or None
+        Of all parameters; None also where the sample's fit is singular or did not converge.
+    passes : float
+        What it cost, in passes over all rows.
+    """
+
+    glm: np.ndarray | None = None
+    psi: np.ndarray | None = None
+    passes: float = 0.0
+
+
+def sample_groups(design):
+    """Blocks of short groups spread evenly over the storage, so that every size class has its share.
+
+    Returns
+    -------
+    Design or None
+        None where the design is small, or most of its rows are in long groups.
+    """
+    index = design.index
+    slots = index.n_short * index.block
+    if slots < max(_MANY_SLOTS, index.n_long * index.block):
+        return None
+    weights = np.asarray(design.weights)
+    real = np.flatnonzero(weights[:slots].reshape(index.n_short, -1).any(axis=1))
+    wanted = int(np.ceil(max(_SHARE * slots, _SLOTS_A_COLUMN * design.X.shape[1]) / index.block))
+    wanted = max(wanted, _FEWEST_BLOCKS)
+    if 4 * wanted > len(real):
+        return None
+    chosen = real[((np.arange(wanted) + 0.5) * len(real) / wanted).astype(int)]
+
+    def rows(v):
+        blocks = np.asarray(v)[..., :slots].reshape(*v.shape[:-1], index.n_short, index.block)
+        return blocks[..., chosen, :].reshape(*v.shape[:-1], -1)
+
+    part = replace(
+        index, kind=np.asarray(index.kind)[chosen], piece=None, head=rows(index.head), n_short=wanted, n_long=0,
+        n_long_groups=0,
+    )  # fmt: skip
+    X = np.asarray(design.X)[:slots].reshape(index.n_short, index.block, -1)[chosen]
+    terms = tuple(replace(term, index=part, z=rows(term.z)) for term in design.terms)
+    return eqx.tree_at(
+        lambda d: (d.y, d.X, d.offset, d.weights, d.terms, d.index, d.constant),
+        design,
+        (
+            rows(design.y), X.reshape(wanted * index.block, -1), rows(design.offset), rows(design.weights), terms, part,
+            np.zeros_like(design.constant),
+        ),
+    )  # fmt: skip
+
+
+def sampled_start(family, design, intercept, *, names, n_agq=1, auto=False) -> Start:
+    """Fit a sample of the groups, where that is worth it: with many groups and a native pass."""
+    if not fused.covers(family, design) or (part := sample_groups(design)) is None:
+        return Start()
+    share = part.y.shape[0] / design.y.shape[0]
+    try:
+        glm, groups = fit_glm(family, part, intercept, names=names, tol=_TOLERANCE)
+    except SeparationError:  # in the sample, which says nothing of all rows
+        return Start()
+    if not glm.converged:
+        return Start()
+    nodes = NODE_LADDER[1][0] if auto else n_agq
+    solution = fit_marginal(family, part, glm, groups, n_agq=nodes, tol=_TOLERANCE)
+    good = solution.convergence.converged and not solution.convergence.singular
+    return Start(glm.x, solution.psi if good else None, share * solution.convergence.passes)

@@ -1,0 +1,96 @@
+// Vectors of doubles, as wide as the target's registers, with exp, log and log1p of our own.
+//
+// A source is compiled once for each target (cpu/CMakeLists.txt): JAXGLMM_TARGET names the namespace that
+// holds everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define JAXGLMM_INLINE inline __attribute__((always_inline))
+
+namespace jaxglmm {
+namespace JAXGLMM_TARGET {
+
+constexpr int64_t kLanes = JAXGLMM_LANES;
+
+typedef double V __attribute__((vector_size(8 * JAXGLMM_LANES)));   // values
+typedef int64_t M __attribute__((vector_size(8 * JAXGLMM_LANES)));  // masks: 0 or -1; bits of values
+typedef uint64_t U __attribute__((vector_size(8 * JAXGLMM_LANES)));
+
+constexpr double kInfinity = __builtin_inf();
+constexpr double kNaN = __builtin_nan("");
+
+JAXGLMM_INLINE V splat(double x) { return V{} + x; }
+JAXGLMM_INLINE V load(const double* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+JAXGLMM_INLINE void store(double* p, V v) { std::memcpy(p, &v, sizeof v); }
+JAXGLMM_INLINE V select(M mask, V yes, V no) { return mask ? yes : no; }
+JAXGLMM_INLINE V minimum(V x, V y) { return select(y < x, y, x); }  // NaN in x stays
+JAXGLMM_INLINE V maximum(V x, V y) { return select(y > x, y, x); }
+JAXGLMM_INLINE V magnitude(V x) { return (V)((M)x & INT64_MAX); }
+JAXGLMM_INLINE double sum(V x) {
+  double total = x[0];
+  for (int64_t k = 1; k < kLanes; ++k) total += x[k];
+  return total;
+}
+JAXGLMM_INLINE bool any(M mask) {
+  int64_t bits = 0;
+  for (int64_t k = 0; k < kLanes; ++k) bits |= mask[k];
+  return bits != 0;
+}
+
+// c[0] + c[1] x + ... by Horner's rule.
+template <int N>
+JAXGLMM_INLINE V polynomial(const double (&c)[N], V x) {
+  V total = splat(c[N - 1]);
+  for (int k = N - 2; k >= 0; --k) total = total * x + c[k];
+  return total;
+}
+
+constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
+
+// exp(x) to 1 ulp; held at exp(-708) below and exp(709) above.
+JAXGLMM_INLINE V exp(V x) {
+  V bounded = select(x > 709.0, splat(709.0), select(x < -708.0, splat(-708.0), x));
+  // Adding 1.5 * 2^52 rounds to a whole number, which then lies in the low bits.
+  const V shifted = bounded * 1.44269504088896340736 + 0x1.8p52, k = shifted - 0x1.8p52;
+  const V r = (bounded - k * kLn2High) - k * kLn2Low;
+  static const double kTail[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
+                                 1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  const V value = 1.0 + (r + r * r * polynomial(kTail, r));
+  return select(x == x, (V)((M)value + ((M)shifted << 52)), x);
+}
+
+// log(x) + correction for a positive normal x: the method of fdlibm (Sun Microsystems, 1993), f = x / 2^k - 1
+// and s = f / (2 + f).
+JAXGLMM_INLINE V log_plus(V x, V correction) {
+  static const double kOdd[] = {6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01,
+                                2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01,
+                                1.479819860511658591e-01};
+  // Subtracting the bits of sqrt(1/2) puts the mantissa into [sqrt(1/2), sqrt(2)).
+  const U bits = (U)x - 0x3fe6a09e667f3bcdULL;
+  const U high = (bits >> 52) ^ 0x800;  // the exponent, made positive for the conversion
+  const V k = (V)(high | 0x4330000000000000ULL) - (0x1p52 + 2048.0);
+  const V f = (V)((bits & 0xfffffffffffffULL) + 0x3fe6a09e667f3bcdULL) - 1.0;
+  const V s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+  return k * kLn2High - ((half - (s * (half + z * polynomial(kOdd, z)) + (k * kLn2Low + correction))) - f);
+}
+
+// log(x) to 1 ulp for normal x > 0; NaN for x <= 0.
+JAXGLMM_INLINE V log(V x) { return select(x > 0.0, select(x < kInfinity, log_plus(x, V{}), x), splat(kNaN)); }
+
+// log(1 + x) to 2 ulp for x > -1; NaN otherwise.
+JAXGLMM_INLINE V log1p(V x) {
+  const V y = 1.0 + x;
+  const V lost = select(x > 1.0, 1.0 - (y - x), x - (y - 1.0));
+  const V value = log_plus(y, lost / y);
+  return select(magnitude(x) < 0x1p-54, x, select(y > 0.0, select(y < kInfinity, value, y), splat(kNaN)));
+}
+
+}  // namespace JAXGLMM_TARGET
+}  // namespace jaxglmm

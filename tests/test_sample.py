@@ -1,0 +1,57 @@
+"""Starting a fit of many groups from a fit of some of them."""
+
+import numpy as np
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.design.design import make_design
+from jaxglmm.ops import native
+from jaxglmm.optimise import sample
+
+
+def members(groups, seed=0):
+    rng = np.random.default_rng(seed)
+    counts = 1 + rng.negative_binomial(2, 0.5, groups)
+    codes = np.repeat(np.arange(groups), counts)
+    x = rng.standard_normal(len(codes))
+    eta = -0.5 + 0.6 * x + 0.9 * rng.standard_normal(groups)[codes]
+    return {"y": (rng.random(len(codes)) < 1 / (1 + np.exp(-eta))) * 1.0, "x": x, "g": codes}
+
+
+def test_a_sample_is_whole_groups_of_every_common_size():
+    table = members(60_000)
+    X = np.column_stack([np.ones(len(table["x"])), table["x"]])
+    design, _ = make_design(table["y"], X, codes=table["g"], constant=3.0)
+    part = sample.sample_groups(design)
+    assert part.X.shape == (len(part.y), 2) and len(part.y) == part.index.n_slots == part.terms[0].z.shape[1]
+    assert 0.02 <= len(part.y) / len(design.y) < 0.15
+    assert part.constant == 0 and part.terms[0].index.n_slots == part.index.n_slots
+    assert set(part.index.kind) >= set(range(7))
+    known = {row.tobytes() for row in np.column_stack([design.X, design.y, design.weights])}
+    assert all(row.tobytes() in known for row in np.column_stack([part.X, part.y, part.weights]))
+    # As many groups as heads, each with all of its rows: the mean size is that of the whole.
+    assert part.weights.sum() / part.index.head.sum() == pytest.approx(3.0, rel=0.1)
+
+
+def test_a_small_design_has_no_sample():
+    table = members(500)
+    assert sample.sample_groups(make_design(table["y"], np.ones((len(table["y"]), 1)), codes=table["g"])[0]) is None
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("method", ["laplace", "auto"])
+def test_the_start_changes_the_way_and_not_the_answer(monkeypatch, method):
+    if not native.use_native():
+        pytest.skip(f"native library: {native.native_status()}")
+    table = members(40_000)
+    fits = []
+    for slots in (1 << 60, 40_000):
+        monkeypatch.setattr(sample, "_MANY_SLOTS", slots)
+        fits.append(jg.fit("y ~ x + (1 | g)", table, family="binomial", method=method))
+    plain, sampled = fits
+    assert sampled.convergence.passes != round(sampled.convergence.passes)
+    assert sampled.convergence.passes < plain.convergence.passes
+    assert sampled.convergence.n_agq == plain.convergence.n_agq
+    assert sampled.convergence.kernels == "native"
+    assert sampled.loglik == pytest.approx(plain.loglik, rel=1e-12)
+    np.testing.assert_allclose(sampled.vcov(), plain.vcov(), rtol=1e-6)
