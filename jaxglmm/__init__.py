@@ -38,8 +38,8 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .objectives.gaussian import GaussianMarginal as GaussianMarginal
     from .objectives.joint import JointLikelihood as JointLikelihood
     from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
-    from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
     from .objectives.params import Params as Params
+    from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
     from .ops.native import native_status as native_status
 
 _EXPORTS = {  # module -> its public names

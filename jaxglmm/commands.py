@@ -1,6 +1,7 @@
 """What `jaxglmm fit` and `jaxglmm predict` do, from their parsed options."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -42,7 +43,7 @@ def _fitted(options):
 
     family = get_family(options.family)
     if options.link is not None:
-        family = type(family)(link=options.link)
+        family = dataclasses.replace(family, link=options.link)
     levels = dict(options.levels) | dict.fromkeys(options.categorical, "categorical")
     try:
         return fit(

@@ -13,6 +13,23 @@ _Z95 = 1.959963984540054
 _SHOWN = 8  # patients at each end of the ranking
 
 
+def toenail():
+    """The bundled data: one row a visit, with patientID, outcome, treatment, time (months) and visit (1 to 7).
+
+    Returns
+    -------
+    pandas.DataFrame
+        (1908, 5), of 294 patients.
+
+    References
+    ----------
+    De Backer et al. (1998), J. Am. Acad. Dermatol. 38, S57. Lesaffre & Spiessens (2001), Appl. Statist. 50, 325.
+    """
+    import pandas as pd
+
+    return pd.read_csv(Path(__file__).parent / "data" / "toenail.csv")
+
+
 def run(out="jaxglmm-demo", console=None) -> Path:
     """Fit the bundled toenail trial, explain it on the console, and write the report.
 
@@ -32,7 +49,6 @@ def run(out="jaxglmm-demo", console=None) -> Path:
     DataError
         When the folder cannot be written.
     """
-    import pandas as pd
     from rich.console import Console
 
     import jaxglmm as jg
@@ -41,9 +57,7 @@ def run(out="jaxglmm-demo", console=None) -> Path:
         console = Console()
         console.width = console.width if console.is_terminal else 100
     folder = _folder(out)
-    file = Path(__file__).parent / "data" / "toenail.csv"
-    data = pd.read_csv(file)
-
+    data = toenail()
     sections = [_the_data(data)]
     show(sections[0], console)
     # The second level is the one that is modelled; in alphabetical order that would be the healthy one.

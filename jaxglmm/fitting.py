@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.design.checks import check_frame
+from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
-from jaxglmm.model.families import get_family
+from jaxglmm.model.families import AbstractFamily, get_family
+from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
@@ -32,13 +34,18 @@ METHODS = ("auto", "laplace", "agq", "joint")
 
 @dataclass(frozen=True)
 class Problem:
-    """A model frame laid out for the optimiser: what a refit starts from."""
+    """A model frame laid out for the optimiser: what a refit starts from.
+
+    A Gaussian model with the identity link has `cross`, from which no evaluation touches a row again; others have
+    `design` and `layout`.
+    """
 
     frame: ModelFrame
-    family: object
-    design: Design | None
-    layout: Layout | None
+    family: AbstractFamily
     scaling: Scaling
+    design: Design | None = None
+    layout: Layout | None = None
+    cross: CrossProducts | None = None
 
 
 def fit(
@@ -110,18 +117,19 @@ def fit(
     )
     framed = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
-        problem = make_problem(frame, family)
+        problem = make_problem(frame, family, estimated=theta is None)
         estimate, posteriors = estimate_problem(
             problem, method=method, n_agq=n_agq, reml=reml, theta=theta, tol=tol, max_iterations=max_iterations,
             callback=line.update,
         )  # fmt: skip
     convergence = estimate.convergence
+    convergence.trace = line.steps
     convergence.timings["design"] = framed - began
     convergence.timings["fit"] = time.perf_counter() - framed
     if throw and not convergence.converged:
         raise ConvergenceError(
-            f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations with a Newton "
-            f"decrement of {convergence.decrement:.2g}, above {tol:g}. Look for columns that are nearly collinear or "
+            f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
+            f"decrement of {convergence.decrement:.2g}. Look for columns that are nearly collinear or "
             "groups whose responses are all alike; raise max_iterations; or pass throw=False to inspect the fit"
         )
     return Fit.from_training(problem, estimate, posteriors)
@@ -130,8 +138,8 @@ def fit(
 def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
-    if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or n_agq < 1):
-        raise DataError(f"n_agq must be a whole number of at least 1; found {n_agq!r}")
+    if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or not 1 <= n_agq <= MOST_NODES):
+        raise DataError(f"n_agq must be a whole number of at least 1 and at most {MOST_NODES}; found {n_agq!r}")
     if n_agq is not None and method not in ("agq", "auto"):
         raise DataError(f"n_agq={n_agq} goes with method='agq'; found method={method!r}")
     if reml and (family.name, family.link) != ("gaussian", "identity"):
@@ -144,8 +152,15 @@ def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
-def make_problem(frame: ModelFrame, family) -> Problem:
+def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Problem:
     """Check the columns and lay the rows out.
+
+    Parameters
+    ----------
+    frame : ModelFrame
+    family : AbstractFamily
+    estimated : bool
+        Whether the covariance of the random effects is to be estimated; some data can only serve one that is held.
 
     Raises
     ------
@@ -154,9 +169,7 @@ def make_problem(frame: ModelFrame, family) -> Problem:
     NotYetError
         For several grouping factors.
     """
-    from jaxglmm.design.checks import check_frame
-
-    check_frame(frame, family)
+    check_frame(frame, family, estimated=estimated)
     if len(frame.terms) > 1:
         names = ", ".join(repr(t.group) for t in frame.terms)
         raise NotYetError(
@@ -166,14 +179,15 @@ def make_problem(frame: ModelFrame, family) -> Problem:
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
     scaling = column_scaling(frame.X, frame.weights, z)
+    rows = {"weights": frame.weights, "offset": frame.offset}
+    if term is not None:
+        rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
     if (family.name, family.link) == ("gaussian", "identity"):
-        return Problem(frame, family, None, None, scaling)
-    grouping = {} if term is None else {"codes": term.codes, "n_groups": len(term.levels), "blocks": term.blocks}
-    design, layout = make_design(
-        frame.y, frame.X, weights=frame.weights, offset=frame.offset, z=z, scaling=scaling,
-        constant=family.constant(frame.y, frame.weights), **grouping,
-    )  # fmt: skip
-    return Problem(frame, family, jax.device_put(design), layout, scaling)
+        cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
+        return Problem(frame, family, scaling, cross=cross)
+    constant = family.constant(frame.y, frame.weights)
+    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
+    return Problem(frame, family, scaling, jax.device_put(design), layout)
 
 
 def estimate_problem(
@@ -184,7 +198,7 @@ def estimate_problem(
     frame, family = problem.frame, problem.family
     term = frame.terms[0] if frame.terms else None
     factor = None if theta is None else held_factor(theta, term)
-    if problem.design is None:
+    if problem.cross is not None:
         return _estimate_gaussian(
             problem, reml=reml, factor=factor, tol=tol, max_iterations=max_iterations, callback=callback
         )
@@ -210,7 +224,7 @@ def estimate_problem(
         family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
     )
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, start=start.psi, passes=start.passes,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, passes=start.passes,
         fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
@@ -219,19 +233,13 @@ def estimate_problem(
 
 
 def _estimate_gaussian(problem, *, reml, **options):
-    frame, scaling = problem.frame, problem.scaling
-    term = frame.terms[0] if frame.terms else None
-    grouping = {}
-    if term is not None:
-        grouping = {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
-    columns = (frame.X - scaling.center) / scaling.scale
-    cross = cross_products(frame.y, columns, weights=frame.weights, offset=frame.offset, **grouping)
-    found = fit_gaussian(cross, reml=reml, **options)
+    found = fit_gaussian(problem.cross, reml=reml, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
-    if term is None:
+    if not problem.frame.terms:
         return estimate, ()
+    term = problem.frame.terms[0]
     counts = np.bincount(term.codes, minlength=len(term.levels))
-    return estimate, (normal_posterior(*gaussian_modes(cross, found), counts),)
+    return estimate, (normal_posterior(*gaussian_modes(problem.cross, found), counts),)
 
 
 def held_factor(theta: dict, term) -> np.ndarray:
@@ -247,7 +255,10 @@ def held_factor(theta: dict, term) -> np.ndarray:
             f"theta must map the grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
             f"and the formula has {expected}"
         )
-    value = np.asarray(theta[term.group], float)
+    try:
+        value = np.asarray(theta[term.group], float)
+    except (TypeError, ValueError):
+        value = np.full(0, np.nan)
     S = term.z.shape[0]
     if value.ndim == 0 and S == 1:
         value = np.square(value)[None, None] if value >= 0 else np.full((1, 1), np.nan)

@@ -261,7 +261,10 @@ def qq(fit, *, path=None):
 
 
 def trace(fit, *, path=None):
-    """How the optimiser went: the log-likelihood still to be gained, and the Newton decrement, by evaluation.
+    """How the optimiser went: the log-likelihood still to be gained, and the Newton decrement, step by step.
+
+    Where the decrement rises, a stage is done and the next begins: without random effects, by Laplace's approximation,
+    with more and more nodes.
 
     Parameters
     ----------
@@ -272,6 +275,8 @@ def trace(fit, *, path=None):
     -------
     matplotlib.figure.Figure
     """
+    from matplotlib.ticker import MaxNLocator
+
     steps = np.asarray(fit.convergence.trace, float).reshape(-1, 2)
     if not len(steps):
         raise DataError("this fit has no record of its steps; fit it again to draw them")
@@ -281,9 +286,9 @@ def trace(fit, *, path=None):
     at = np.arange(1, len(steps) + 1)
     left = np.maximum(np.abs(value[-1] - value), 1e-13)
     ax.semilogy(at, left, "o-", ms=4, lw=1, color=BLUE, label="log-likelihood to be gained")
-    ax.semilogy(at, np.where(decrement > 0, decrement, np.nan), "s-", ms=4, lw=1, color=RED, label="Newton decrement")
+    ax.semilogy(at, np.maximum(decrement, 1e-16), "s-", ms=4, lw=1, color=RED, label="Newton decrement")
     ax.set(xlabel="step")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("The optimiser's way", loc="left")
     ax.legend(frameon=False, fontsize=8)
     ax.grid(color=PALE, lw=0.6)

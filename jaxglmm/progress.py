@@ -1,11 +1,12 @@
 """A line that tells how a long fit is going."""
 
+import math
 import sys
 import time
 
 
 class Progress:
-    """Rewrites one line on standard error, after two seconds, on a terminal.
+    """Rewrites one line on standard error, after two seconds, on a terminal; keeps the steps in any case.
 
     Parameters
     ----------
@@ -14,7 +15,7 @@ class Progress:
     """
 
     def __init__(self, show: bool | None = None):
-        self.show, self.began, self.written = show, time.perf_counter(), False
+        self.show, self.began, self.written, self.steps = show, time.perf_counter(), False, []
 
     def __enter__(self):
         return self
@@ -24,7 +25,8 @@ class Progress:
             print(file=sys.stderr)
 
     def update(self, iteration, value, decrement, x):
-        """Callback of the optimiser."""
+        """Callback of the optimiser; `steps` keeps [value, decrement] of each, None where that is infinite."""
+        self.steps.append([float(value), float(decrement) if math.isfinite(decrement) else None])
         seconds = time.perf_counter() - self.began
         wanted = self.show if self.show is not None else sys.stderr.isatty() and seconds > 2
         if wanted:

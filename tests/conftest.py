@@ -27,6 +27,20 @@ def own_cache_folder(tmp_path_factory):
     os.environ["JAXGLMM_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
 
 
+@pytest.fixture(autouse=True)
+def command_line_leaves_no_trace():
+    """After a test that ran the command line in this process, end its cache: other tests count compilations."""
+    yield
+    programs = sys.modules.get("jaxglmm.ops.programs")
+    if programs is not None and programs._folder is not None:
+        import jax
+        from jax.experimental.compilation_cache import compilation_cache
+
+        programs.keep_programs(None)
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
 @pytest.fixture
 def x64():
     """Run one test with float64 enabled in JAX; the global configuration is never changed."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_predict_writes_files_and_takes_options(table, tmp_path, ending):
     found = pd.read_csv(file) if ending == "csv" else pd.read_parquet(file)
     fit = jg.load(model)
     np.testing.assert_array_equal(found["prediction"], fit.predict(new, kind="link", effects="mode"))
-    assert found["prediction"][2] == pytest.approx(fit.fixef["Intercept"] + fit.fixef["x"] * new["x"][2])
+    assert found["prediction"].tolist()[2] == pytest.approx(fit.fixef["Intercept"] + fit.fixef["x"] * new["x"][2])
     assert not list(tmp_path.glob(".new-*"))
 
 
@@ -309,9 +310,7 @@ def test_a_second_process_compiles_and_traces_nothing(kept):
     assert found == wanted  # a stored program gives the same bits
     (folder,) = folder.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
-    import jaxlib
-
-    assert jaxlib.__version__ in folder.name
+    assert version("jaxlib") in folder.name
 
 
 def test_damaged_programs_are_replaced(kept):

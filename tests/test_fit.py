@@ -1,5 +1,7 @@
 """The fitted object: what it says against lme4, how it shows itself, tables of the caller's kind."""
 
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false, reportOptionalOperand=false
+
 import copy
 import json
 import pickle
@@ -189,6 +191,6 @@ def test_everything_held_is_numpy(reference_dir):
     state = fit.state
     for posterior in state.posteriors:
         for value in vars(posterior).values():
-            assert value is None or type(value) is np.ndarray and value.dtype in (np.float64, np.int64)
+            assert value is None or (type(value) is np.ndarray and value.dtype in (np.float64, np.int64))
     assert all(isinstance(v, float) for v in (*fit.fixef.values(), *fit.fixef_se.values(), fit.loglik))
     assert "cbind" in repr(fit) and len(table(reference_dir, "cbpp")) == fit.n

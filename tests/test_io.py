@@ -143,7 +143,7 @@ def test_other_things_are_not_overwritten(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("x")
     for name in ("file", "folder"):
-        with pytest.raises(jg.DataError, match=f"{name}.*not a saved fit"):
+        with pytest.raises(jg.DataError, match=rf"{name}.*not a saved fit"):
             fit.save(tmp_path / name)
     assert (tmp_path / "file").read_text() == "x" and (tmp_path / "folder" / "thesis.tex").exists()
     with pytest.raises(jg.DataError, match="cannot write"):
@@ -151,7 +151,7 @@ def test_other_things_are_not_overwritten(tmp_path):
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(jg.DataError, match="nowhere.*no such folder"):
+    with pytest.raises(jg.DataError, match=r"nowhere.*no such folder"):
         jg.load(tmp_path / "nowhere")
     with pytest.raises(jg.DataError, match="not a saved fit"):
         jg.load(tmp_path)
@@ -163,5 +163,5 @@ def test_what_cannot_be_loaded(tmp_path):
         jg.load(path)
     saved = json.loads((path / "model.json").read_text())
     (path / "model.json").write_text(json.dumps({**saved, "version": 99}))
-    with pytest.raises(jg.DataError, match="format version 99.*update"):
+    with pytest.raises(jg.DataError, match=r"format version 99.*update"):
         jg.load(path)

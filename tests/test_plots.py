@@ -60,7 +60,7 @@ def test_caterpillar_names_the_ends_of_many_levels(tmp_path):
 def test_shrinkage_recovers_the_group_means_of_a_gaussian_model(tmp_path):
     fit, own = gaussian_fit(300)
     ax = plots.shrinkage(fit, path=tmp_path / "a.png").axes[0]
-    drawn = ax.collections[0].get_offsets()
+    drawn = np.asarray(ax.collections[0].get_offsets())
     np.testing.assert_allclose(np.sort(drawn[:, 0]), np.sort(own), rtol=1e-9)
     assert np.all(np.abs(drawn[:, 1]) <= np.abs(drawn[:, 0]))
 
@@ -99,10 +99,10 @@ def rows_fit(n=4000, seed=2):
 def test_calibration_shows_the_means_of_the_bins(tmp_path):
     fit, mu, y = rows_fit()
     ax = plots.calibration(fit, path=tmp_path / "a.png").axes[0]
-    points = ax.containers[0].lines[0]
+    points = ax.lines[1]  # after the diagonal
     order = np.argsort(mu)
-    np.testing.assert_allclose(points.get_xdata(), mu[order].reshape(10, -1).mean(1))
-    np.testing.assert_allclose(points.get_ydata(), y[order].reshape(10, -1).mean(1))
+    np.testing.assert_allclose(np.asarray(points.get_xdata()), mu[order].reshape(10, -1).mean(1))
+    np.testing.assert_allclose(np.asarray(points.get_ydata()), y[order].reshape(10, -1).mean(1))
 
 
 def test_calibration_on_new_data_needs_both():
@@ -116,8 +116,8 @@ def test_calibration_on_new_data_needs_both():
 def test_qq_of_normal_residuals_lies_in_its_band(tmp_path):
     fit, _, _ = rows_fit()
     ax = plots.qq(fit, path=tmp_path / "a.png").axes[0]
-    band = ax.collections[0].get_paths()[0].vertices
-    points = ax.lines[1].get_xydata()
+    band = np.asarray(ax.collections[0].get_paths()[0].vertices)
+    points = np.asarray(ax.lines[1].get_xydata())
     half = len(band) // 2
     low = np.interp(points[:, 0], band[1:half, 0], band[1:half, 1])
     assert np.mean(points[:, 1] >= low - 1e-9) > 0.9

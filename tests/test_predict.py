@@ -12,7 +12,7 @@ import jaxglmm as jg
 from jaxglmm.fitted.rowwise import normal_average
 
 
-# R 4.3, lme4: fitted(glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial)) with tolPwrss 1e-12.
+# R 4.3, lme4, tolPwrss 1e-12: fitted(glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial))
 CBPP_FITTED = [0.30820765143, 0.14174824913, 0.12595751458, 0.08402874607]
 
 
@@ -169,7 +169,7 @@ def test_an_offset_given_as_an_array_cannot_be_repeated():
     data = {"y": rng.normal(size=20), "x": rng.normal(size=20)}
     fit = jg.fit("y ~ x", data, offset=np.ones(20))
     np.testing.assert_allclose(fit.predict().mean(), data["y"].mean())
-    with pytest.raises(jg.DataError, match="offset.*array.*column"):
+    with pytest.raises(jg.DataError, match=r"offset.*array.*column"):
         fit.predict(data)
 
 

@@ -205,6 +205,15 @@ def _check_term(term, used, frame, family, estimated):
             f"every level of {term.group!r} has a single 0/1 response, which says nothing about a variance between "
             "groups: use a factor that groups rows, or leave the bar out"
         )
+    if family.name == "binomial" and (np.ptp(term.z, axis=1) == 0).any():
+        weights = frame.weights * used
+        total = np.bincount(term.codes, weights, minlength=len(term.levels))
+        successes = np.bincount(term.codes, weights * frame.y, minlength=len(term.levels))
+        if ((successes == 0) | (successes == total)).all():
+            raise DataError(
+                f"within every level of {term.group!r} the responses are all alike, so that the variance of its "
+                "intercept has no finite estimate: hold it by theta=, or leave the bar out"
+            )
     if (family.name, family.link) == ("gaussian", "identity") and n <= groups * len(term.names):
         raise DataError(
             f"{term.group!r} has {groups} levels with {len(term.names)} effects each, as many as the {n} rows or more: "

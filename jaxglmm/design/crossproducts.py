@@ -79,6 +79,8 @@ def cross_products(
     z: np.ndarray | None = None,
     n_groups: int | None = None,
     blocks: tuple[tuple[int, ...], ...] | None = None,
+    center: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
 ) -> CrossProducts:
     """Form the cross products, in float64 numpy.
 
@@ -101,6 +103,8 @@ def cross_products(
         Number of groups G; default the largest code + 1.
     blocks : tuple of tuples of int, optional
         Effects that covary; all of them when absent.
+    center, scale : (p,), optional
+        Use (X - center) / scale in place of X; it is never formed whole.
 
     Returns
     -------
@@ -113,14 +117,19 @@ def cross_products(
     w = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     target = y if offset is None else y - offset
 
-    gram = _weighted_gram(X, w)
-    origin = np.linalg.lstsq(gram, (w * target) @ X, rcond=None)[0]
-    r = target - X @ origin
+    center = np.zeros(p) if center is None else center
+    scale = np.ones(p) if scale is None else scale
+    # v'X of the columns in use: linear in X, so that centre and scale come afterwards.
+    against = lambda v: (v @ X - v.sum() * center) / scale
+
+    gram = _weighted_gram(X, w, center, scale)
+    origin = np.linalg.lstsq(gram, against(w * target), rcond=None)[0]
+    r = target - (X @ (origin / scale) - center @ (origin / scale))
 
     vtv = np.zeros((p + 1, p + 1))
     vtv[:p, :p] = gram
     wr = w * r
-    vtv[p, :p] = vtv[:p, p] = wr @ X
+    vtv[p, :p] = vtv[:p, p] = against(wr)
     vtv[p, p] = wr @ r
     present = w > 0
     scalars = {
@@ -149,19 +158,22 @@ def cross_products(
         for b in range(a + 1):
             ztz[:, a, b] = ztz[:, b, a] = per_group(wz * z[b])
         for j in range(p):
-            ztv[:, j, a] = per_group(wz * X[:, j])
+            ztv[:, j, a] = per_group(wz * ((X[:, j] - center[j]) / scale[j]))
         ztv[:, p, a] = per_group(wz * r)
     covariance = Covariance(blocks or (tuple(range(effects)),))
     return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
 
 
-def _weighted_gram(X: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """X'WX, as a sum of products so small that BLAS does each in one thread: its threads wait for each other
-    at every product, which on a busy machine costs many times the arithmetic."""
+def _weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """X'WX of centred and scaled columns.
+
+    A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,
+    which on a busy machine costs many times the arithmetic.
+    """
     p = X.shape[1]
     gram = np.zeros((p, p))
     for begin in range(0, len(X), _ROWS):
-        rows = X[begin : begin + _ROWS]
+        rows = (X[begin : begin + _ROWS] - center) / scale
         weighted = rows * w[begin : begin + _ROWS, None]
         pieces = len(rows) // _PIECE
         whole = pieces * _PIECE

@@ -19,6 +19,8 @@ SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 LONGEST = SIZES[-1]
 # Every size divides a block.
 _SMALLEST_BLOCK = 480
+# Below this many rows half-empty blocks are most of the work: blocks are then of the least size, by the longest group.
+_FEW_ROWS, _LEAST_BLOCKS = 2000, ((4, 24), (10, 120), (LONGEST, _SMALLEST_BLOCK))
 # Blocks of about this many slots keep a loop body's vectors in the first- and second-level caches.
 _LARGEST_BLOCK = 960
 
@@ -130,7 +132,7 @@ def build_index(
     if n and (codes.min() < 0 or codes.max() >= n_groups):
         raise ValueError(f"group codes must lie in 0..{n_groups - 1}; found {int(codes.min())}..{int(codes.max())}")
     counts = np.bincount(codes, minlength=n_groups)
-    block = _choose_block(n, block)
+    block = _choose_block(n, int(counts.max(initial=1)), block)
 
     order = np.argsort(codes, kind="stable")
     start = np.cumsum(counts) - counts
@@ -144,7 +146,7 @@ def build_index(
     kind_of_block, bounds, base = [], [0], 0
     for kind, size in enumerate(SIZES):
         members = np.flatnonzero(kinds == kind)
-        across = block // size
+        across = max(block // size, 1)  # a class that does not divide a small block is empty
         blocks = -(-len(members) // across)
         if not blocked and blocks:
             blocks = round_up(blocks)
@@ -192,8 +194,10 @@ def build_index(
     return index, Layout(slot, first, counts, n_slots)
 
 
-def _choose_block(n: int, block: int | None) -> int:
+def _choose_block(n: int, longest: int, block: int | None) -> int:
     """Blocks so small that the half-empty last one of each class stays cheap."""
+    if block is None and n < _FEW_ROWS:
+        return next(least for size, least in _LEAST_BLOCKS if longest <= size or size == LONGEST)
     if block is None:
         block = _SMALLEST_BLOCK
         while 2 * block <= _LARGEST_BLOCK and 2 * block * len(SIZES) <= n // 8:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Fit:
         What `save` writes: estimates, posteriors and the formula.
     """
 
-    def __init__(self, state: State, problem=None):
+    def __init__(self, state: State, problem: Any = None):
         self.state = state
         self._problem = problem
 
@@ -167,7 +168,7 @@ class Fit:
         value = self.state.estimate.dispersion
         return None if value is None else {"name": self.family.dispersion_name, "value": float(value)}
 
-    def ranef(self, group: str | None = None):
+    def ranef(self, group: str | None = None) -> Any:
         """Effects of every level of a grouping factor given the estimated parameters.
 
         Parameters
@@ -264,7 +265,7 @@ class Fit:
 
         return summarise(self)
 
-    def confint(self, method: str = "wald", level: float = 0.95, parameters=None):
+    def confint(self, method: str = "wald", level: float = 0.95, parameters=None) -> Any:
         """Confidence intervals of fixed effects, standard deviations, correlations and dispersion.
 
         Parameters

@@ -1,5 +1,7 @@
 """Group effects as tables: conditional modes, posterior means, reliability; and the table of variances."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxglmm.errors import DataError
@@ -31,7 +33,7 @@ def reliability(state: State, term: int) -> np.ndarray:
     return np.clip(1 - share, 0.0, 1.0)
 
 
-def ranef_table(state: State, group: str | None):
+def ranef_table(state: State, group: str | None) -> Any:
     """Table of all levels' effects; see `Fit.ranef`."""
     at = term_index(state, group)
     term, posterior = state.terms[at], state.posteriors[at]

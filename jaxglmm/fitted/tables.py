@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 
-def native_table(kind: str, columns: dict[str, Any]):
+def native_table(kind: str, columns: dict[str, Any]) -> Any:
     """A table of the kind that the data came in.
 
     Parameters

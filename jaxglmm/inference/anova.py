@@ -1,6 +1,7 @@
 """Likelihood-ratio tests of nested models."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from jaxglmm.fitted.tables import native_table, text_column
 from jaxglmm.inference.wald import chi2_p
 
 
-def anova(*fits):
+def anova(*fits) -> Any:
     """Compare nested models by likelihood ratio.
 
     Parameters

@@ -1,6 +1,7 @@
 """Wald tests of linear combinations of the fixed effects."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -85,9 +86,7 @@ def _chi2(L, vcov, difference):
 
 
 def _matrix(contrasts, names) -> np.ndarray:
-    if isinstance(contrasts, str | dict):
-        contrasts = [contrasts]
-    elif np.ndim(contrasts) == 1 and not any(isinstance(row, str | dict) for row in contrasts):
+    if isinstance(contrasts, str | dict) or (len(contrasts) and all(isinstance(v, Real) for v in contrasts)):
         contrasts = [contrasts]
     rows = [_row(row, names) for row in contrasts]
     if not rows:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.gaussian_expansion import expand
@@ -166,20 +165,9 @@ class _Marginal:
         return e.value, e.gradient, e.hessian
 
 
-def gaussian_cross(problem):
-    """Cross products of a Gaussian model, in scaled columns."""
-    frame, scaling = problem.frame, problem.scaling
-    grouping = {}
-    if frame.terms:
-        term = frame.terms[0]
-        grouping = {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
-    columns = (frame.X - scaling.center) / scaling.scale
-    return cross_products(frame.y, columns, weights=frame.weights, offset=frame.offset, **grouping)
-
-
 def _gaussian(problem, at):
     """Closed forms in (beta, T, log sigma) from the expansion of the cross products, then Lambda = sigma T."""
-    cross = gaussian_cross(problem)
+    cross = problem.cross
     if len(at.order):
         cross = eqx.tree_at(
             lambda c: (c.ztz, c.ztv), cross, (cross.ztz[:, at.order][:, :, at.order], cross.ztv[:, :, at.order])

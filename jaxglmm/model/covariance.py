@@ -62,10 +62,16 @@ class Covariance(eqx.Module):
         out = np.zeros_like(factor)
         for block in self.blocks:
             part = np.ix_(block, block)
-            # Lambda = R'Q' for the QR decomposition of its transpose, whatever its rank.
-            upper = np.linalg.qr(factor[part].T, mode="r")
-            sign = np.where(np.diag(upper) < 0, -1.0, 1.0)
-            out[part] = (sign[:, None] * upper).T
+            out[part] = _triangle(factor[part])
+        return out
+
+    def without(self, factor: np.ndarray, column: int) -> np.ndarray:
+        """The Lambda whose `column` is zero, that differs in covariance by the diagonal entry there only (numpy)."""
+        out = factor.copy()
+        block = next(block for block in self.blocks if column in block)
+        later = block[block.index(column) + 1 :]
+        out[np.ix_(later, later)] = _triangle(factor[np.ix_(later, (column, *later))])
+        out[:, column] = 0.0
         return out
 
     def names(self, effects: tuple[str, ...], group: str) -> tuple[str, ...]:
@@ -78,3 +84,9 @@ class Covariance(eqx.Module):
             else f"{'log_sd' if r in alone else 'log_cholesky'}[{effects[r]}|{group}]"
             for r, c in zip(rows, columns, strict=True)
         )
+
+
+def _triangle(rows: np.ndarray) -> np.ndarray:
+    """L, lower triangular with a non-negative diagonal, with L L' = A A' for A (m, k), k >= m."""
+    upper = np.linalg.qr(rows.T, mode="r")
+    return (np.where(np.diag(upper) < 0, -1.0, 1.0)[:, None] * upper).T

@@ -24,7 +24,7 @@ from jaxglmm.modes.separable import curvature, find_modes, linear
 from jaxglmm.ops import small
 
 
-_MOST_NODES = 500
+MOST_NODES = 500
 
 
 class Nodes(eqx.Module):
@@ -55,8 +55,8 @@ def gauss_hermite(n_agq: int, n_effects: int, *, capacity: int | None = None) ->
     n_effects : int
         Dimensions, S.
     """
-    if not 1 <= n_agq <= _MOST_NODES:
-        raise ValueError(f"n_agq must be between 1 and {_MOST_NODES}, found {n_agq}")
+    if not 1 <= n_agq <= MOST_NODES:
+        raise ValueError(f"n_agq must be between 1 and {MOST_NODES}, found {n_agq}")
     z = np.polynomial.hermite.hermgauss(n_agq)[0]
     # omega_k exp(z_k^2) = 1 / (K psi_{K-1}(z_k)^2), psi the orthonormal Hermite functions (DLMF 18.39.5 and
     # 3.5.28): omega_k alone would underflow where the product is an ordinary number.

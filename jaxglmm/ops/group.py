@@ -32,9 +32,10 @@ def _runs(v: Array, size: int) -> Array:
 
 def block_total(index: GroupIndex, kind: Array) -> Total:
     """Totals within one short block of the given class. Shapes: (..., R) -> (..., R)."""
-    runs = index.block // jnp.asarray(SIZES, jnp.int32)[kind]
-    wrap = jnp.asarray(np.arange(index.block) % (index.block // np.array(SIZES))[:, None], jnp.int32)[kind]
-    return lambda v: _block_total(v, runs, wrap)
+    # A small block has no classes that do not divide it: their entries are never read.
+    run = np.maximum(index.block // np.array(SIZES), 1)
+    wrap = jnp.asarray(np.arange(index.block) % run[:, None], jnp.int32)[kind]
+    return lambda v: _block_total(v, jnp.asarray(run, jnp.int32)[kind], wrap)
 
 
 @jax.jit
@@ -84,9 +85,7 @@ def long_total(index: GroupIndex) -> Total:
         for k in range(1, LONGEST):
             piece = piece + tiles[..., k, :]
         piece = piece.reshape(*v.shape[:-1], index.n_long * across)
-        joined = jax.ops.segment_sum(
-            jnp.moveaxis(piece, -1, 0), pieces, index.n_long_groups, indices_are_sorted=True
-        )
+        joined = jax.ops.segment_sum(jnp.moveaxis(piece, -1, 0), pieces, index.n_long_groups, indices_are_sorted=True)
         spread = jnp.moveaxis(joined[pieces], 0, -1)
         spread = spread.reshape(*v.shape[:-1], index.n_long, 1, across)
         return jnp.broadcast_to(spread, tiles.shape).reshape(v.shape)

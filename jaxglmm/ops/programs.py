@@ -14,15 +14,19 @@ import pickle
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
-import jaxlib
+from jax.core import Tracer
 
 
 _SUFFIX = ".program"
+_UNUSED = 30 * 86400  # seconds after which a file that was not read is removed
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 _folder: Path | None = None
 _compiling: Callable = nullcontext
@@ -60,7 +64,7 @@ class Program:
 
     def __init__(self, function, static):
         functools.update_wrapper(self, function)
-        self.jitted = jax.jit(function, static_argnames=static)
+        self.jitted: Any = jax.jit(function, static_argnames=static)
         self._signature, self._static, self._loaded = inspect.signature(function), static, {}
 
     def __getattr__(self, name):
@@ -75,7 +79,7 @@ class Program:
         leaves, tree = jax.tree.flatten(bound.arguments)
         what = repr((self.__module__, self.__qualname__, static, str(tree), [str(jax.typeof(x)) for x in leaves]))
         # Inside a transformation there is nothing to keep; an address would never be found again.
-        if _ADDRESS.search(what) or any(isinstance(x, jax.core.Tracer) for x in leaves):
+        if _ADDRESS.search(what) or any(isinstance(x, Tracer) for x in leaves):
             return self.jitted(*args, **kwargs)
         if what in self._loaded:
             return self._loaded[what](*leaves)
@@ -106,15 +110,16 @@ def _compile(flat, leaves, path: Path):
 
 def _read(path: Path):
     content = path.read_bytes()
+    os.utime(path)
     from jax.experimental import serialize_executable
 
     return serialize_executable.deserialize_and_load(*pickle.loads(content))
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step, and remove what other versions of this package have left."""
+    """Write a file in one step, and remove those that nobody has used for long."""
     for old in path.parent.glob(f"*{_SUFFIX}"):
-        if not old.name.startswith(_surroundings()):
+        if old.stat().st_mtime < time.time() - _UNUSED:
             old.unlink(missing_ok=True)
     handle, fresh = tempfile.mkstemp(dir=path.parent)
     try:
@@ -134,7 +139,7 @@ def _surroundings() -> str:
     source = [(str(p.relative_to(package)), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
     settings = sorted((k, v) for k, v in os.environ.items() if k.startswith(("JAX", "XLA_")))
     devices = [(d.platform, d.device_kind) for d in jax.devices()]
-    return _digest(repr((sys.version, jax.__version__, jaxlib.__version__, devices, os.cpu_count(), settings, source)))
+    return _digest(repr((sys.version, version("jax"), version("jaxlib"), devices, os.cpu_count(), settings, source)))
 
 
 def _digest(text: str) -> str:

@@ -32,6 +32,8 @@ class Convergence:
     reason : str
     kernels : str
         What evaluated the likelihood: "native" kernels or "plain" JAX.
+    trace : list of [float, float or None]
+        Log-likelihood and decrement after each step, those of the starting fit first.
     """
 
     converged: bool = True
@@ -46,6 +48,7 @@ class Convergence:
     timings: dict[str, float] = field(default_factory=dict)
     reason: str = "converged"
     kernels: str = "plain"
+    trace: list[list] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """Maximise a marginal likelihood of one grouping factor: start, boundary, number of nodes.
 
-Everything here is in the coordinates of the design (scaled columns) with raw factor entries:
-psi = (beta, free entries of Lambda, log dispersion).
+The unknowns are x = (beta, free entries of R, log dispersion) with Lambda = Lambda_0 R, both lower triangular.
+Lambda_0 has the size and the shape that fit the columns: an intercept and a slope on an uncentred column have a
+correlation near -1 for no other reason than the column's mean, and Lambda_0 takes that up. The map to the raw
+psi = (beta, free entries of Lambda, log dispersion) of an evaluation is linear.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.errors import SeparationError
+from jaxglmm.errors import DataError, SeparationError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import fused
@@ -21,8 +23,12 @@ from jaxglmm.optimise.newton import NewtonResult, maximise
 NODE_LADDER = {1: (9, 19, 39, 79, 101), 2: (9, 19, 25)}
 # One program serves every rule up to this many points.
 _CAPACITIES = (128, 1024, 8192, 65536, 262144)
-# A factor's diagonal below this, in units of 1 / sqrt(mean information), is zero.
+# A diagonal entry of R below this is zero: Lambda_0 has the size of the information in a row.
 _NOTHING = 1e-4
+# Below this, zero is tried where effects covary; with several effects, steps before it is tried come to this many.
+_LITTLE, _FIRST_STEPS = 0.02, 40
+# On these links an effect of this size turns any mean into its bound, or into e^100 times itself.
+_BOUNDED_LINKS, _LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Solution:
     free : bool (m,)
         Which were estimated: neither held, nor absent, nor on the boundary.
     hessian : (m, m)
-        Exact, of the value maximised.
+        Exact, of the value maximised, in psi.
     value : float
     modes : (S, n_slots) or None
     """
@@ -51,7 +57,12 @@ class Solution:
 
 def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
     """Nodes whose number is a traced integer, so that all rules of a capacity share one program."""
-    capacity = next(c for c in _CAPACITIES if c >= n_agq**n_effects)
+    capacity = next((c for c in _CAPACITIES if c >= n_agq**n_effects), None)
+    if capacity is None:
+        raise DataError(
+            f"n_agq={n_agq} for {n_effects} effects takes {n_agq**n_effects} nodes a group; at most {_CAPACITIES[-1]} "
+            f"are possible: lower n_agq to {int(_CAPACITIES[-1] ** (1 / n_effects))} or less"
+        )
     nodes = gauss_hermite(n_agq, n_effects, capacity=capacity)
     return Nodes(jnp.asarray(nodes.points), jnp.asarray(nodes.log_weights), jnp.int32(nodes.count))
 
@@ -78,58 +89,34 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     elif family.link in ("inverse", "sqrt") and p:
         x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
     x0[p] = log_phi0
-    groups = None
 
     def at(x):
-        nonlocal groups
         value, gradient, hessian, groups = evaluate_glm(family, design, jnp.asarray(x))
-        return value, np.asarray(gradient), np.asarray(hessian)
+        return value, np.asarray(gradient), np.asarray(hessian), groups
 
-    at = _Remembered(at)
     x0 = x0 if start is None else start
     result = _maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
-    _check_separation(design, result, names)
-    at(result.x)
-    return result, tuple(np.asarray(v) for v in groups)
-
-
-class _Remembered:
-    """A function that is not evaluated twice in a row at the same point: a pass over all rows is not for nothing."""
-
-    def __init__(self, function):
-        self.function, self.point, self.result = function, None, None
-
-    def __call__(self, x):
-        if self.point is None or not np.array_equal(self.point, x):
-            self.point, self.result = np.array(x), self.function(x)
-        return self.result
+    _check_separation(design, result, names, intercept)
+    return result, tuple(np.asarray(v) for v in result.extra[0])
 
 
 def _maximise_free(at, x0, free, even, **options) -> NewtonResult:
     """Maximise over the free coordinates, the others held; the result is about all of them."""
     base = np.array(x0, float)
-    last = None
 
     def restricted(x):
-        nonlocal last
         base[free] = x
-        value, gradient, hessian = at(base)
-        last = gradient, hessian
-        return value, gradient[free], hessian[np.ix_(free, free)]
+        value, gradient, hessian, *extra = at(base)
+        return value, gradient[free], hessian[np.ix_(free, free)], gradient, hessian, *extra
 
     r = maximise(restricted, base[free], log_coordinates=even[free], **options)
-    full = base.copy()
-    full[free] = r.x
-    move = np.zeros_like(full)
-    move[free] = r.step
-    value, gradient, hessian = at(full)
-    return NewtonResult(
-        full, float(value), np.asarray(gradient), np.asarray(hessian), r.decrement, r.iterations, r.converged,
-        r.reason, move,
-    )  # fmt: skip
+    gradient, hessian, *extra = r.extra
+    x, move = base.copy(), np.zeros_like(base)
+    x[free], move[free] = r.x, r.step
+    return replace(r, x=x, gradient=gradient, hessian=hessian, step=move, extra=tuple(extra))
 
 
-def _check_separation(design, result, names):
+def _check_separation(design, result, names, intercept):
     """A last step along which no row is contradicted is a direction to infinity: name its columns."""
     p = design.X.shape[1]
     X, y, rows = np.asarray(design.X), np.asarray(design.y), np.asarray(design.weights) > 0
@@ -147,7 +134,9 @@ def _check_separation(design, result, names):
     held = ~(lowest | highest)
     agrees = (along[lowest] <= slack).all() and (along[highest] >= -slack).all()
     if agrees and (np.abs(along[held]) <= slack).all():
-        culprits = [names[j] for j in np.flatnonzero(np.abs(direction) > 1e-2 * size)]
+        # An intercept only takes up what the columns' centres leave, unless it stands alone.
+        large = np.flatnonzero(np.abs(direction) > 0.1 * size)
+        culprits = [names[j] for j in large if j != intercept] or [names[j] for j in large]
         raise SeparationError(
             f"complete separation: {', '.join(repr(c) for c in culprits)} "
             f"predict{'s' if len(culprits) == 1 else ''} the response of some rows perfectly, so the estimate is "
@@ -157,7 +146,7 @@ def _check_separation(design, result, names):
 
 def fit_marginal(
     family, design, glm: NewtonResult, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    start=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
+    near=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -171,128 +160,183 @@ def fit_marginal(
         Hold Lambda here.
     determinant : bool
         False for the joint likelihood.
-    start : (m,), optional
+    near : (m,), optional
         Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
     passes : float
         Passes over the rows that led here, but for those of `glm`.
     """
-    term = design.terms[0]
-    covariance, S = term.covariance, term.covariance.n_effects
+    covariance, S = design.terms[0].covariance, design.terms[0].covariance.n_effects
     p, q = design.X.shape[1], len(covariance.diagonal)
     even = np.concatenate([np.zeros(p, bool), covariance.diagonal, [False]])
-    free = np.ones(p + q + 1, bool)
-    free[-1] = family.dispersion_name is not None
-    score, spread, level = groups
-    rows = float(np.sum(np.asarray(design.weights) > 0))
-    unit = np.sqrt(rows / np.maximum(level, 1e-300))  # 1 / sqrt(mean information) of each effect's column
-    psi = np.concatenate([glm.x[:p], np.zeros(q), glm.x[p:]])
+    free = np.append(np.ones(p + q, bool), family.dispersion_name is not None)
+    base = np.eye(S) if fixed_factor is not None else _base_factor(design, groups)
+    start = np.eye(S) if fixed_factor is None else fixed_factor
     if fixed_factor is not None:
-        psi[p : p + q] = covariance.raw(fixed_factor)
         free[p : p + q] = False
-    else:
-        first = np.sqrt(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0))
-        psi[p : p + q] = covariance.raw(np.diag(np.clip(first, 0.1 * unit, 1.0 * unit)))
-    if start is not None:
-        psi = start.copy()
-    state = _State(family, design, determinant, callback, free, even, tol, max_iterations)
+    elif S == 1:
+        score, spread, _ = groups
+        first = np.sqrt(max(2 * score[0] / max(spread[0], 1e-300), 0.0))
+        start = np.clip(first / base, 0.1, 1.0)
+    x = np.concatenate([glm.x[:p], covariance.raw(start), glm.x[p:]])
+    state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
-    convergence = Convergence(
-        score_at_zero=float(score[0]) if S == 1 else None,
-        kernels="native" if fused.covers(family, design) else "plain",
-    )
-    nothing = _NOTHING * np.min(unit)
 
-    if not auto:
-        result = state.climb(psi, nodes)
-    else:
-        if start is None:
-            psi = state.climb(psi, nodes, loose=True).x
+    steps = min(_FIRST_STEPS, max_iterations) if S > 1 else None
+    if near is not None:
+        x = np.linalg.solve(state.jacobian, near)
+    if near is None or not auto:
+        x = (result := state.climb(x, nodes, loose=auto, steps=steps)).x
+    if auto:
         ladder = NODE_LADDER[S]
         for here, above in zip(ladder, (*ladder[1:], None), strict=True):
             nodes, used = padded_nodes(here, S), here
-            result = state.climb(psi, nodes)
-            psi = result.x
+            x = (result := state.climb(x, nodes, steps=steps)).x
             if above is None or state.agrees(result, padded_nodes(above, S)):
                 break
-    result, free = state.settle(result, nodes, nothing, covariance, p, q)
-    # With a zero variance the fit without random effects is a competitor that an interior start may not reach.
+    result, free = state.settle(result, nodes)
+    # With a zero variance the fit without random effects is a rival that an interior start may not reach.
     if fixed_factor is None and glm.value > result.value + 1e-9 * abs(glm.value):
-        at_zero = np.concatenate([glm.x[:p], np.zeros(q), glm.x[p:]])
-        free = free & ~np.concatenate([np.zeros(p, bool), np.ones(q, bool), [False]])
-        result = state.climb(at_zero, nodes, free=free)
-    held = np.zeros(p + q + 1, bool)
-    held[p : p + q] = ~free[p : p + q]
-    convergence.singular = fixed_factor is None and bool(held.any())
-    convergence.converged = result.converged
-    convergence.reason = result.reason
-    convergence.decrement = float(max(result.decrement, 0.0))
-    convergence.n_agq = used if determinant else None
+        free = state.free.copy()
+        free[p : p + q] = False
+        result = state.climb(np.concatenate([glm.x[:p], np.zeros(q), glm.x[p:]]), nodes, free=free)
+    convergence = Convergence(
+        converged=result.converged,
+        reason=result.reason,
+        decrement=float(max(result.decrement, 0.0)),
+        n_agq=used if determinant else None,
+        singular=fixed_factor is None and not free[p : p + q].all(),
+        score_at_zero=float(groups[0][0]) if S == 1 else None,
+        kernels="native" if fused.covers(family, design) else "plain",
+    )
     if determinant and used > 1:
-        laplace = state.at(result.x, padded_nodes(1, S))
-        convergence.gap = float(result.value - laplace[0])
+        convergence.gap = float(result.value - state.at(result.x, padded_nodes(1, S))[0])
+    psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
+    _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
     convergence.passes = float(state.evaluations + glm.iterations + 1 + passes)
-    return Solution(result.x, free, result.hessian, result.value, np.asarray(state.modes), convergence)
+    # What is held at zero in R is so in Lambda: a column of zeros stays one.
+    return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
+
+
+def _base_factor(design, groups) -> np.ndarray:
+    """Lambda_0 (S, S): independent effects of the size of the information in a row, on centred columns."""
+    term = design.terms[0]
+    covariance, S = term.covariance, term.covariance.n_effects
+    rows = np.asarray(design.weights) > 0
+    z = np.asarray(term.z)[:, rows]
+    shift, centred = np.eye(S), z.copy()
+    for block in covariance.blocks:
+        for k in (k for k in block if np.ptp(z[k]) == 0 and z[k, 0] != 0):
+            for a in block:
+                if a != k:
+                    shift[k, a] = -np.mean(z[a]) / z[k, 0]
+                    centred[a] = z[a] + shift[k, a] * z[k]
+            break
+    # The mean information of a row, from any effect's level sum z^2 w.
+    information = np.max(groups[2] / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
+    size = 1 / np.sqrt(information * np.maximum(np.square(centred).mean(1), 1e-300))
+    return covariance.canonical(shift * size)
+
+
+def _check_growth(family, design, raw, convergence):
+    """Random effects of a size beyond any that the link can show have no finite variance."""
+    term = design.terms[0]
+    factor = np.zeros((term.covariance.n_effects,) * 2)
+    factor[term.covariance.entries] = raw
+    rows = np.asarray(design.weights) > 0
+    size = np.sqrt(np.mean(np.square(factor.T @ np.asarray(term.z)[:, rows]).sum(0)))
+    if family.link in _BOUNDED_LINKS and size > _LARGEST_SD:
+        convergence.converged = False
+        convergence.reason = (
+            f"the variance of the random effects grows without bound, their standard deviation is {size:.3g} so far: "
+            "within groups the responses are all alike"
+        )
 
 
 class _State:
     """Evaluations with warm-started modes, and the steps made of them."""
 
-    def __init__(self, family, design, determinant, callback, free, even, tol, max_iterations):
+    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations):
         self.family, self.design, self.determinant, self.callback = family, design, determinant, callback
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
+        self.covariance = design.terms[0].covariance
+        self.part = slice(design.X.shape[1], -1)
         self.modes = jnp.zeros_like(design.terms[0].z)
         self.evaluations = 0
+        # Entries of Lambda_0 R are linear in those of R.
+        rows, columns = self.covariance.entries
+        self.jacobian = np.eye(len(free))
+        self.jacobian[self.part, self.part] = base[np.ix_(rows, rows)] * (columns[:, None] == columns[None, :])
 
-    def at(self, psi, nodes):
-        e = evaluate(self.family, self.design, nodes, jnp.asarray(psi), self.modes, determinant=self.determinant)
+    def psi(self, x):
+        return self.jacobian @ x
+
+    def at(self, x, nodes):
+        """Value, gradient and Hessian in x."""
+        psi, J = jnp.asarray(self.psi(x)), self.jacobian
+        e = evaluate(self.family, self.design, nodes, psi, self.modes, determinant=self.determinant)
         self.evaluations += 1
-        value = float(e.value)
-        if np.isfinite(value):
+        if np.isfinite(float(e.value)):
             self.modes = e.modes
-        return value, np.asarray(e.gradient), np.asarray(e.hessian)
+        return float(e.value), J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
 
-    def climb(self, psi, nodes, *, loose=False, free=None):
+    def climb(self, x, nodes, *, loose=False, free=None, steps=None):
         free = self.free if free is None else free
         return _maximise_free(
-            _Remembered(lambda psi: self.at(psi, nodes)), psi, free, self.even,
-            tol=1e-4 if loose else self.tol, max_iterations=self.max_iterations, callback=self.callback,
+            lambda x: self.at(x, nodes), x, free, self.even,
+            tol=1e-4 if loose else self.tol, max_iterations=steps or self.max_iterations, callback=self.callback,
         )  # fmt: skip
 
     def agrees(self, result, nodes):
         """More nodes change the log-likelihood by less than 1e-3 and no parameter by 0.01 standard errors."""
         value, gradient, hessian = self.at(result.x, nodes)
-        kept = self.free & ~(self.even & (np.abs(result.x) < 1e-6))
+        kept = self.free & ~(self.even & (np.abs(result.x) < _NOTHING))
         inverse = np.linalg.pinv(-hessian[np.ix_(kept, kept)])
         step = inverse @ gradient[kept]
         errors = np.sqrt(np.maximum(np.diag(inverse), 1e-300))
         return abs(value - result.value) < 1e-3 and np.max(np.abs(step) / errors, initial=0.0) < 0.01
 
-    def settle(self, result, nodes, nothing, covariance, p, q):
-        """Make the factor's diagonal non-negative, put what is as good as zero at zero, and hold it there."""
+    def settle(self, result, nodes):
+        """Make the diagonal of R non-negative, and hold at zero what is as good there.
+
+        Near a zero on the diagonal its column is a rotation of later ones, along which the likelihood hardly
+        changes and Newton's method creeps: the zero is tried as soon as the entry is small or the steps ran out.
+        """
         free = self.free.copy()
-        if not free[p : p + q].any():
+        if not free[self.part].any():
             return result, free
-        rows, columns = covariance.entries
-        for _ in range(3):
-            factor = covariance.canonical(np.asarray(covariance.raw_factor(jnp.asarray(result.x[p : p + q]))))
-            diagonal = np.diag(factor)
-            zero = diagonal < nothing
-            if not zero.any() and (diagonal == np.diag(_square(result.x[p : p + q], covariance))).all():
-                return result, free
-            psi = result.x.copy()
-            factor[np.diag_indices_from(factor)] = np.where(zero, 0.0, diagonal)
-            psi[p : p + q] = covariance.raw(factor)
-            # Below a zero on the diagonal a column is a rotation of later ones: hold all of it.
-            held = np.array([zero[c] for c in columns])
-            psi[p : p + q][held & (rows != columns)] = 0.0
-            free = self.free.copy()
-            free[p : p + q] &= ~held
-            result = self.climb(psi, nodes, free=free)
+        for _ in range(2 * self.covariance.n_effects):
+            factor = self.covariance.canonical(self.factor(result.x))
+            x = result.x.copy()
+            x[self.part] = self.covariance.raw(factor)
+            rival, held = self.best_zero(result, factor, nodes, free)
+            if rival is not None:
+                result, free = rival, held
+            elif result.converged and (x == result.x).all():
+                break
+            else:
+                result = self.climb(x, nodes, free=free)
         return result, free
 
+    def factor(self, x):
+        """R of x."""
+        out = np.zeros((self.covariance.n_effects,) * 2)
+        out[self.covariance.entries] = x[self.part]
+        return out
 
-def _square(raw, covariance):
-    factor = np.zeros((covariance.n_effects,) * 2)
-    factor[covariance.entries] = raw
-    return factor
+    def best_zero(self, result, factor, nodes, free):
+        """The best fit with one more zero on the diagonal, or None where each is worse than `result`."""
+        _, columns = self.covariance.entries
+        size = np.where(free[self.part][self.covariance.diagonal], np.diag(factor), np.inf)
+        limit = _NOTHING if len(size) == 1 else _LITTLE if result.converged else 1.0
+        best, best_free = None, free
+        for column in np.flatnonzero(size < limit):
+            held = free.copy()
+            held[self.part] &= columns != column
+            x = result.x.copy()
+            x[self.part] = self.covariance.raw(self.covariance.without(factor, column))
+            rival = self.climb(x, nodes, free=held)
+            least = result.value - 1e-10 * (1 + abs(result.value)) if best is None else best.value
+            if rival.converged and rival.value >= least:
+                best, best_free = rival, held
+        return best, best_free

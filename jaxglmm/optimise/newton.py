@@ -39,6 +39,8 @@ class NewtonResult:
         "converged", "stalled" (no step improves beyond rounding), "limit", or "not finite".
     step : (m,)
         The last Newton step tried, in the caller's coordinates: the direction of divergence if there is one.
+    extra : tuple
+        What `evaluate` returned at x beyond value, gradient and Hessian.
     """
 
     x: np.ndarray
@@ -50,6 +52,7 @@ class NewtonResult:
     converged: bool
     reason: str
     step: np.ndarray
+    extra: tuple = ()
 
 
 def maximise(
@@ -66,7 +69,7 @@ def maximise(
     Parameters
     ----------
     evaluate : callable
-        x (m,) -> (value, gradient (m,), hessian (m, m)), in the caller's coordinates.
+        x (m,) -> (value, gradient (m,), hessian (m, m), ...), in the caller's coordinates.
     x0 : (m,)
     tol : float
         Largest decrement at which to stop.
@@ -82,15 +85,15 @@ def maximise(
     """
     x = np.array(x0, float)
     even = np.zeros(x.shape, bool) if log_coordinates is None else np.asarray(log_coordinates, bool)
-    value, gradient, hessian = _checked(evaluate, x)
+    value, gradient, hessian, extra = _checked(evaluate, x)
     radius, iterations, reason = np.inf, 0, "limit"
     move = np.zeros_like(x)
     if not np.isfinite(value):
-        return NewtonResult(x, value, gradient, hessian, np.inf, 0, False, "not finite", move)
+        return NewtonResult(x, value, gradient, hessian, np.inf, 0, False, "not finite", move, extra)
     while True:
         logged = even & ~_falls_to_zero(x, gradient, hessian)
         g, H = _transform(x, gradient, hessian, logged)
-        model = _Quadratic(g, H)
+        model = _Quadratic(g, H, logged)
         decrement = model.decrement
         if callback is not None:
             callback(iterations, value, decrement, x)
@@ -127,20 +130,20 @@ def maximise(
             radius = _SHRINK * model.norm(step)
         elif gain > 0.75 * predicted and model.norm(step) > 0.9 * radius:
             radius = _GROW * radius
-        x, (value, gradient, hessian) = trial, new
+        x, (value, gradient, hessian, extra) = trial, new
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
     stalled = reason == "stalled" and decrement <= 1e4 * max(tol, np.finfo(float).eps * (1 + abs(value)))
     return NewtonResult(
-        x, value, gradient, hessian, decrement, iterations, reason == "converged" or stalled, reason, move
+        x, value, gradient, hessian, decrement, iterations, reason == "converged" or stalled, reason, move, extra
     )
 
 
 def _checked(evaluate, x):
-    value, gradient, hessian = evaluate(x)
+    value, gradient, hessian, *extra = evaluate(x)
     value, gradient, hessian = float(value), np.asarray(gradient, float), np.asarray(hessian, float)
     if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
         value = -np.inf
-    return value, gradient, hessian
+    return value, gradient, hessian, tuple(extra)
 
 
 def _falls_to_zero(x, gradient, hessian):
@@ -162,11 +165,11 @@ def _transform(x, gradient, hessian, logged):
 class _Quadratic:
     """The model g's + s'Hs/2, in coordinates scaled to unit diagonal."""
 
-    def __init__(self, g, H):
+    def __init__(self, g, H, logged):
         self.g, self.H = g, H
-        diagonal = np.abs(np.diag(H))
-        floor = max(np.max(diagonal, initial=0.0), 1e-300) * 1e-20
-        self.d = np.sqrt(np.maximum(diagonal, floor))
+        # Without curvature a logarithm's own unit is its scale; for others a bound keeps the scale above zero.
+        floor = np.where(logged, 0.1 * np.abs(g), 1e-12 * g * g)
+        self.d = np.sqrt(np.maximum(np.maximum(np.abs(np.diag(H)), floor), 1e-200))
         scaled = -H / self.d[:, None] / self.d[None, :]
         self.scaled_gradient = g / self.d
         self.eigenvalues, self.vectors = np.linalg.eigh(scaled)

@@ -9,8 +9,9 @@ from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
 
 
-# Nodes of the stored posterior rule when the fit itself used fewer.
+# Nodes of the stored posterior rule when the fit itself used fewer; and how many weights it may hold beyond that.
 _POSTERIOR_NODES = {1: 15, 2: 7, 3: 5}
+_POSTERIOR_WEIGHTS = 20_000_000
 
 
 def _log_dispersion_name(family):
@@ -94,8 +95,9 @@ def marginal_posterior(problem, solution) -> Posterior:
     frame, layout, scaling = problem.frame, problem.layout, problem.scaling
     covariance = problem.design.terms[0].covariance
     S, p, q = covariance.n_effects, len(frame.names), len(covariance.diagonal)
-    n_agq = max(solution.convergence.n_agq or 1, _POSTERIOR_NODES.get(S, 1))
-    rule = gauss_hermite(n_agq, S)
+    least = _POSTERIOR_NODES.get(S, 1)
+    most = int((_POSTERIOR_WEIGHTS / len(layout.counts)) ** (1 / S))
+    rule = gauss_hermite(max(least, min(solution.convergence.n_agq or 1, most)), S)
     nodes = Nodes(jnp.asarray(rule.points), jnp.asarray(rule.log_weights), jnp.int32(rule.count))
     moments = posterior_moments(
         problem.family, problem.design, nodes, jnp.asarray(solution.psi), jnp.asarray(solution.modes)
