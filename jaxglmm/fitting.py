@@ -224,7 +224,7 @@ def estimate_problem(
         family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
     )
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, start=start.psi, passes=start.passes,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, passes=start.passes,
         fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip

@@ -146,7 +146,7 @@ def _check_separation(design, result, names, intercept):
 
 def fit_marginal(
     family, design, glm: NewtonResult, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    start=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
+    near=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -160,7 +160,7 @@ def fit_marginal(
         Hold Lambda here.
     determinant : bool
         False for the joint likelihood.
-    start : (m,), optional
+    near : (m,), optional
         Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
     passes : float
         Passes over the rows that led here, but for those of `glm`.
@@ -179,15 +179,15 @@ def fit_marginal(
         factor = np.clip(first / base, 0.1, 1.0)
     state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
     x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
-    if start is not None:
-        x = np.linalg.solve(state.jacobian, start)
+    if near is not None:
+        x = np.linalg.solve(state.jacobian, near)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
 
     steps = min(_FIRST_STEPS, max_iterations) if S > 1 else None
     if not auto:
         result = state.climb(x, nodes, steps=steps)
     else:
-        if start is None:
+        if near is None:
             x = state.climb(x, nodes, loose=True, steps=steps).x
         ladder = NODE_LADDER[S]
         for here, above in zip(ladder, (*ladder[1:], None), strict=True):

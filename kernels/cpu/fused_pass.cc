@@ -177,8 +177,7 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
   if (X_dims.size() < 2) return invalid("expected X (..., slots, columns), found " + shape_text(X_dims));
   const int64_t p = X_dims.back(), slots = X_dims[X_dims.size() - 2];
   if (family < 0 || family >= kFamilies) return invalid("family " + std::to_string(family) + " is not known");
-  if (block <= 0 || block % kLongest)
-    return invalid("block = " + std::to_string(block) + " is not a multiple of 32");
+  if (block <= 0) return invalid("block = " + std::to_string(block) + " has no slots");
 
   // Leading axes of every operand, and that what follows them is as it must be.
   std::string wrong;
@@ -214,7 +213,8 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
     return invalid("found " + std::to_string(n_sizes) + " blocks of " + std::to_string(block) +
                    " slots and " + std::to_string(n_pieces) + " pieces of 32 in " + std::to_string(slots) +
                    " slots");
-  if (n_pieces % (block / kLongest)) return invalid("the pieces do not fill their last block");
+  if (n_pieces && (block % kLongest || n_pieces % (block / kLongest)))
+    return invalid(std::to_string(n_pieces) + " pieces of 32 do not fill blocks of " + std::to_string(block));
   for (size_t i = 0; i < sizes.element_count(); ++i)
     if (!is_class_size(sizes.typed_data()[i], block) || sizes.typed_data()[i] > kLongest)
       return invalid("sizes[" + std::to_string(i) + "] = " + std::to_string(sizes.typed_data()[i]) +
