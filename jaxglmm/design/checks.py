@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxglmm.design.crossproducts import weighted_gram
 from jaxglmm.errors import DataError
 
 
@@ -112,10 +113,8 @@ def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
     if len(intercepts):
         center = total / count
         center[intercepts[0]] = 0.0
-    gram = np.zeros((p, p))
-    for rows in _pieces(X, used):
-        rows = rows - center
-        gram += rows.T @ rows
+    counted = np.ones(len(X)) if used is None else used.astype(float)
+    gram = weighted_gram(X, counted, center, np.ones(p))
     size = np.sqrt(np.diag(gram))
     gram /= np.outer(size, size)
     _check_gram(gram, X, names, used, center, size)

@@ -122,7 +122,7 @@ def cross_products(
     # v'X of the columns in use: linear in X, so that centre and scale come afterwards.
     against = lambda v: (v @ X - v.sum() * center) / scale
 
-    gram = _weighted_gram(X, w, center, scale)
+    gram = weighted_gram(X, w, center, scale)
     origin = np.linalg.lstsq(gram, against(w * target), rcond=None)[0]
     r = target - (X @ (origin / scale) - center @ (origin / scale))
 
@@ -164,7 +164,7 @@ def cross_products(
     return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
 
 
-def _weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """X'WX of centred and scaled columns.
 
     A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,
