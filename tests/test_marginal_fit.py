@@ -27,15 +27,17 @@ def test_no_variance_is_an_answer(method):
         fit = jg.fit("y ~ x + (1 | g)", data, family="binomial", method=method)
         assert fit.convergence.converged
         plain = jg.fit("y ~ x", data, family="binomial")
+        score = fit.convergence.score_at_zero
+        assert score is not None
         if fit.convergence.singular:
-            assert fit.convergence.score_at_zero <= 0
+            assert score <= 0
             assert fit.varcorr[0]["sd"] == 0
             assert fit.loglik == pytest.approx(plain.loglik, abs=1e-9)
             np.testing.assert_allclose(list(fit.fixef.values()), list(plain.fixef.values()), atol=1e-7)
             np.testing.assert_allclose(list(fit.fixef_se.values()), list(plain.fixef_se.values()), rtol=1e-6)
             assert (fit.ranef()["estimate"] == 0).all() and (fit.ranef()["reliability"] == 0).all()
             break
-        assert fit.convergence.score_at_zero > 0 and fit.loglik > plain.loglik
+        assert score > 0 and fit.loglik > plain.loglik
     else:
         pytest.fail("no data set had a variance of zero")
 
@@ -166,6 +168,6 @@ def test_memory_is_linear():
 
 
 def test_the_global_configuration_is_left_alone():
-    was = jax.config.jax_enable_x64
+    was = jax.config.read("jax_enable_x64")
     jg.fit("y ~ x + (1 | g)", binary(np.random.default_rng(5)), family="binomial")
-    assert jax.config.jax_enable_x64 == was
+    assert jax.config.read("jax_enable_x64") == was

@@ -6,6 +6,7 @@ It computes what `objectives.evaluate.evaluate` computes in plain JAX, for the d
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxglmm.design.groups import SIZES
 from jaxglmm.model.special import lgamma_gap
@@ -27,7 +28,7 @@ _FAMILIES = {
 def covers(family, design) -> bool:
     """Whether the native library is there and has this family and design: float64 on CPU, one scalar effect."""
     X = design.X
-    placed = isinstance(X, jax.Array) and not isinstance(X, jax.core.Tracer)
+    placed = isinstance(X, jax.Array) and not isinstance(X, Tracer)
     platforms = {device.platform for device in X.devices()} if placed else {jax.default_backend()}
     return (
         platforms == {"cpu"}
