@@ -6,6 +6,7 @@ transforms (spline knots, means, polynomial coefficients) and the levels of its 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -118,16 +119,22 @@ def separate_terms(text: str, columns: Collection[str]) -> list[str]:
     return [term if term == "1" else f"0 + {term}" for term in terms]
 
 
+@functools.lru_cache(256)
+def _parsed(text: str) -> Any:
+    """Reading a text takes formulaic as long as a small fit, and each text is read several times."""
+    return Formula.from_spec(text)
+
+
 def _terms(text: str, user_text: str) -> list[Any]:
     try:
-        formula = Formula.from_spec(text)
+        formula = _parsed(text)
     except (FormulaicError, SyntaxError, ValueError) as error:
         raise FormulaError(f"the formula part {user_text!r} cannot be read: {_first_line(error)}") from None
     return list(formula)
 
 
 def _formula(recipe: Recipe) -> Any:
-    formula = Formula.from_spec(recipe.formula)
+    formula = _parsed(recipe.formula)
     _needed(formula, recipe.aliases, recipe.variables)  # a recipe may come from a file: check it again
     return formula
 

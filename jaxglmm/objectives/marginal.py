@@ -11,6 +11,7 @@ Written per slot, so that every array is (..., R) with R slots, and free of reve
 number of nodes may be a traced integer and forward differentiation of the gradient gives the exact Hessian.
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -45,6 +46,7 @@ class Nodes(eqx.Module):
     count: int | Array
 
 
+@functools.lru_cache(64)
 def gauss_hermite(n_agq: int, n_effects: int, *, capacity: int | None = None) -> Nodes:
     """Product Gauss-Hermite nodes in numpy float64, padded to `capacity` points.
 
