@@ -32,12 +32,9 @@ def check_dtypes(params: Params, design) -> None:
     ------
     DataError
     """
-    import jax
-
     for name, value in (("params.beta", params.beta), ("design.X", design.X), ("design.y", design.y)):
         if jnp.result_type(value) != value.dtype:
             raise DataError(
                 f"{name} is {value.dtype}, but JAX computes in {jnp.result_type(value)} while x64 is off: "
                 "enter `with jax.enable_x64(True):`, or make the design with dtype=numpy.float32"
             )
-    del jax
