@@ -9,7 +9,7 @@ factors. Entries of the inverse follow from D^-1, the sparse E = D^-1 B and the 
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 from scipy.sparse import csr_array, hstack
 
 from jaxglmm.design.rows import RowDesign
@@ -17,6 +17,7 @@ from jaxglmm.modes.blocks import Blocks, inverse, log_det, matrix, product, sum_
 from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
 
 
+_potrf, _potrs, _potri = get_lapack_funcs(("potrf", "potrs", "potri"), dtype=np.float64)
 # Above this share of entries, and below this size, the eliminated factor's rows are multiplied as a dense matrix.
 _DENSE_SHARE, _DENSE_SIZE = 0.05, 50_000_000
 # Entries of E R that are formed at once.
@@ -97,19 +98,19 @@ class SchurFactorisation(AbstractFactorisation):
     def __init__(self, design: RowDesign, H: Blocks):
         self.design, self.elimination = design, Elimination(design, H)
         rest = _schur_complement(self.elimination, H)
-        self.cholesky, failed = lapack.dpotrf(rest, lower=1, overwrite_a=1, clean=0)
+        self.cholesky, failed = _potrf(rest, lower=1, overwrite_a=1, clean=0)
         if failed:
             raise np.linalg.LinAlgError("not positive definite")
         self.log_det = self.elimination.log_det + 2 * float(np.sum(np.log(np.diag(self.cholesky))))
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         own, right = self.elimination.reduce(b)
-        rest, _ = lapack.dpotrs(self.cholesky, right, lower=1)
+        rest, _ = _potrs(self.cholesky, right, lower=1)
         return self.elimination.expand(own, rest)
 
     def pattern(self) -> Blocks:
         design, e = self.design, self.elimination
-        R, _ = lapack.dpotri(self.cholesky.copy(order="F"), lower=1, overwrite_c=1)
+        R, _ = _potri(self.cholesky.copy(order="F"), lower=1, overwrite_c=1)
         _mirror(R)
         diagonal: list = [None] * len(design.terms)
         cross = {}
@@ -155,7 +156,8 @@ def _schur_complement(e: Elimination, H: Blocks) -> np.ndarray:
     """M - B'D^-1 B, dense and symmetric (r, r), in Fortran's order."""
     design = e.design
     rest = np.zeros((e.order, e.order), order="F")
-    if e.B.nnz > _DENSE_SHARE * np.prod(e.B.shape) and np.prod(e.B.shape) < _DENSE_SIZE:
+    size = len(e.inverses) * design.terms[e.first].n_effects * e.order
+    if e.B.nnz > _DENSE_SHARE * size and size < _DENSE_SIZE:
         rest -= e.B.toarray().T @ e.E.toarray()
     else:
         inner = (e.B.T @ e.E).tocoo()

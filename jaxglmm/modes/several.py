@@ -1,6 +1,6 @@
 """Conditional modes of several factors' effects at once, by Newton's method with step halving.
 
-The joint log-density f(u) = sum_i l_i(eta_i + v_i'u) - u'u/2 is strictly concave for the log-concave families; v_i holds
+The joint log-density f(u) = sum_i l_i(eta_i + v_i'u) - u'u/2 is strictly concave for log-concave families; v_i holds
 Lambda'z_i for the level of each factor that row i has. Newton's system has the matrix H = I + V'WV (`modes.blocks`).
 """
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxglmm.design.crossproducts import weighted_gram
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, normal_equations, product, standardised, transposed
 from jaxglmm.modes.several import effect_scores, find_modes
@@ -47,7 +48,8 @@ class SeveralEvaluation:
         At the modes.
     leverage, bend : (n,)
         h_i and (Vk)_i.
-    H : factorisation
+    H : factorisation or None
+        None where every Lambda is zero.
     value_se : float
         Monte-Carlo standard error of the value.
     """
@@ -89,13 +91,15 @@ def evaluate_several(
     if not modes.found:
         return nothing
     d, u = rows.derivatives(modes.eta, log_phi), modes.u
-    normal = normal_equations(design, d.w)
-    try:
-        H = solver.factorise(design, standardised(normal, factors))
-    except np.linalg.LinAlgError:
-        return nothing
     value = d.value - 0.5 * u @ u + design.constant
-    if determinant:
+    H, normal = None, None
+    if any(factor.any() for factor in factors):
+        normal = normal_equations(design, d.w)
+        try:
+            H = solver.factorise(design, standardised(normal, factors))
+        except np.linalg.LinAlgError:
+            return nothing
+    if determinant and H is not None:
         value -= 0.5 * H.log_det
         K = H.pattern()
         h = leverages(design, factors, K)
@@ -116,7 +120,7 @@ def evaluate_several(
     if d.phi is not None:
         l_phi, s_phi, w_phi = d.phi
         by_phi = float(np.sum(l_phi) - 0.5 * h @ w_phi + bend @ s_phi)
-    se = 0.5 * H.log_det_se if determinant else 0.0
+    se = 0.5 * H.log_det_se if determinant and H is not None else 0.0
     return SeveralEvaluation(value, design.X.T @ e, by_factor, by_phi, u, d, h, bend, H, se)
 
 
@@ -154,8 +158,7 @@ def _row_forms(C, codes, left, right):
 def _occam(design, normal: Blocks, factors, K: Blocks) -> list[np.ndarray]:
     """d(log det H)/2 / d Lambda_t at fixed W: the sum over levels of the diagonal blocks of Z'WZ Lambda H^-1."""
     out = [
-        product(product(A, factor), D).sum(0)
-        for A, factor, D in zip(normal.diagonal, factors, K.diagonal, strict=True)
+        product(product(A, factor), D).sum(0) for A, factor, D in zip(normal.diagonal, factors, K.diagonal, strict=True)
     ]
     for (t, u), A in normal.cross.items():
         out[t] = out[t] + product(product(A, factors[u]), transposed(K.cross[t, u])).sum(0)
@@ -173,9 +176,11 @@ def fixed_hessian(design: RowDesign, e: SeveralEvaluation, factors, *, trace: bo
     T by random signs (Hutchinson 1990), fixed, so that its error is some thousandths of a small term; left out
     where `trace` is False.
     """
-    assert e.rows is not None and e.H is not None and e.leverage is not None and e.bend is not None
+    assert e.rows is not None and e.leverage is not None and e.bend is not None
     X, d = design.X, e.rows
     p = X.shape[1]
+    if e.H is None:
+        return -weighted_gram(X, d.w, np.zeros(p), np.ones(p))
     moved = e.H.solve(-_column_scores(design, factors, d.w, X))
     effects = [_scaled(f, part) for f, part in zip(factors, design.split(moved), strict=True)]
     weight = e.leverage * d.c + 2 * d.a * e.bend
@@ -183,7 +188,7 @@ def fixed_hessian(design: RowDesign, e: SeveralEvaluation, factors, *, trace: bo
     for rows in design.row_pieces():
         D = _moving(design, effects, rows)
         out -= (X[rows] * d.w[rows, None]).T @ D + 0.5 * (D * weight[rows, None]).T @ D
-    if trace and any(f.any() for f in factors):
+    if trace:
         out += 0.5 * _trace(design, e, factors, effects)
     return 0.5 * (out + out.T)
 
@@ -207,23 +212,28 @@ def _column_scores(design, factors, weights, columns, rows=slice(None)) -> np.nd
     return out
 
 
+def _at_rows(design, factors, v, rows) -> np.ndarray:
+    """V v of the given rows for v (q, k)."""
+    out = np.zeros((len(design.y[rows]), v.shape[1]))
+    for term, factor, part in zip(design.terms, factors, design.split(v), strict=True):
+        out += term.at_rows(_scaled(factor, part), rows)
+    return out
+
+
 def _trace(design, e, factors, effects) -> np.ndarray:
     p, q = design.X.shape[1], int(design.starts[-1])
     rng = np.random.default_rng(0)
     probes = int(np.clip(_PROBE_ENTRIES // q, 1, _MOST_PROBES))
     total = np.zeros((p, p))
-    at_rows = lambda v, rows: sum(
-        term.at_rows(_scaled(f, part), rows) for term, f, part in zip(design.terms, factors, design.split(v), strict=True)
-    )
     for _ in range(probes):
         z = rng.choice([-1.0, 1.0], (q, 1))
         y = e.H.solve(z)
         right = np.zeros((q, p))
         for rows in design.row_pieces():
-            weight = e.rows.a[rows] * at_rows(z, rows)[:, 0]
+            weight = e.rows.a[rows] * _at_rows(design, factors, z, rows)[:, 0]
             right += _column_scores(design, factors, weight, _moving(design, effects, rows), rows)
         Y = e.H.solve(right)
         for rows in design.row_pieces():
-            weight = e.rows.a[rows] * at_rows(y, rows)[:, 0]
-            total += (_moving(design, effects, rows) * weight[:, None]).T @ at_rows(Y, rows)
+            weight = e.rows.a[rows] * _at_rows(design, factors, y, rows)[:, 0]
+            total += (_moving(design, effects, rows) * weight[:, None]).T @ _at_rows(design, factors, Y, rows)
     return 0.5 * (total + total.T) / probes

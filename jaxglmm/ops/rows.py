@@ -1,4 +1,4 @@
-"""A family's row derivatives for arrays that live on the host, one compiled program for all lengths that round alike."""
+"""Row derivatives of a family for arrays on the host; one compiled program for all lengths that round alike."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class RowDerivatives(NamedTuple):
     w: np.ndarray
     a: np.ndarray
     c: np.ndarray
-    phi: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    phi: tuple[np.ndarray, ...] | None
 
 
 class FamilyRows:
@@ -44,8 +44,8 @@ class FamilyRows:
     def derivatives(self, eta, log_phi) -> RowDerivatives:
         """Everything a gradient and a Hessian need."""
         value, rows, phi = _all_rows(self.family, self._padded(eta), self._y, self._weights, log_phi)
-        cut = lambda values: tuple(np.asarray(v)[: self.n] for v in values)
-        return RowDerivatives(float(value), *cut(rows), cut(phi) if phi else None)
+        s, w, a, c, *phi = (np.asarray(v)[: self.n] for v in (*rows, *phi))
+        return RowDerivatives(float(value), s, w, a, c, tuple(phi) or None)
 
     def _padded(self, eta):
         return np.pad(eta, (0, self._padding), constant_values=1.0)
