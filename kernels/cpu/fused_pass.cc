@@ -1,6 +1,6 @@
 // fused_pass: the marginal likelihood of groups with S = 1, 2 or 3 effects each, with exact derivatives in
-// psi = (beta, the lower triangle of Lambda by columns, log_phi), reading each row of X once. The formulas are in
-// jaxglmm/group_pass.h.
+// psi = (beta, the lower triangle of Lambda by columns, log_phi), reading each row of X once. The formulas
+// are in jaxglmm/group_pass.h.
 //
 //   X                    (..., N, p)  tile storage (jaxglmm/tile.h): short blocks, then pieces of long groups
 //   y, weight, offset    (..., N)
@@ -8,11 +8,11 @@
 //   sizes                (..., NB)    int32, the size class of each short block
 //   pieces               (..., NP)    int32, sorted: the group of each 32-row piece
 //   psi                  (..., p + U), U = S (S + 1) / 2 + 1
-//   points, log_weights  (..., S, K), (..., K)   quadrature nodes, of which the first `count` (...,) int32 are used
-//   value (...), gradient (..., p + U), hessian (..., p + U, p + U), modes (..., S, N)
+//   points, log_weights  (..., S, K), (..., K)   quadrature nodes, of which the first `count` (...,) int32
+//   are used value (...), gradient (..., p + U), hessian (..., p + U, p + U), modes (..., S, N)
 //
-// Floating-point operands and results are float64 or float32, each as it likes; what is computed is float64. Terms of
-// the log-density that do not depend on eta are left to the caller, but for the negative binomial's.
+// Floating-point operands and results are float64 or float32, each as it likes; what is computed is float64.
+// Terms of the log-density that do not depend on eta are left to the caller, but for the negative binomial's.
 #include "sweep.h"
 
 namespace jaxglmm {
@@ -29,13 +29,16 @@ ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset
                       Out hessian, Out modes, int64_t block, int64_t family, int64_t determinant,
                       int64_t second) {
   if (X.dimensions().size() < 2 || z.dimensions().size() < 2 || points.dimensions().size() < 2)
-    return invalid("expected X (..., slots, columns), z (..., effects, slots) and points (..., effects, nodes), found " +
-                   shape_text(X.dimensions()) + ", " + shape_text(z.dimensions()) + " and " +
-                   shape_text(points.dimensions()));
-  if (sizes.dimensions().size() < 1 || pieces.dimensions().size() < 1) return invalid("sizes and pieces need an axis");
+    return invalid(
+        "expected X (..., slots, columns), z (..., effects, slots) and points (..., effects, nodes), found " +
+        shape_text(X.dimensions()) + ", " + shape_text(z.dimensions()) + " and " +
+        shape_text(points.dimensions()));
+  if (sizes.dimensions().size() < 1 || pieces.dimensions().size() < 1)
+    return invalid("sizes and pieces need an axis");
   const auto extent = [](Dimensions dims, int from_last) { return dims[dims.size() - from_last]; };
   Problem q;
-  q.columns = extent(X.dimensions(), 1), q.slots = extent(X.dimensions(), 2), q.effects = extent(z.dimensions(), 2);
+  q.columns = extent(X.dimensions(), 1), q.slots = extent(X.dimensions(), 2),
+  q.effects = extent(z.dimensions(), 2);
   q.stride = extent(points.dimensions(), 1);
   q.block = block, q.determinant = determinant != 0, q.second = second != 0;
   if (q.effects < 1 || q.effects > kMostEffects)
@@ -46,12 +49,13 @@ ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset
   const int64_t n_sizes = extent(sizes.dimensions(), 1), n_pieces = extent(pieces.dimensions(), 1);
 
   Operands in(value->dimensions());
-  const Numbers X_ = in.numbers("X", X, {N, p}), y_ = in.numbers("y", y, {N}), weight_ = in.numbers("weight", weight, {N}),
-                offset_ = in.numbers("offset", offset, {N}), z_ = in.numbers("z", z, {S, N}),
-                start_ = in.numbers("start", start, {S, N}), psi_ = in.numbers("psi", psi, {m}),
-                points_ = in.numbers("points", points, {S, q.stride}),
+  const Numbers X_ = in.numbers("X", X, {N, p}), y_ = in.numbers("y", y, {N}),
+                weight_ = in.numbers("weight", weight, {N}), offset_ = in.numbers("offset", offset, {N}),
+                z_ = in.numbers("z", z, {S, N}), start_ = in.numbers("start", start, {S, N}),
+                psi_ = in.numbers("psi", psi, {m}), points_ = in.numbers("points", points, {S, q.stride}),
                 log_weights_ = in.numbers("log_weights", log_weights, {q.stride});
-  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}), pieces_ = in.integers("pieces", pieces, {n_pieces}),
+  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}),
+                 pieces_ = in.integers("pieces", pieces, {n_pieces}),
                  count_ = in.integers("count", count, {});
   const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
                hessian_ = in.result("hessian", hessian, {m, m}), modes_ = in.result("modes", modes, {S, N});
@@ -61,21 +65,24 @@ ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset
   if (!fault.empty()) return invalid(fault);
   for (size_t i = 0; i < count.element_count(); ++i)
     if (count.typed_data()[i] < 1 || count.typed_data()[i] > q.stride)
-      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(q.stride) + " nodes");
+      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(q.stride) +
+                     " nodes");
 
-  std::vector<double> parameters(m), nodes(S * q.stride), log_omega(q.stride), total;
-  for (int64_t b = 0; b < in.items(); ++b) {
+  const auto evaluate = [&](int64_t b, bool threaded) {
+    Problem at = q;
+    std::vector<double> parameters(m), nodes(S * q.stride), log_omega(q.stride), total;
     psi_.at(b).read(0, m, parameters.data());
     points_.at(b).read(0, S * q.stride, nodes.data());
     log_weights_.at(b).read(0, q.stride, log_omega.data());
-    q.X = X_.at(b), q.y = y_.at(b), q.weight = weight_.at(b), q.offset = offset_.at(b), q.z = z_.at(b);
-    q.start = start_.at(b), q.modes = modes_.at(b);
-    q.beta = parameters.data(), q.factor = q.beta + p, q.log_phi = parameters[m - 1];
-    q.points = nodes.data(), q.log_weights = log_omega.data(), q.nodes = *count_.at(b);
-    if (!sweep(pool, q, sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, total))
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fused_pass: out of memory");
-    write_sums(q, total, value_.at(b), gradient_.at(b), hessian_.at(b));
-  }
+    at.X = X_.at(b), at.y = y_.at(b), at.weight = weight_.at(b), at.offset = offset_.at(b), at.z = z_.at(b);
+    at.start = start_.at(b), at.modes = modes_.at(b);
+    at.beta = parameters.data(), at.factor = at.beta + p, at.log_phi = parameters[m - 1];
+    at.points = nodes.data(), at.log_weights = log_omega.data(), at.nodes = *count_.at(b);
+    sweep(pool, threaded, at, sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, total);
+    write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
+  };
+  if (!for_each_fit(pool, in.items(), N, evaluate))
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fused_pass: out of memory");
   return ffi::Error::Success();
 }
 

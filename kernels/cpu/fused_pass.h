@@ -50,11 +50,12 @@ struct MutableColumn {
 
 // One evaluation: data in tile storage, parameters, and where the modes go.
 struct Problem {
-  Column X, y, weight, offset;   // X (slots, columns), the others (slots,)
-  Column z, start;               // (effects, slots)
-  const double *beta, *factor;   // factor: the lower triangle of Lambda by columns
+  Column X, y, weight, offset;  // X (slots, columns), the others (slots,)
+  Column z, start;              // (effects, slots)
+  const double *beta, *factor;  // factor: the lower triangle of Lambda by columns
   double log_phi;
-  const double *points, *log_weights;  // (effects, stride), (nodes,); Laplace's approximation where nodes is 1
+  const double *points,
+      *log_weights;  // (effects, stride), (nodes,); Laplace's approximation where nodes is 1
   int64_t slots, columns, effects, stride, nodes, block;
   Family family;
   bool determinant, second;
@@ -79,14 +80,16 @@ struct Tile {
   }
 };
 
-// Sums over groups, as doubles in one piece of memory: the value, its derivatives in the unknowns (Lambda by columns,
-// log_phi), the upper triangle of their second ones row by row; then those in beta. `padded` is the number of columns,
-// rounded up; the entries of `hessian` below the diagonal hold nothing of use.
+// Sums over groups, as doubles in one piece of memory: the value, its derivatives in the unknowns (Lambda by
+// columns, log_phi), the upper triangle of their second ones row by row; then those in beta. `padded` is the
+// number of columns, rounded up; the entries of `hessian` below the diagonal hold nothing of use.
 struct Sums {
   double* at;
   int64_t padded, unknowns;
 
-  int64_t head() const { return (1 + unknowns + unknowns * (unknowns + 1) / 2 + 7) / 8 * 8; }  // aligns what follows
+  int64_t head() const {
+    return (1 + unknowns + unknowns * (unknowns + 1) / 2 + 7) / 8 * 8;
+  }  // aligns what follows
   int64_t size() const { return head() + (1 + unknowns) * padded + padded * padded; }
   double& value() const { return at[0]; }
   double* first() const { return at + 1; }
@@ -101,7 +104,8 @@ struct Target {
   const char* name;
   int64_t lanes;
   int64_t (*padded)(int64_t columns);
-  int64_t (*workspace[kMostEffects])(const Problem&, const Tile&);  // doubles that `add` needs, 64-byte aligned
+  int64_t (*workspace[kMostEffects])(const Problem&,
+                                     const Tile&);  // doubles that `add` needs, 64-byte aligned
   void (*add[kMostEffects])(const Problem&, const Tile&, double* workspace, const Sums&);
   void (*elementary)(int which, int64_t n, const double* x, double* out);  // exp, log, log1p: for the tests
 };

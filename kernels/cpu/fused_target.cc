@@ -18,12 +18,13 @@ void elementary(int which, int64_t n, const double* x, double* out) {
 #define JAXGLMM_TEXT_OF(x) #x
 #define JAXGLMM_TEXT(x) JAXGLMM_TEXT_OF(x)
 extern const Target target;
-const Target target = {JAXGLMM_TEXT(JAXGLMM_TARGET),
-                       kLanes,
-                       padded_columns,
-                       {TilePass<Logit, 1>::workspace, TilePass<Logit, 2>::workspace, TilePass<Logit, 3>::workspace},
-                       {add_tile<1>, add_tile<2>, add_tile<3>},
-                       elementary};
+const Target target = {
+    JAXGLMM_TEXT(JAXGLMM_TARGET),
+    kLanes,
+    padded_columns,
+    {TilePass<Logit, 1>::workspace, TilePass<Logit, 2>::workspace, TilePass<Logit, 3>::workspace},
+    {add_tile<1>, add_tile<2>, add_tile<3>},
+    elementary};
 
 }  // namespace JAXGLMM_TARGET
 }  // namespace jaxglmm

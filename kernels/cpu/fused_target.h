@@ -1,4 +1,5 @@
-// The entry into the fused pass of one target for one number of effects; each is compiled by itself, in parallel.
+// The entry into the fused pass of one target for one number of effects; each is compiled by itself, in
+// parallel.
 #pragma once
 
 #include "fused_tile.h"

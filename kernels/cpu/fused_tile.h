@@ -1,7 +1,7 @@
 // A tile of groups with its rows of X: what the fused pass does with each.
 //
-// A group of few rows forms the matrix of its second derivatives in eta; a joined tile keeps the row vectors that the
-// matrix is made of, and multiplies them with X one by one.
+// A group of few rows forms the matrix of its second derivatives in eta; a joined tile keeps the row vectors
+// that the matrix is made of, and multiplies them with X one by one.
 #pragma once
 
 #include "columns.h"
@@ -47,7 +47,8 @@ class TilePass {
     const int64_t width = lanes_of(tile), padded = padded_columns(q.columns);
     const int64_t slice = tile.joined ? kLanes : width, slack = 6 * 8;
     const int64_t kept = tile.joined ? (4 * kForm + 2 * q.nodes + 1) * padded + (1 + S) * q.nodes : 0;
-    return (R::arrays * tile.size + S + entries_of(q, tile)) * width + 2 * tile.size * slice * padded + kept + slack;
+    return (R::arrays * tile.size + S + entries_of(q, tile)) * width + 2 * tile.size * slice * padded + kept +
+           slack;
   }
 
   void run() {

@@ -83,8 +83,8 @@ struct Result {
   MutableColumn at(int64_t b) const { return column.from(b * length); }
 };
 
-// Takes operands and results one by one and remembers the first that is not as it must be. Each is given by its shape
-// behind the leading axes, where -1 fits any size.
+// Takes operands and results one by one and remembers the first that is not as it must be. Each is given by
+// its shape behind the leading axes, where -1 fits any size.
 class Operands {
  public:
   using Core = std::vector<int64_t>;
@@ -100,7 +100,9 @@ class Operands {
 
   Numbers numbers(const char* name, const ffi::AnyBuffer& buffer, const Core& core) {
     const Leading lead = check(name, buffer.dimensions(), core, false);
-    return {{buffer.untyped_data(), narrow(name, buffer.element_type())}, lead, length(buffer.dimensions(), core)};
+    return {{buffer.untyped_data(), narrow(name, buffer.element_type())},
+            lead,
+            length(buffer.dimensions(), core)};
   }
   Integers integers(const char* name, const ffi::Buffer<ffi::S32>& buffer, const Core& core) {
     const Leading lead = check(name, buffer.dimensions(), core, false);
@@ -108,7 +110,8 @@ class Operands {
   }
   Result result(const char* name, ffi::Result<ffi::AnyBuffer>& buffer, const Core& core) {
     check(name, buffer->dimensions(), core, true);
-    return {{buffer->untyped_data(), narrow(name, buffer->element_type())}, length(buffer->dimensions(), core)};
+    return {{buffer->untyped_data(), narrow(name, buffer->element_type())},
+            length(buffer->dimensions(), core)};
   }
   void require(bool fits, const std::string& what) {
     if (!fits && wrong_.empty()) wrong_ = what;

@@ -1,19 +1,15 @@
 #include "sweep.h"
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
-#include <new>
 
-#include "chunks.h"
 #include "count_table.h"
 #include "jaxglmm/tile.h"
 
 namespace jaxglmm {
 namespace {
 
-constexpr int64_t kTileSlots = 256;         // slots whose rows of X, twice, stay in the nearer caches
-constexpr int64_t kWorthThreads = 1 << 12;  // slots
+constexpr int64_t kTileSlots = 256;  // slots whose rows of X, twice, stay in the nearer caches
 constexpr int64_t kAlign = 64;
 
 // Memory at an address that any vector type likes.
@@ -72,10 +68,10 @@ void add_item(const Target& target, const Problem& q, const Item& item, int64_t 
 }
 
 // The negative binomial's terms without eta, and their derivatives in log_phi, of all rows.
-CountTable::Entry count_terms(ffi::ThreadPool& pool, const Problem& q) {
+CountTable::Entry count_terms(ffi::ThreadPool& pool, bool threaded, const Problem& q) {
   const CountTable table(q.y, q.weight, q.slots, q.log_phi);
   std::vector<CountTable::Entry> chunks(kChunks, CountTable::Entry{});
-  for_each_chunk(pool, q.slots, q.slots >= kWorthThreads, [&](int64_t chunk, int64_t first, int64_t last) {
+  for_each_chunk(pool, q.slots, threaded, [&](int64_t chunk, int64_t first, int64_t last) {
     CountTable::Entry sum{};
     for (int64_t i = first; i < last; ++i) {
       const double weight = q.weight[i];
@@ -109,8 +105,8 @@ std::string storage_fault(const Integers& sizes, int64_t batches_of_sizes, int64
   return "";
 }
 
-bool sweep(ffi::ThreadPool& pool, Problem q, const int32_t* sizes, int64_t n_sizes, const int32_t* pieces,
-           int64_t n_pieces, std::vector<double>& total) try {
+void sweep(ffi::ThreadPool& pool, bool threaded, Problem q, const int32_t* sizes, int64_t n_sizes,
+           const int32_t* pieces, int64_t n_pieces, std::vector<double>& total) {
   const Target& target = best_target();
   const Sums shape = {nullptr, target.padded(q.columns), q.unknowns()};
   const int64_t size = shape.size();
@@ -121,30 +117,29 @@ bool sweep(ffi::ThreadPool& pool, Problem q, const int32_t* sizes, int64_t n_siz
   const int64_t n_items = static_cast<int64_t>(items.size());
   std::vector<double> chunks(std::min(n_items, kChunks) * size, 0.0);
   std::atomic<bool> failed{false};
-  for_each_chunk(pool, n_items, q.slots >= kWorthThreads, [&](int64_t chunk, int64_t first, int64_t last) {
+  for_each_chunk(pool, n_items, threaded, [&](int64_t chunk, int64_t first, int64_t last) {
     try {
       Aligned workspace, accumulator;
       const Sums sums = {accumulator.get(size), shape.padded, shape.unknowns};
       std::fill_n(sums.at, size, 0.0);
-      for (int64_t i = first; i < last; ++i) add_item(target, q, items[i], n_sizes * q.block, workspace, sums);
+      for (int64_t i = first; i < last; ++i)
+        add_item(target, q, items[i], n_sizes * q.block, workspace, sums);
       std::copy_n(sums.at, size, chunks.data() + chunk * size);
     } catch (const std::bad_alloc&) {
       failed = true;
     }
   });
-  if (failed) return false;
+  if (failed) throw std::bad_alloc();
   total.assign(size, 0.0);
-  for (size_t i = 0; i < chunks.size(); ++i) total[i % size] += chunks[i];  // chunk after chunk: always the same bits
+  for (size_t i = 0; i < chunks.size(); ++i)
+    total[i % size] += chunks[i];  // chunk after chunk: always the same bits
   if (q.family == Family::negativebinomial) {
-    const CountTable::Entry terms = count_terms(pool, q);
+    const CountTable::Entry terms = count_terms(pool, threaded, q);
     const Sums sums = {total.data(), shape.padded, shape.unknowns};
     const int64_t u = sums.unknowns;
     sums.value() += terms[0], sums.first()[u - 1] += terms[1];
     if (q.second) sums.second()[u * (u + 1) / 2 - 1] += terms[2];
   }
-  return true;
-} catch (const std::bad_alloc&) {
-  return false;
 }
 
 void write_sums(const Problem& q, std::vector<double>& total, const MutableColumn& value,
@@ -154,7 +149,9 @@ void write_sums(const Problem& q, std::vector<double>& total, const MutableColum
   value.set(0, sums.value());
   for (int64_t i = 0; i < p; ++i) gradient.set(i, sums.gradient()[i]);
   for (int64_t x = 0; x < u; ++x) gradient.set(p + x, sums.first()[x]);
-  const auto set = [&](int64_t i, int64_t j, double v) { hessian.set(i * m + j, v), hessian.set(j * m + i, v); };
+  const auto set = [&](int64_t i, int64_t j, double v) {
+    hessian.set(i * m + j, v), hessian.set(j * m + i, v);
+  };
   const double* second = sums.second();
   for (int64_t x = 0; x < u; ++x)
     for (int64_t y = x; y < u; ++y, ++second) set(p + x, p + y, *second);

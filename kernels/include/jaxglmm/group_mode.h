@@ -42,8 +42,8 @@ Vector<S> GroupPass<F, S>::find_mode(int64_t v0, int64_t v1) const {
     }
     return u;
   } else {
-    // f is strictly concave, so that Newton's method converges where a step that does not improve is shortened. A
-    // shortening too many costs a step, an overshoot in an exponential tail costs many.
+    // f is strictly concave, so that Newton's method converges where a step that does not improve is
+    // shortened. A shortening too many costs a step, an overshoot in an exponential tail costs many.
     Vector<S> newton{}, trial = u;
     V best = splat(-kInfinity), decrement{}, shrink = splat(1.0);
     for (int step = 0; step < kMostSteps; ++step) {
@@ -80,7 +80,8 @@ Vector<S> GroupPass<F, S>::find_mode(int64_t v0, int64_t v1) const {
       for (int a = 0; a < S; ++a) trial[a] = select(far, u[a] + shrink * newton[a], u[a]);
       if (!any(far)) break;
     }
-    // The last step squares an error that is already small; a group that did not get there keeps its best point.
+    // The last step squares an error that is already small; a group that did not get there keeps its best
+    // point.
     for (int a = 0; a < S; ++a) u[a] = select(decrement > kClose, u[a], u[a] + newton[a]);
     return u;
   }

@@ -137,7 +137,8 @@ void GroupPass<F, S>::over_nodes(Group& g, int64_t v0, int64_t v1) {
     double* pair = pairs + v0;
     for (int64_t i = v0; i < size * width; i += width) {
       const V left = pi * load(r[R::spread] + i);
-      for (int64_t j = i; j < size * width; j += width, pair += width) add(pair, left * load(r[R::spread] + j));
+      for (int64_t j = i; j < size * width; j += width, pair += width)
+        add(pair, left * load(r[R::spread] + j));
     }
   }
 

@@ -1,17 +1,17 @@
-// The marginal likelihood of groups with S effects each, and its exact derivatives: a vector of groups, a lane
-// each, or one joined group whose rows fill all lanes. For host and device.
+// The marginal likelihood of groups with S effects each, and its exact derivatives: a vector of groups, a
+// lane each, or one joined group whose rows fill all lanes. For host and device.
 //
 // A group's value is
 //
 //   V = -log det L + log sum_k omega_k exp f(u_k),   f(u) = sum_i l_i(eta_i + z_i' Lambda u) - u'u/2,
 //
-// with u^ the mode of f, -f_uu(u^) = L L', M = L^-T and nodes u_k = u^ + M e_k, e_k = sqrt(2) z_k. Let x and y
-// be any two of the unknowns (eta_i, the entries of Lambda, log_phi), f_x, f_xu, ... partial derivatives, and
-// from here on every index of u multiplied by M, so that f_uu(u^) = -I and Lambda'z_i becomes v_i. Differentiating
-// f_u(u^) = 0 and M'f_uu M = -I gives
+// with u^ the mode of f, -f_uu(u^) = L L', M = L^-T and nodes u_k = u^ + M e_k, e_k = sqrt(2) z_k. Let x and
+// y be any two of the unknowns (eta_i, the entries of Lambda, log_phi), f_x, f_xu, ... partial derivatives,
+// and from here on every index of u multiplied by M, so that f_uu(u^) = -I and Lambda'z_i becomes v_i.
+// Differentiating f_u(u^) = 0 and M'f_uu M = -I gives
 //
-//   u^ moves by M a_x,  a_x = f_xu        M moves by M U_x,  U_x = the upper triangle of K_x = f_uux + f_uuu a_x
-//   with half its diagonal, so that node k moves by M (a_x + U_x e_k)
+//   u^ moves by M a_x,  a_x = f_xu        M moves by M U_x,  U_x = the upper triangle of K_x = f_uux + f_uuu
+//   a_x with half its diagonal, so that node k moves by M (a_x + U_x e_k)
 //
 //   V_x  = <E, U_x> + F1 a_x + E[f_x]
 //   V_xy = <R, f_uuxy> + rho f_uxy + E[f_xy] + Cov(f_x + f_u (a_x + U_x e), the same of y)
@@ -25,8 +25,8 @@
 //   rho = F1 + <R, f_uuu>        r_x = <R, f_uuux> + rho f_uux + E[f_xu]        h_x = E[f_xu e'].
 //
 // One node has e = 0 and is Laplace's approximation. delta is 1, and 0 where the determinant is left out.
-// A group's Hessian in eta is thus a diagonal plus a form in few row vectors: in g = (a, U), r, h and those of
-// the nodes.
+// A group's Hessian in eta is thus a diagonal plus a form in few row vectors: in g = (a, U), r, h and those
+// of the nodes.
 #pragma once
 
 #include "jaxglmm/families.h"
@@ -35,8 +35,8 @@
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-// What all groups share. `factor` holds the lower triangle of Lambda by columns; node k is at points[a * stride +
-// k], a < S.
+// What all groups share. `factor` holds the lower triangle of Lambda by columns; node k is at points[a *
+// stride + k], a < S.
 struct Setting {
   const double *factor, *points, *log_weights;
   int64_t stride, nodes;
@@ -104,7 +104,12 @@ class GroupPass {
   };
 
   JAXGLMM_INLINE GroupPass(const Setting& setting, bool joined, int64_t size, int64_t width, double* rows)
-      : q(setting), joined(joined), size(size), width(width), r{rows, size * width}, d(dispersion_of(setting.log_phi)) {}
+      : q(setting),
+        joined(joined),
+        size(size),
+        width(width),
+        r{rows, size * width},
+        d(dispersion_of(setting.log_phi)) {}
 
   const Setting& q;
   const bool joined;
@@ -112,7 +117,8 @@ class GroupPass {
   const R r;
   const Dispersion d;
   double* modes = nullptr;  // (S, width)
-  double* pairs = nullptr;  // (size (size + 1) / 2, width): the Hessian in eta of each group; only if not joined
+  double* pairs =
+      nullptr;  // (size (size + 1) / 2, width): the Hessian in eta of each group; only if not joined
   double* nodes = nullptr;  // (1 + S, nodes): weight and f_u of each node; only if joined
   Totals<S> totals;
   Form form;
@@ -144,7 +150,9 @@ class GroupPass {
   }
   // Row i at the shift b = Lambda u of its group.
   JAXGLMM_INLINE Row row(int64_t i, const Vector<S>& b) const;
-  JAXGLMM_INLINE double node(int a, int64_t k) const { return 1.4142135623730951 * q.points[a * q.stride + k]; }
+  JAXGLMM_INLINE double node(int a, int64_t k) const {
+    return 1.4142135623730951 * q.points[a * q.stride + k];
+  }
   JAXGLMM_INLINE double lambda(int row, int column) const {
     return row < column ? 0.0 : q.factor[pair_at(S, column, row)];
   }
@@ -156,20 +164,20 @@ class GroupPass {
   }
 
  private:
-  // What an unknown that is not some eta_i has of its own: g = (a, U) and (r, h), E[f_x], f_x at the mode, and the
-  // mean of the spread.
+  // What an unknown that is not some eta_i has of its own: g = (a, U) and (r, h), E[f_x], f_x at the mode,
+  // and the mean of the spread.
   struct Unknown {
     V g[kForm], r[kForm], mean, at_mode, spread;
   };
   struct Group {
-    Vector<S> u, b;        // the mode, and Lambda u
-    Square<S> M, T;        // T = Lambda M
-    V log_root, peak;      // log det L; f at the mode
+    Vector<S> u, b;    // the mode, and Lambda u
+    Square<S> M, T;    // T = Lambda M
+    V log_root, peak;  // log det L; f at the mode
     V l_p, mass;
-    Vector<S> s, s_p;      // sums of z s and its like over rows
-    Symmetric<S> w, w_p;   // of z z' w
-    Symmetric<S> a[S];     // of z z z' a
-    Symmetric<S> f3[S];    // f_uuu
+    Vector<S> s, s_p;     // sums of z s and its like over rows
+    Symmetric<S> w, w_p;  // of z z' w
+    Symmetric<S> a[S];    // of z z z' a
+    Symmetric<S> f3[S];   // f_uuu
     Vector<S> f1, s_pp;
     Symmetric<S> f2, w_pp;
     V l_pp;
