@@ -37,7 +37,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class NullFit:
-    """A model, the point where its penalised fits begin, and the nodes per effect used (None without random effects)."""
+    """A model, the point where its penalised fits begin, and the nodes per effect (None without random effects)."""
 
     model: Model
     point: Point

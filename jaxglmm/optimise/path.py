@@ -2,8 +2,8 @@
 
     minimise  F(beta, theta, phi) = -L/N + sum_j lambda f_j [ alpha |beta_j| + (1 - alpha)/2 beta_j^2 ]
 
-The unknowns are beta, the free entries of Lambda and the log dispersion, all moved at once by proximal Newton steps. Only
-a working set of columns is read by these: the active ones and those nearest to entering (the strong rule's among
+The unknowns are beta, the free entries of Lambda and the log dispersion, all moved at once by proximal Newton steps.
+Only a working set of columns is read by these: the active ones and those nearest to entering (the strong rule's among
 them). After each solution the gradient in all columns, one product X'(dL/deta), checks the conditions that the rule
 cannot promise, and screens for the next lambda.
 
@@ -12,7 +12,9 @@ References
 Friedman, Hastie & Tibshirani (2010), J. Stat. Softw. 33(1). Tibshirani et al. (2012), JRSS B 74, 245 (strong rules).
 """
 
+import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -25,6 +27,8 @@ from jaxglmm.optimise.proximal import Curvature, Penalised, drive, minimise_mode
 
 # Sizes of the working set, so that few programs are compiled; beyond, multiples of the last.
 _SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# With X no larger than this, all columns are read at once: one program instead of several.
+_LITTLE_X = 5_000_000
 # An effect's standard deviation below this share of its first estimate is tried at zero, and taken up again from here.
 _NOTHING, _AGAIN = 1e-4, 0.3
 
@@ -108,7 +112,7 @@ class Model:
 
 @dataclass
 class Point:
-    """Where a data set's fit is: coefficients of scaled columns (p,), (theta, log dispersion), modes, and what is known."""
+    """Where a data set's fit is: coefficients of scaled columns (p,), (theta, log dispersion), modes, what is known."""
 
     beta: np.ndarray
     rest: np.ndarray
@@ -235,7 +239,7 @@ class PathSolver:
                 x0, penalised, point.curvature, tol=self.tol, max_iterations=self.max_iterations,
                 known=(point.loss, gradient),
             )  # fmt: skip
-            found = drive(steps, lambda x, second: self._at(model, point, W, x, second))
+            found = drive(steps, functools.partial(self._at, model, point, W))
             iterations += found.iterations
             point.beta[W], point.loss = found.x[: len(W)], found.loss
             point.rest[model.free] = found.x[len(W) :]
@@ -250,7 +254,7 @@ class PathSolver:
         kkt = max(found.kkt, float(outside.max(initial=0.0)))
         return Solution(
             point.beta.copy(), point.rest.copy(), self.loglik(i),
-            self._df(i, W, found.x, penalised), kkt, iterations, found.converged and kkt <= 10 * self.tol,
+            self._df(i, W, found.x, penalised), kkt, iterations, found.converged,
         )  # fmt: skip
 
     def _penalised(self, i, W, l1, l2) -> Penalised:
@@ -267,7 +271,7 @@ class PathSolver:
                     out[-1] = 2.0
             return np.maximum(out, 1e-3)
 
-        return Penalised(pad(l1, 0.0), pad(l2, 0.0), pad(self.weights.unit, 1.0), longest)
+        return Penalised(pad(l1, 0.0), pad(l2, 0.0), pad(self.weights.unit, 1.0), len(W), longest)
 
     def _at(self, model, point, W, x, second):
         """Mean loss, gradient and Hessian in (coefficients of W, free rest)."""
@@ -303,7 +307,7 @@ class PathSolver:
         wanted = np.union1d(needed, self.working) if len(needed) + len(self.working) <= len(usable) else usable
         wanted = wanted[np.isfinite(l1[wanted])]
         size = next((s for s in _SIZES if s >= len(wanted)), -(-len(wanted) // _SIZES[-1]) * _SIZES[-1])
-        if size >= len(usable):
+        if size >= len(usable) or self.columns.n_slots * len(usable) <= _LITTLE_X:
             chosen = usable
         else:
             near = np.zeros(len(l1)) if point.gradient is None else np.abs(point.gradient[: len(l1)])
@@ -356,8 +360,9 @@ class PathSolver:
         spread = self.spread[i][0]
         if abs(point.rest[0]) > _NOTHING * spread:
             return
-        _, _, hessian = self._at(model, point, self.working, np.append(point.beta[self.working], point.rest[model.free]), True)
-        if hessian[len(self.working), len(self.working)] < 0:
+        W = self.working
+        hessian: Any = self._at(model, point, W, np.append(point.beta[W], point.rest[model.free]), True)[2]
+        if hessian[len(W), len(W)] < 0:
             point.rest[0] = _AGAIN * spread
             self.restart(i)
 

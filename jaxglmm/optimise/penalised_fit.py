@@ -1,7 +1,5 @@
 """One penalised fit: from the unpenalised columns' fit to the estimate at one lambda, or to a posterior mode."""
 
-import dataclasses
-
 import numpy as np
 
 from jaxglmm.design.wide import DensePart, WideColumns
@@ -14,7 +12,7 @@ from jaxglmm.optimise.path import PathSolver, Weights
 
 def fit_penalised(
     family, design, scaling, lam: float, weights: Weights, likelihood: Likelihood, *, names, prior=None,
-    tol=1e-9, max_iterations=200,
+    tol=1e-11, max_iterations=200,
 ) -> tuple[Solution, dict]:  # fmt: skip
     """Minimise the penalised criterion (see `jaxglmm.model.penalties.ElasticNet`).
 
@@ -41,13 +39,12 @@ def fit_penalised(
         "df", "kkt".
     """
     columns = WideColumns((DensePart(design.X),), np.zeros(0, int), design.X.shape[0])
-    begin = weights if lam > 0 else dataclasses.replace(weights, factors=np.where(weights.factors < np.inf, 0, np.inf))
     null = fit_null(
-        family, design, columns, begin.unpenalised, scaling.intercept, likelihood, names=names, prior=prior,
+        family, design, columns, weights.unpenalised, scaling.intercept, likelihood, names=names, prior=prior,
         max_iterations=max_iterations,
     )  # fmt: skip
     model, n_agq = null.model, null.n_agq
-    solver = PathSolver(columns, begin, [model], [null.point], tol=tol, max_iterations=max_iterations)
+    solver = PathSolver(columns, weights, [model], [null.point], tol=tol, max_iterations=max_iterations)
     (found,) = solver.solve(lam)
     iterations, gap = found.iterations, None
     n_effects = design.terms[0].covariance.n_effects if design.terms else 0
@@ -63,15 +60,21 @@ def fit_penalised(
     solver.restart(0)
     point = solver.points[0]
     psi = np.append(found.beta, found.rest)
-    p, active = len(found.beta), (found.beta != 0) | (begin.factors == 0)
+    p, active = len(found.beta), (found.beta != 0) | (weights.factors == 0)
     hessian, decrement = solver.penalised_hessian(0, lam), solver.decrement(0, lam)
-    if model.nodes is not None and model.determinant and n_agq > 1:
+    if model.nodes is not None and model.determinant and n_agq != 1:
         model.nodes = padded_nodes(1, n_effects)
         solver.restart(0)
         gap = found.loglik - solver.loglik(0)
+    reason = "converged" if found.converged else "limit" if found.iterations >= max_iterations else "stalled"
+    if not found.converged and model.free[-1] and len(weights.usable) >= np.count_nonzero(np.asarray(design.weights)):
+        reason = (
+            f"with as many columns as rows, the likelihood has no maximum where the fit is perfect and the "
+            f"{family.dispersion_name} at its bound: raise lambda, or hold it as fit_path(scale='rss') does"
+        )
     convergence = Convergence(
         converged=found.converged,
-        reason="converged" if found.converged else "limit" if found.iterations >= max_iterations else "stalled",
+        reason=reason,
         decrement=decrement,
         iterations=iterations + 1,
         passes=float(point.passes),
@@ -93,4 +96,3 @@ def fit_penalised(
     modes = None if point.modes is None else np.asarray(point.modes)
     solution = Solution(psi, free, hessian, found.loglik, modes, convergence)
     return solution, {"df": found.df, "kkt": found.kkt}
-

@@ -10,6 +10,7 @@ Lee, Sun & Saunders (2014), SIAM J. Optim. 24, 1420 (proximal Newton). Osborne, 
 Numer. Anal. 20, 389; Lee, Battle, Raina & Ng (2007), NIPS 19 (active sets for the lasso).
 """
 
+import functools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -19,8 +20,11 @@ import numpy as np
 # A Hessian whose step leaves more than this share of the residual is computed anew at the next point.
 _SLOW = 0.1
 # Shifts tried, relative to the diagonal, until the model is convex.
-_SHIFTS = (0.0, 1e-11, 1e-8, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3)
+_LEAST_SHIFT = 1e-11
+_SHIFTS = (_LEAST_SHIFT, 1e-8, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3)
 _SMALLEST_STEP = 1e-7
+# Where no step can be seen to improve any more, a residual this small is the answer.
+_ROUNDING = 1e-8
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Penalised:
         At least 0, finite; 0 for coordinates without a penalty.
     unit : (m,)
         The residual is reported in coordinates x / unit.
+    width : int
+        The first coordinates, that are coefficients.
     longest : callable
         x (m,) -> (m,), the longest step in each coordinate that is tried from x.
     """
@@ -40,6 +46,7 @@ class Penalised:
     l1: np.ndarray
     l2: np.ndarray
     unit: np.ndarray
+    width: int
     longest: Callable
 
     def value(self, x: np.ndarray) -> float:
@@ -131,7 +138,8 @@ def proximal_newton(
         fresh = second
         if second:
             curvature.matrix = new[2]
-    return ProximalResult(x, loss, gradient, kkt, iterations, kkt <= tol)
+    limit = tol if iterations >= max_iterations else max(tol, _ROUNDING)
+    return ProximalResult(x, loss, gradient, kkt, iterations, kkt <= limit)
 
 
 def drive(steps: Evaluations, evaluate: Callable) -> ProximalResult:
@@ -145,19 +153,32 @@ def drive(steps: Evaluations, evaluate: Callable) -> ProximalResult:
 
 
 def minimise_model(hessian, gradient, x, penalised: Penalised) -> np.ndarray:
-    """Minimiser of the loss's quadratic model at x plus the penalty; the Hessian is shifted until it is definite."""
-    diagonal = np.maximum(np.abs(np.diag(hessian)), 1e-12 * max(np.abs(np.diag(hessian)).max(initial=0.0), 1e-300))
+    """Minimiser of the loss's quadratic model at x plus the penalty, the Hessian made definite where it is not.
+
+    First without the coordinates that would stay at zero: the loss is convex in all coefficients but not together
+    with a dispersion, and directions in which columns say nothing show it. Then with covariance and dispersion
+    parameters taken apart from the coefficients, at last shifted by multiples of the diagonal.
+    """
+    diagonal = np.abs(np.diag(hessian))
+    diagonal = np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-300))
     scale = 1 / np.sqrt(diagonal + penalised.l2)
     A = (hessian + np.diag(penalised.l2)) * np.outer(scale, scale)
-    for shift in _SHIFTS:
-        shifted = A + shift * np.eye(len(A))
+    slope = gradient + penalised.l2 * x
+    every, near = np.ones(len(x), bool), (x != 0) | (np.abs(slope) >= penalised.l1)
+    apart = A.copy()
+    apart[: penalised.width, penalised.width :] = apart[penalised.width :, : penalised.width] = 0.0
+    tries = [(A, every, 0.0), (A, every, _LEAST_SHIFT), (A, near, _LEAST_SHIFT)]
+    for matrix, kept, shift in [*tries, *((apart, every, shift) for shift in _SHIFTS)]:
+        shifted = matrix[np.ix_(kept, kept)] + shift * np.eye(int(kept.sum()))
         try:
-            np.linalg.cholesky(shifted)
+            definite = np.min(np.diag(np.linalg.cholesky(shifted)), initial=1.0) ** 2 > 0.1 * _LEAST_SHIFT
         except np.linalg.LinAlgError:
             continue
-        start = x / scale
-        b = shifted @ start - scale * (gradient + penalised.l2 * x)
-        return scale * minimise_quadratic(shifted, b, scale * penalised.l1, start)
+        if definite:
+            start, out = x[kept] / scale[kept], x.copy()
+            b = shifted @ start - (scale * slope)[kept]
+            out[kept] = scale[kept] * minimise_quadratic(shifted, b, (scale * penalised.l1)[kept], start)
+            return out
     return x - 0.01 * gradient / diagonal
 
 
@@ -188,10 +209,9 @@ def minimise_quadratic(A, b, l1, x) -> np.ndarray:
             with np.errstate(invalid="ignore", divide="ignore"):
                 reach = np.where(crosses & (here != 0), here / (here - target), np.where(crosses, 0.0, np.inf))
             share = reach.min()
-            part, weight = A[np.ix_(at, at)], l1[at]
-            value = lambda v: 0.5 * v @ part @ v - b[at] @ v + weight @ np.abs(v)
             first = np.where(crosses & (reach <= share), 0.0, here + share * (target - here))
             every = np.where(crosses, 0.0, target)
+            value = functools.partial(_quadratic, A[np.ix_(at, at)], b[at], l1[at])
             x[at] = every if value(every) < value(first) else first
             gone = at[crosses & (x[at] == 0)]
             sign[gone], active[gone] = 0.0, False
@@ -206,3 +226,7 @@ def minimise_quadratic(A, b, l1, x) -> np.ndarray:
         active |= enter
         sign[enter] = -np.sign(slope[enter])
     return x
+
+
+def _quadratic(A, b, l1, x):
+    return 0.5 * x @ A @ x - b @ x + l1 @ np.abs(x)
