@@ -6,7 +6,7 @@ import pytest
 from jaxglmm.design.columns import PIECE, Columns, moments
 from jaxglmm.design.design import make_design
 from jaxglmm.design.groups import build_index
-from jaxglmm.ops import native, rows
+from jaxglmm.ops import layout, native
 
 
 RNG = np.random.default_rng(3)
@@ -55,8 +55,8 @@ def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):
     slot, found = RNG.permutation(N + 500)[:N], []
     for kernels in ("native", "plain"):
         monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
-        out = rows.aligned_zeros((N + 500, 6), dtype)
-        rows.scatter_rows(TABLE, slot, out, center=np.arange(6.0), scale=np.linspace(0.5, 3, 6))
+        out = layout.aligned_zeros((N + 500, 6), dtype)
+        layout.scatter_rows(TABLE, slot, out, center=np.arange(6.0), scale=np.linspace(0.5, 3, 6))
         found.append(out)
     assert found[0].ctypes.data % 64 == 0
     np.testing.assert_array_equal(*found)

@@ -17,7 +17,9 @@ _COLLINEAR = 1e-7
 _SUSPECT = 1e-9
 
 
-def check_frame(frame, family, *, estimated: bool = True) -> Moments:
+def check_frame(
+    frame, family, *, estimated: bool = True, columns: np.ndarray | None = None, found: Moments | None = None
+) -> None:
     """Refuse data from which the model cannot be estimated.
 
     Parameters
@@ -26,11 +28,11 @@ def check_frame(frame, family, *, estimated: bool = True) -> Moments:
     family : AbstractFamily
     estimated : bool
         Whether the random effects' covariance is estimated (and not held by the caller).
+    columns : int (k,), optional
+        Columns that must be of full rank, when a penalty takes care of the others; all by default.
 
-    Returns
-    -------
-    Moments
-        Of the fixed-effect columns, by which they are scaled.
+    found : Moments, optional
+        Of all columns, where they have been measured.
 
     Raises
     ------
@@ -45,19 +47,21 @@ def check_frame(frame, family, *, estimated: bool = True) -> Moments:
     if not used.any():
         raise DataError("no rows are left with a positive weight: a fit needs some")
     _check_response(frame.y if used.all() else frame.y[used], family, frame)
-    n, p = int(used.sum()), len(frame.names)
+    X, names = Columns(frame.columns, len(frame.y)), frame.names
+    if columns is not None and len(columns) < len(names):
+        X, names, found = X.only(columns), [names[j] for j in columns], None
+    n, p = int(used.sum()), len(names)
     if n < p:
         raise DataError(
-            f"{n} rows cannot determine {p} fixed-effect columns ({_listed(frame.names)}): drop columns, or merge "
+            f"{n} rows cannot determine {p} fixed-effect columns ({_listed(names)}): drop columns, or merge "
             "levels of factors"
         )
-    found = check_columns(Columns(frame.columns, len(frame.y)), frame.names, frame.weights)
+    check_columns(X, names, frame.weights, found)
     for term in frame.terms:
         _check_term(term, used, frame, family, estimated)
     if estimated:
         for one, other in combinations(frame.terms, 2):
             _check_apart(one, other)
-    return found
 
 
 def _check_response(y, family, frame):
@@ -84,7 +88,7 @@ def _check_response(y, family, frame):
 # --- Fixed-effect columns ----------------------------------------------------------------------------------
 
 
-def check_columns(X, names, weights: np.ndarray | None = None) -> Moments:
+def check_columns(X, names, weights: np.ndarray | None = None, found: Moments | None = None) -> None:
     """Refuse columns that are zero, constant beside an intercept, or combinations of earlier ones.
 
     Parameters
@@ -93,10 +97,8 @@ def check_columns(X, names, weights: np.ndarray | None = None) -> Moments:
     names : sequence of str
     weights : (n,), optional
         Rows of weight 0 do not count.
-
-    Returns
-    -------
-    Moments
+    found : Moments, optional
+        Of X, where they have been measured.
 
     Raises
     ------
@@ -104,7 +106,7 @@ def check_columns(X, names, weights: np.ndarray | None = None) -> Moments:
     """
     X = Columns.of(X)
     n, p = X.shape
-    found = moments(X, weights)
+    found = moments(X, weights) if found is None else found
     constant = found.constant
     zero = constant & (found.low == 0)
     if zero.any():
@@ -127,14 +129,13 @@ def check_columns(X, names, weights: np.ndarray | None = None) -> Moments:
     weights = np.broadcast_to(1.0, n) if weights is None else weights
     size = np.sqrt(weights.sum() * (found.variance + np.square(found.mean - center)))
     if p == 0 or _sample_has_rank(X, weights, center, size):
-        return found
+        return
     gram = weighted_gram(X, weights, center, np.ones(p))
     size = np.sqrt(np.diag(gram))
     gram /= np.outer(size, size)
     for j, (rest, row, L) in enumerate(_eliminated(gram)):
         if rest < _SUSPECT:
             _check_rows(X, names, weights > 0, center, size, j, np.linalg.solve(L.T, row))
-    return found
 
 
 def _sample_has_rank(X, weights, center, size) -> bool:

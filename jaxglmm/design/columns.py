@@ -29,6 +29,10 @@ class Columns:
         """Of a matrix (n, p), without a copy; Columns stay as they are."""
         return X if isinstance(X, Columns) else cls(list(np.asarray(X).T), len(X))
 
+    def only(self, which) -> "Columns":
+        """Some of the columns."""
+        return Columns([self.columns[j] for j in which], len(self))
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -105,7 +109,8 @@ def moments(X, weights: np.ndarray | None = None) -> Moments:
             square[j] += spread + gap * gap * total * mass / (total + mass)
             mean[j] += gap * mass / (total + mass)
         total += mass
-    return Moments(low, high, mean, square / total if total else square)
+    same = low == high  # whatever the rounding of the mean
+    return Moments(low, high, np.where(same, low, mean), np.where(same, 0.0, square / (total or 1.0)))
 
 
 def _all_ones(weights: np.ndarray) -> bool:

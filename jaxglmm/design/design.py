@@ -6,11 +6,11 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxglmm.design.columns import Columns, Moments
+from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import Covariance
-from jaxglmm.ops.rows import aligned_zeros, scatter_rows
+from jaxglmm.ops.layout import aligned_zeros, scatter_rows
 
 
 class RandomTerm(eqx.Module):
@@ -82,6 +82,13 @@ class Scaling:
             T[self.intercept] -= self.center / self.scale / self.scale[self.intercept]
         return T
 
+    def beta_to_columns(self, beta: np.ndarray) -> np.ndarray:
+        """T beta, without T: (..., p) -> (..., p)."""
+        out = beta / self.scale
+        if self.intercept is not None:
+            out[..., self.intercept] -= out @ self.center / self.scale[self.intercept]
+        return out
+
     def factor_to_columns(self, factor: np.ndarray) -> np.ndarray:
         """Lambda for z as given from Lambda for scaled z."""
         return factor / self.z_scale[:, None]
@@ -93,8 +100,12 @@ class Scaling:
         return np.linalg.solve(self.to_columns(), beta)
 
 
-def column_scaling(found: Moments, z: np.ndarray | None) -> Scaling:
-    """Weighted mean and standard deviation of each column; the root mean square of each effect's column."""
+def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments | None = None) -> Scaling:
+    """Weighted mean and standard deviation of each column; the root mean square of each effect's column.
+
+    `found` are the moments of X, where they have been measured.
+    """
+    found = moments(X, weights) if found is None else found
     constant = np.flatnonzero(found.constant & (found.low != 0))
     intercept = int(constant[0]) if len(constant) else None
     center, scale = found.mean.copy(), np.sqrt(found.variance)

@@ -14,7 +14,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxglmm.ops.rows import aligned_zeros, scatter_rows, slots_of_rows
+from jaxglmm.ops.layout import aligned_zeros, scatter_rows, slots_of_rows
 
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)

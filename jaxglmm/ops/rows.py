@@ -1,111 +1,64 @@
-"""The caller's rows on their way into tile storage: where each goes, and the copying; natively where that can be.
+"""Row derivatives of a family for arrays on the host; one compiled program for all lengths that round alike."""
 
-Host code on NumPy arrays, before anything is traced.
-"""
+from typing import NamedTuple
 
-import ctypes
-import os
-
+import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.ops import native
+from jaxglmm.design.groups import round_up
+from jaxglmm.ops.programs import program
 
 
-_ALIGN = 64  # what JAX asks of memory that it takes over without a copy
-_TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int64): 2, np.dtype(bool): 3,
-          np.dtype(np.uint8): 3}  # fmt: skip
-_PIECE = 1 << 16  # rows that the plain form holds a second time
+class RowDerivatives(NamedTuple):
+    """Sum of the log-densities, and derivatives in eta of each row; with a dispersion also (dl, ds, dw)/d log phi."""
+
+    value: float
+    s: np.ndarray
+    w: np.ndarray
+    a: np.ndarray
+    c: np.ndarray
+    phi: tuple[np.ndarray, ...] | None
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """`numpy.zeros` that begins at a multiple of 64 bytes."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(size + _ALIGN, np.uint8)
-    start = -memory.ctypes.data % _ALIGN
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -> np.ndarray:
-    """Slot of every row, the rows of a group in the order in which they come.
+class FamilyRows:
+    """A family and the rows it is evaluated on.
 
     Parameters
     ----------
-    codes : int (n,)
-        Group of each row.
-    first, stride : int64 (G,)
-        The k-th row of group g goes to first + k stride; where the stride is 0 the group is stored in pieces of 32
-        rows, and `first` is the number of its first piece.
-    across, block, base : int
-        Pieces in a block, slots in a block, first slot of the pieces.
-
-    Returns
-    -------
-    int64 (n,)
+    family : AbstractFamily
+    y, weights : (n,)
     """
-    n = len(codes)
-    if native.use_native():
-        codes, slot, seen = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64), np.zeros(len(first), np.int32)
-        _library().jaxglmm_slots(
-            _i64(n), _at(codes), _at(first), _at(stride), _i64(across), _i64(block), _i64(base), _at(seen), _at(slot)
-        )
-        return slot
-    order = np.argsort(codes, kind="stable")
-    counts = np.bincount(codes, minlength=len(first))
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
-    slot = first[codes] + rank * stride[codes]
-    if not stride.all():
-        inside = stride[codes] == 0
-        k, piece = rank[inside], first[codes[inside]] + rank[inside] // 32
-        slot[inside] = base + piece // across * block + k % 32 * across + piece % across
-    return slot
+
+    def __init__(self, family, y, weights):
+        self.family, self.n = family, len(y)
+        self._padding = round_up(len(y)) - len(y)
+        pad = lambda v, fill: jnp.asarray(np.pad(v, (0, self._padding), constant_values=fill))
+        # A row without weight still needs some valid response.
+        self._y, self._weights = pad(y, y[0]), pad(weights, 0.0)
+
+    def newton(self, eta, log_phi):
+        """Value, s and the information for Newton steps: observed, or expected where that may be negative."""
+        value, *rows = _newton_rows(self.family, self._padded(eta), self._y, self._weights, log_phi)
+        return float(value), *(np.asarray(v)[: self.n] for v in rows)
+
+    def derivatives(self, eta, log_phi) -> RowDerivatives:
+        """Everything a gradient and a Hessian need."""
+        value, rows, phi = _all_rows(self.family, self._padded(eta), self._y, self._weights, log_phi)
+        s, w, a, c, *phi = (np.asarray(v)[: self.n] for v in (*rows, *phi))
+        return RowDerivatives(float(value), s, w, a, c, tuple(phi) or None)
+
+    def _padded(self, eta):
+        return np.pad(eta, (0, self._padding), constant_values=1.0)
 
 
-def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
-    """out[slot[i], j] = (columns[j][i] - center[j]) / scale[j].
-
-    Parameters
-    ----------
-    columns : sequence of p arrays (n,)
-        Of any numeric type and stride.
-    slot : int64 (n,)
-    out : float (n_slots, p) or, for one column, (n_slots,)
-        C-contiguous, float64 or float32.
-    center, scale : (p,), optional
-        Zeros and ones by default.
-    """
-    n, p = len(slot), len(columns)
-    center = np.zeros(p) if center is None else np.asarray(center, np.float64)
-    scale = np.ones(p) if scale is None else np.asarray(scale, np.float64)
-    if native.use_native() and out.dtype in (np.float64, np.float32):
-        columns = [c if c.dtype in _TYPES else c.astype(np.float64) for c in columns]
-        strides = np.array([c.strides[0] for c in columns], np.int64)
-        types = np.array([_TYPES[c.dtype] for c in columns], np.int32)
-        pointers = (ctypes.c_void_p * p)(*(c.ctypes.data for c in columns))
-        _library().jaxglmm_scatter(
-            _i64(n), _i64(p), pointers, _at(strides), _at(types), _at(center), _at(scale), _at(slot),
-            ctypes.c_int32(out.dtype == np.float32), _at(out), _i64(threads()),
-        )  # fmt: skip
-        return
-    for begin in range(0, n, _PIECE):
-        rows = np.stack([c[begin : begin + _PIECE] for c in columns], 1, dtype=np.float64, casting="unsafe")
-        out.reshape(len(out), p)[slot[begin : begin + _PIECE]] = (rows - center) / scale
+@program(static=("family",))
+def _newton_rows(family, eta, y, weights, log_phi):
+    d = family.derivatives(eta, y, weights, log_phi)
+    return jnp.sum(d.l), d.s, d.w if family.log_concave else family.expected(eta, weights, log_phi)
 
 
-def _library():
-    library = native.library()
-    library.jaxglmm_slots.restype = library.jaxglmm_scatter.restype = None
-    return library
-
-
-_i64 = ctypes.c_int64
-
-
-def _at(array: np.ndarray):
-    return ctypes.c_void_p(array.ctypes.data)
+@program(static=("family",))
+def _all_rows(family, eta, y, weights, log_phi):
+    l, *rows = family.derivatives(eta, y, weights, log_phi)
+    has_phi = family.dispersion_name is not None
+    return jnp.sum(l), rows, family.dispersion_derivatives(eta, y, weights, log_phi) if has_phi else ()

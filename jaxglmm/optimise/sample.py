@@ -101,4 +101,9 @@ def sampled_start(family, design, intercept, *, names, n_agq=1, auto=False) -> S
     if not solution.convergence.converged or solution.convergence.singular:
         return Start(glm.x, passes=passes)
     clear = solution.value - glm.value > _CLEAR
-    return Start(glm.x, solution.psi, base_factor(part, groups) if clear else None, passes)
+    return Start(glm.x, solution.psi, _base(part, groups) if clear else None, passes)
+
+
+def _base(part, groups):
+    term = part.terms[0]
+    return base_factor(term.covariance, np.asarray(term.z)[:, np.asarray(part.weights) > 0], groups[2])

@@ -1,5 +1,5 @@
 // Where rows go in tile storage, and their way there: plain functions on the caller's arrays, called before
-// there is anything for XLA to run. See jaxglmm/ops/rows.py.
+// there is anything for XLA to run. See jaxglmm/ops/layout.py.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
