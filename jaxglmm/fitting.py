@@ -29,6 +29,9 @@ from jaxglmm.optimise.sample import Start, sampled_start
 from jaxglmm.progress import Progress
 
 
+# A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
+_PLACED_BYTES = 1 << 16
+
 METHODS = ("auto", "laplace", "agq", "joint")
 
 
@@ -187,7 +190,9 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
     design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    return Problem(frame, family, scaling, jax.device_put(design), layout)
+    # Placing an array takes as long as handing it over ten times where it is small.
+    design = jax.device_put(design) if frame.X.nbytes > _PLACED_BYTES else design
+    return Problem(frame, family, scaling, design, layout)
 
 
 def estimate_problem(
