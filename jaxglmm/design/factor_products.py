@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class FactorProducts:
         How many of these are eliminated level by level; the others together, as a dense matrix.
     """
 
-    ztz: object
+    ztz: Any
     ztv: np.ndarray
     vtv: np.ndarray
     origin: np.ndarray

@@ -113,7 +113,7 @@ class Likelihood:
 
     def __init__(self, state, problem, first: int | None = None):
         self.at = coordinates(state, first)
-        if problem.design is None:
+        if problem.cross is not None:
             self._evaluate = _gaussian(problem, self.at)
         elif len(state.terms) > 1:
             raise NotYetError(

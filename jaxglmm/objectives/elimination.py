@@ -20,8 +20,8 @@ T may be singular throughout: nothing is divided by it, but where that costs tim
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -96,13 +96,13 @@ class Elimination:
         return [totals for totals, _ in self._backward(blocks=False)]
 
     def covariances(self) -> list[np.ndarray]:
-        """Diagonal blocks of E = C - C B C, the effects' conditional covariance over sigma^2: (G, S, S) of each factor."""
+        """Blocks of E = C - C B C, the effects' conditional covariance over sigma^2: (G, S, S) of each factor."""
         return [blocks.transpose(2, 0, 1) for _, blocks in self._backward(blocks=True)]
 
     def _backward(self, blocks):
         """Sums of blocks of B and, when asked for, blocks of E (S, S, G), in the order of elimination."""
         out = []
-        E: Callable | None = None
+        E: Any = None
         if self.rest is not None:
             out = self.rest.results(blocks)
             E = self.rest.E
@@ -114,32 +114,23 @@ class Elimination:
         return out
 
 
-@dataclass(frozen=True)
 class _Stage:
     """A factor that is eliminated level by level, out of the sparse matrix `left` whose first columns are its own."""
 
-    factor: np.ndarray
-    left: object
-    size: int
-
-    def __post_init__(self):
-        from scipy import sparse
-
-        S, m = len(self.factor), self.size
-        D = _diagonal_blocks(self.left, m, S)
-        inverse, log_det = _inverse(np.einsum("ba,bcg,cd->adg", self.factor, D, self.factor) + np.eye(S)[:, :, None])
-        M = np.einsum("ab,bcg,dc->adg", self.factor, inverse, self.factor)
-        P = np.eye(S)[:, :, None] - np.einsum("abg,bcg->acg", M, D)
-        across = self.left[:m, m:]
-        fields = {"D": D, "M": M, "P": P, "across": across, "log_det": float(log_det.sum())}
-        # The matrix that is left: with symmetric weights its two halves agree to rounding.
-        update = across.T.tocsr() @ weighted(M, across)
-        fields["schur"] = sparse.csr_array(self.left[m:, m:] - update)
-        fields["coupled"] = weighted(P.transpose(1, 0, 2), across)  # Y = P'A_
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+    def __init__(self, factor: np.ndarray, left: Any, size: int):
+        self.factor, self.size = factor, size
+        S, eye = len(factor), np.eye(len(factor))[:, :, None]
+        self.D = D = _diagonal_blocks(left, size, S)
+        inverse, log_det = _inverse(np.einsum("ba,bcg,cd->adg", factor, D, factor) + eye)
+        self.log_det = float(log_det.sum())
+        self.M = np.einsum("ab,bcg,dc->adg", factor, inverse, factor)
+        self.P = eye - np.einsum("abg,bcg->acg", self.M, D)
+        self.across = left[:size, size:]  # A_
+        self.coupled = weighted(self.P.transpose(1, 0, 2), self.across)  # Y = P'A_
+        self.schur = left[size:, size:] - self.across.T.tocsr() @ weighted(self.M, self.across)
 
     def results(self, E, blocks):
+        """Sum of the blocks of B; with `blocks` also the blocks of E = C - C B C, (S, S, G)."""
         S, Y = len(self.factor), self.coupled
         DP = np.einsum("abg,bcg->acg", self.D, self.P)
         if E is None or not Y.shape[1]:
@@ -164,16 +155,13 @@ class _Stage:
         levels, and where its own coupling is not zero."""
         from scipy import sparse
 
-        S = len(self.factor)
         own = block_matrix(self.results(E, True)[1])
         if E is None or not self.coupled.shape[1]:
             return own
-        pattern = self.schur if not sparse.issparse(E) else None
-        later = E if pattern is None else _sampled_entries(E, pattern)
+        later = E if sparse.issparse(E) else _sampled_entries(E, self.schur)
         reach = self.across.copy()
         reach.data = np.ones_like(reach.data)
         coupling = -(weighted(self.M, self.across) @ later).multiply(reach).tocsr()
-        del S
         return sparse.csr_array(sparse.block_array([[own, coupling], [coupling.T, later]], format="csr"))
 
 
@@ -181,31 +169,27 @@ class _Rest:
     """The factors whose levels are coupled: K dense, H = T'KT + I."""
 
     def __init__(self, factors, K, sizes):
-        from scipy import linalg
+        from scipy.linalg import lapack
 
         self.factors, self.K, self.sizes = factors, K, sizes
         self.T = _wide(factors, sizes)
         H = np.asfortranarray(self.T.T @ (self.T.T @ K.T).T)
         H[np.diag_indices_from(H)] += 1.0
-        self.L, info = linalg.lapack.dpotrf(H, lower=1, overwrite_a=1)
+        self.L, info = lapack.dpotrf(H, lower=1, overwrite_a=1)  # pyright: ignore[reportAttributeAccessIssue]
         if info:
             raise np.linalg.LinAlgError("the cross products of the grouping factors are not positive definite")
         self.log_det = 2 * float(np.log(np.diag(self.L)).sum())
-        self._inverse: np.ndarray | None = None
 
-    @property
-    def inverse(self):
+    @cached_property
+    def inverse(self) -> np.ndarray:
         """H^-1, (R, R)."""
-        from scipy import linalg
+        from scipy.linalg import lapack
 
-        if self._inverse is None:
-            lower, _ = linalg.lapack.dpotri(self.L, lower=1)
-            lower = np.tril(lower)
-            self._inverse = lower + np.tril(lower, -1).T
-        return self._inverse
+        lower = np.tril(lapack.dpotri(self.L, lower=1)[0])  # pyright: ignore[reportAttributeAccessIssue]
+        return lower + np.tril(lower, -1).T
 
-    @property
-    def E(self):
+    @cached_property
+    def E(self) -> np.ndarray:
         """T H^-1 T', (R, R)."""
         return self.T @ (self.T @ self.inverse).T
 

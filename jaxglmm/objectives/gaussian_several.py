@@ -94,7 +94,7 @@ def average_hessian(slopes: Slopes, at: GaussianProfile) -> np.ndarray:
     return score - 0.5 * (at.n / at.rss) * information
 
 
-def factor_modes(products: FactorProducts, beta, factor, sigma) -> list[tuple[np.ndarray, np.ndarray]]:
+def conditional_effects(products: FactorProducts, beta, factor, sigma) -> list[tuple[np.ndarray, np.ndarray]]:
     """Conditional modes (G, S) and covariances (G, S, S) of each factor's effects, in the formula's order.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,11 +11,11 @@ import numpy as np
 
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.design.factor_products import FactorProducts
-from jaxglmm.errors import DataError
+from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.objectives.gaussian import conditional_modes
 from jaxglmm.objectives.gaussian_expansion import expander
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
-from jaxglmm.objectives.gaussian_several import Slopes, average_hessian, factor_modes
+from jaxglmm.objectives.gaussian_several import Slopes, average_hessian, conditional_effects
 from jaxglmm.optimise.newton import maximise
 
 
@@ -24,6 +25,8 @@ _SMALL = 1e-4
 _SLACK = 1e-12
 # Standard errors from zero beyond which a zero is not tried.
 _FAR = 12.0
+# Order of a dense matrix from which on BLAS may use all threads; and the largest that is factorised.
+_MANY_THREADS, _MOST_DENSE = 3_000, 12_000
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,13 @@ def fit_gaussian(
             "the groups and the residual variance cannot be told apart; expected groups of several rows. "
             "Leave the random effect out, or hold it by theta="
         )
-    with jax.enable_x64(True):
+    if isinstance(cross, FactorProducts) and cross.n_dense > _MOST_DENSE:
+        raise NotYetError(
+            f"beside the factor with most levels, crossed factors have {cross.n_dense:,} effects in all; the exact fit "
+            f"factorises a dense matrix of at most {_MOST_DENSE:,}. Leave out a factor, or merge levels of one that is "
+            "not the largest"
+        )
+    with jax.enable_x64(True), _calm(cross):
         criterion = _Criterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
@@ -140,14 +149,28 @@ def fit_gaussian(
         return _fit_factor(criterion, tol, max_iterations, callback)
 
 
-def gaussian_modes(cross: CrossProducts | FactorProducts, fit: GaussianFit) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Conditional modes (G, S) and covariances (G, S, S) of each factor's effects given the estimates (numpy)."""
-    if isinstance(cross, FactorProducts):
-        return factor_modes(cross, fit.beta, fit.factor, fit.sigma)
+def _calm(cross):
+    """BLAS in one thread where products are small: on a busy machine its threads wait for each other at each of them,
+    which at order 1,000 was seen to cost twenty times the arithmetic."""
+    if not isinstance(cross, FactorProducts) or cross.n_dense > _MANY_THREADS:
+        return contextlib.nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")
+
+
+def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
+    """Conditional modes (G, S) and covariances (G, S, S) of one factor's effects given the estimates (numpy)."""
     with jax.enable_x64(True):
         mode, covariance = conditional_modes(fit.factor, fit.beta, fit.sigma, cross)
     groups = int(cross.n_groups)
-    return [(np.asarray(mode)[:groups], np.asarray(covariance)[:groups])]
+    return np.asarray(mode)[:groups], np.asarray(covariance)[:groups]
+
+
+def factor_modes(products: FactorProducts, fit: GaussianFit) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `gaussian_modes`, of each of several factors, in the formula's order."""
+    with _calm(products):
+        return conditional_effects(products, fit.beta, fit.factor, fit.sigma)
 
 
 def reliability(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
