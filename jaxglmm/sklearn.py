@@ -1,0 +1,3 @@
+"""scikit-learn's estimators."""
+
+from jaxglmm.encoder import RandomEffectEncoder as RandomEffectEncoder
