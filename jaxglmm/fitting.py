@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -29,6 +30,10 @@ from jaxglmm.optimise.sample import Start, sampled_start
 from jaxglmm.progress import Progress
 
 
+if TYPE_CHECKING:
+    from jaxglmm.design.rows import RowDesign
+
+
 METHODS = ("auto", "laplace", "agq", "joint")
 
 
@@ -37,7 +42,7 @@ class Problem:
     """A model frame laid out for the optimiser: what a refit starts from.
 
     A Gaussian model with the identity link has `cross`, from which no evaluation touches a row again; others have
-    `design` and `layout`.
+    `design` and `layout`, or `rows` where there are several grouping factors.
     """
 
     frame: ModelFrame
@@ -46,12 +51,13 @@ class Problem:
     design: Design | None = None
     layout: Layout | None = None
     cross: CrossProducts | None = None
+    rows: "RowDesign | None" = None
 
 
 def fit(
     formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
-    penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double", tol=1e-12,
-    max_iterations=100, progress=None, throw=True,
+    penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double",
+    solver="auto", tol=1e-12, max_iterations=100, progress=None, throw=True,
 ) -> Fit:  # fmt: skip
     """Fit a generalized linear mixed model.
 
@@ -86,6 +92,9 @@ def fit(
     full_rank : bool
         False keeps a dummy column for every level.
     precision : {"double"}
+    solver : {"auto", "separable", "schur", "krylov"}
+        With several grouping factors, how systems with all effects are solved; by default as the data's structure
+        calls for, which `fit.convergence.solver` tells.
     tol : float
         Newton decrement at which to stop.
     max_iterations : int
@@ -119,8 +128,8 @@ def fit(
     with jax.enable_x64(True), Progress(progress) as line:
         problem = make_problem(frame, family, estimated=theta is None)
         estimate, posteriors = estimate_problem(
-            problem, method=method, n_agq=n_agq, reml=reml, theta=theta, tol=tol, max_iterations=max_iterations,
-            callback=line.update,
+            problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
+            max_iterations=max_iterations, callback=line.update,
         )  # fmt: skip
     convergence = estimate.convergence
     convergence.trace = line.steps
@@ -170,6 +179,9 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         For several grouping factors.
     """
     check_frame(frame, family, estimated=estimated)
+    linear = (family.name, family.link) == ("gaussian", "identity")
+    if len(frame.terms) > 1 and not linear:
+        return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
         names = ", ".join(repr(t.group) for t in frame.terms)
         raise NotYetError(
@@ -182,7 +194,7 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
-    if (family.name, family.link) == ("gaussian", "identity"):
+    if linear:
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
@@ -190,9 +202,20 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     return Problem(frame, family, scaling, jax.device_put(design), layout)
 
 
+def _problem_of_rows(frame, family) -> Problem:
+    from jaxglmm.design.rows import make_rows
+
+    scaling = column_scaling(frame.X, frame.weights, None)
+    rows = make_rows(
+        frame.y, frame.X, frame.terms, weights=frame.weights, offset=frame.offset, scaling=scaling,
+        constant=family.constant(frame.y, frame.weights),
+    )  # fmt: skip
+    return Problem(frame, family, scaling, rows=rows)
+
+
 def estimate_problem(
-    problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, tol=1e-12, max_iterations=100,
-    callback=None,
+    problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, solver="auto", tol=1e-12,
+    max_iterations=100, callback=None,
 ) -> tuple[Estimate, tuple[Posterior, ...]]:  # fmt: skip
     """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
     frame, family = problem.frame, problem.family
@@ -201,6 +224,10 @@ def estimate_problem(
     if problem.cross is not None:
         return _estimate_gaussian(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
+        )
+    if problem.rows is not None:
+        return _estimate_several(
+            problem, method, n_agq, factors, solver, tol=tol, max_iterations=max_iterations, callback=callback
         )
     factor = factors[0] if factors else None
     intercept = problem.scaling.intercept
@@ -231,6 +258,25 @@ def estimate_problem(
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
     return estimate, (marginal_posterior(problem, solution),)
+
+
+def _estimate_several(problem, method, n_agq, factors, solver, **options):
+    from jaxglmm.modes.solver import choose_solver
+    from jaxglmm.optimise.several_fit import fit_several
+    from jaxglmm.optimise.several_report import several_estimate, several_posteriors
+
+    frame, design = problem.frame, problem.rows
+    if n_agq not in (None, 1) or (method == "agq" and n_agq is None):
+        raise NotYetError(
+            "quadrature takes one grouping factor for now; with several use method='laplace', or leave method out"
+        )
+    if factors is not None:
+        factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
+    solution = fit_several(
+        problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
+        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint", **options,
+    )  # fmt: skip
+    return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):

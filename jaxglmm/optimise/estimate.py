@@ -35,6 +35,12 @@ class Convergence:
         Log-likelihood and decrement after each step, those of the starting fit first.
     kernels : str
         What evaluated the likelihood: "native" kernels or "plain" JAX.
+    solver : str
+        With several factors, how systems with all their effects were solved, and why so.
+    loglik_se : float
+        Monte-Carlo standard error of the log-likelihood; 0 where it is exact.
+    scores_at_zero : dict of str to float
+        With several factors, as `score_at_zero` for each whose only variance was put at zero.
     """
 
     converged: bool = True
@@ -50,6 +56,9 @@ class Convergence:
     reason: str = "converged"
     trace: list[list] = field(default_factory=list)
     kernels: str = "plain"
+    solver: str = ""
+    loglik_se: float = 0.0
+    scores_at_zero: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -95,12 +95,12 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
         return value, np.asarray(gradient), np.asarray(hessian), groups
 
     x0 = x0 if start is None else start
-    result = _maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
-    _check_separation(design, result, names, intercept)
+    result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
+    check_separation(design, result, names, intercept)
     return result, tuple(np.asarray(v) for v in result.extra[0])
 
 
-def _maximise_free(at, x0, free, even, **options) -> NewtonResult:
+def maximise_free(at, x0, free, even, **options) -> NewtonResult:
     """Maximise over the free coordinates, the others held; the result is about all of them."""
     base = np.array(x0, float)
 
@@ -116,7 +116,7 @@ def _maximise_free(at, x0, free, even, **options) -> NewtonResult:
     return replace(r, x=x, gradient=gradient, hessian=hessian, step=move, extra=tuple(extra))
 
 
-def _check_separation(design, result, names, intercept):
+def check_separation(design, result, names, intercept):
     """A last step along which no row is contradicted is a direction to infinity: name its columns."""
     p = design.X.shape[1]
     X, y, rows = np.asarray(design.X), np.asarray(design.y), np.asarray(design.weights) > 0
@@ -169,7 +169,9 @@ def fit_marginal(
     p, q = design.X.shape[1], len(covariance.diagonal)
     even = np.concatenate([np.zeros(p, bool), covariance.diagonal, [False]])
     free = np.append(np.ones(p + q, bool), family.dispersion_name is not None)
-    base = np.eye(S) if fixed_factor is not None else _base_factor(design, groups)
+    base = np.eye(S)
+    if fixed_factor is None:
+        base = base_factor(covariance, np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0], groups[2])
     factor = np.eye(S) if fixed_factor is None else fixed_factor
     if fixed_factor is not None:
         free[p : p + q] = False
@@ -221,12 +223,18 @@ def fit_marginal(
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
 
-def _base_factor(design, groups) -> np.ndarray:
-    """Lambda_0 (S, S): independent effects of the size of the information in a row, on centred columns."""
-    term = design.terms[0]
-    covariance, S = term.covariance, term.covariance.n_effects
-    rows = np.asarray(design.weights) > 0
-    z = np.asarray(term.z)[:, rows]
+def base_factor(covariance, z, level) -> np.ndarray:
+    """Lambda_0 (S, S): independent effects of the size of the information in a row, on centred columns.
+
+    Parameters
+    ----------
+    covariance : Covariance
+    z : (S, n)
+        Columns of the effects in the rows that count.
+    level : (S,)
+        sum z^2 w over the rows, w the information in eta.
+    """
+    S = covariance.n_effects
     shift, centred = np.eye(S), z.copy()
     for block in covariance.blocks:
         for k in (k for k in block if np.ptp(z[k]) == 0 and z[k, 0] != 0):
@@ -236,7 +244,7 @@ def _base_factor(design, groups) -> np.ndarray:
                     centred[a] = z[a] + shift[k, a] * z[k]
             break
     # The mean information of a row, from any effect's level sum z^2 w.
-    information = np.max(groups[2] / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
+    information = np.max(level / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
     size = 1 / np.sqrt(information * np.maximum(np.square(centred).mean(1), 1e-300))
     return covariance.canonical(shift * size)
 
@@ -285,7 +293,7 @@ class _State:
 
     def climb(self, x, nodes, *, loose=False, free=None, steps=None):
         free = self.free if free is None else free
-        return _maximise_free(
+        return maximise_free(
             lambda x: self.at(x, nodes), x, free, self.even,
             tol=1e-4 if loose else self.tol, max_iterations=steps or self.max_iterations, callback=self.callback,
         )  # fmt: skip

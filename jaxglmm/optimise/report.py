@@ -14,7 +14,7 @@ _POSTERIOR_NODES = {1: 15, 2: 7, 3: 5}
 _POSTERIOR_WEIGHTS = 20_000_000
 
 
-def _log_dispersion_name(family):
+def log_dispersion_name(family):
     return () if family.dispersion_name is None else (f"log_{family.dispersion_name}",)
 
 
@@ -46,7 +46,7 @@ def glm_estimate(problem, glm) -> Estimate:
         loglik=glm.value,
         method="glm",
         n_agq=None,
-        parameters=problem.frame.names + _log_dispersion_name(family),
+        parameters=problem.frame.names + log_dispersion_name(family),
         covariance=covariance[:kept, :kept],
         boundary=np.zeros(kept, bool),
         convergence=Convergence(
@@ -83,7 +83,7 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
         loglik=solution.value,
         method="joint" if joint else "laplace" if n_agq == 1 else "agq",
         n_agq=None if joint else n_agq,
-        parameters=frame.names + covariance.names(term.names, term.group) + _log_dispersion_name(family),
+        parameters=frame.names + covariance.names(term.names, term.group) + log_dispersion_name(family),
         covariance=inverse[:kept, :kept],
         boundary=~solution.free[:kept],
         convergence=solution.convergence,
