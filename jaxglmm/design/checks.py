@@ -16,7 +16,7 @@ _COLLINEAR = 1e-7
 _SUSPECT = 1e-9
 
 
-def check_frame(frame, family, *, estimated: bool = True) -> None:
+def check_frame(frame, family, *, estimated: bool = True, columns: np.ndarray | None = None) -> None:
     """Refuse data from which the model cannot be estimated.
 
     Parameters
@@ -25,6 +25,8 @@ def check_frame(frame, family, *, estimated: bool = True) -> None:
     family : AbstractFamily
     estimated : bool
         Whether the random effects' covariance is estimated (and not held by the caller).
+    columns : int (k,), optional
+        Columns that must be of full rank, when a penalty takes care of the others; all by default.
 
     Raises
     ------
@@ -39,13 +41,16 @@ def check_frame(frame, family, *, estimated: bool = True) -> None:
     if not used.any():
         raise DataError("no rows are left with a positive weight: a fit needs some")
     _check_response(frame.y if used.all() else frame.y[used], family, frame)
-    n, p = int(used.sum()), frame.X.shape[1]
+    X, names = frame.X, frame.names
+    if columns is not None and len(columns) < X.shape[1]:
+        X, names = X[:, columns], [names[j] for j in columns]
+    n, p = int(used.sum()), X.shape[1]
     if n < p:
         raise DataError(
-            f"{n} rows cannot determine {p} fixed-effect columns ({_listed(frame.names)}): drop columns, or merge "
+            f"{n} rows cannot determine {p} fixed-effect columns ({_listed(names)}): drop columns, or merge "
             "levels of factors"
         )
-    check_columns(frame.X, frame.names, None if used.all() else used)
+    check_columns(X, names, None if used.all() else used)
     for term in frame.terms:
         _check_term(term, used, frame, family, estimated)
     if estimated:

@@ -80,6 +80,13 @@ class Scaling:
             T[self.intercept] -= self.center / self.scale / self.scale[self.intercept]
         return T
 
+    def beta_to_columns(self, beta: np.ndarray) -> np.ndarray:
+        """T beta, without T: (..., p) -> (..., p)."""
+        out = beta / self.scale
+        if self.intercept is not None:
+            out[..., self.intercept] -= out @ self.center / self.scale[self.intercept]
+        return out
+
     def factor_to_columns(self, factor: np.ndarray) -> np.ndarray:
         """Lambda for z as given from Lambda for scaled z."""
         return factor / self.z_scale[:, None]
@@ -103,6 +110,7 @@ def column_scaling(X: np.ndarray, weights: np.ndarray, z: np.ndarray | None) -> 
     center = weights @ X / total
     # Column by column: no second copy of X.
     second = np.array([weights @ np.square(X[:, j] - center[j]) for j in range(p)]) / total
+    second[constant] = 0.0  # not the rounding of the mean
     scale = np.sqrt(second)
     if intercept is None:
         scale = np.sqrt(second + center**2)

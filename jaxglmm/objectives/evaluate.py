@@ -101,10 +101,10 @@ def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, 
     return Evaluation(value + design.constant, gradient, 0.5 * (hessian + hessian.T), modes)
 
 
-@program(static=("family",))
-def evaluate_glm(family, design, psi):
+@program(static=("family", "second"))
+def evaluate_glm(family, design, psi, *, second=True):
     """As `evaluate` without random effects: psi = (beta, log dispersion); the last result is (score, spread, level)."""
-    value, gradient, hessian, groups = glm_evaluate(family, design, psi[:-1], psi[-1])
+    value, gradient, hessian, groups = glm_evaluate(family, design, psi[:-1], psi[-1], second=second)
     return value + design.constant, gradient, hessian, groups
 
 

@@ -86,6 +86,10 @@ class Estimate:
     convergence : Convergence
     vcov_jacobian : (q + 1, p, p) or None
         Gaussian models: derivatives of sigma^2 (X'V^-1X)^-1 in (theta, log sigma), for degrees of freedom.
+    penalised : dict or None
+        Of a fit with a penalty or a prior, plain values: "text", what was added to the likelihood; "df", the effective
+        number of parameters; "kkt", the largest violation of the optimality conditions; "lam" and "alpha"
+        of a penalty.
     """
 
     beta: np.ndarray
@@ -99,6 +103,7 @@ class Estimate:
     boundary: np.ndarray
     convergence: Convergence
     vcov_jacobian: np.ndarray | None = None
+    penalised: dict | None = None
 
 
 @dataclass(frozen=True)
