@@ -1,6 +1,8 @@
 """Group effects as features of a next-stage model, without leakage: a scikit-learn transformer."""
 
 import warnings
+from typing import Any
+
 import jax
 import narwhals as nw
 import numpy as np
@@ -114,7 +116,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             parts.append(_features(self.features, effects, grouping.codes(loaded)))
         return np.concatenate(parts, axis=1)
 
-    def fit_transform(self, X, y, groups=None):
+    def fit_transform(self, X, y, groups=None):  # pyright: ignore[reportIncompatibleMethodOverride]: y is needed
         """Fit, and return features of each row that were made without its fold.
 
         Parameters
@@ -221,10 +223,10 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             validate_data(self, X, reset=reset, skip_check_array=True)
             columns = {name: frame.get_column(name).to_native() for name in frame.columns}
         else:
-            X = validate_data(
+            values: Any = validate_data(
                 self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=2 if reset else 1
             )
-            columns = {f"x{j}": X[:, j] for j in range(X.shape[1])}
+            columns = {f"x{j}": values[:, j] for j in range(values.shape[1])}
         if reset:
             self._time_name = self._name_of_time(tuple(columns))
         return columns
@@ -258,7 +260,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         if self._time_name is not None:
             return list(_blocks_of_time(columns[self._time_name], self._time_name, self.cv))
         stratified = hasattr(self, "classes_")
-        splitter = check_cv(self.cv, y, classifier=stratified, shuffle=True, random_state=self.random_state)
+        splitter: Any = check_cv(self.cv, y, classifier=stratified, shuffle=True, random_state=self.random_state)
         folds = list(splitter.split(np.zeros((len(y), 1)), y, groups))
         tests = np.concatenate([test for _, test in folds])
         if len(np.unique(tests)) < len(tests):

@@ -56,6 +56,7 @@ def reweighted(problem: Problem, weights: np.ndarray) -> Problem:
             n_groups=len(term.levels), center=scaling.center, scale=scaling.scale,
         )  # fmt: skip
         return replace(problem, frame=frame, cross=cross)
+    assert problem.design is not None and problem.layout is not None  # what is not cross products has both
     used = weights > 0
     constant = problem.family.constant(frame.y[used], weights[used])
     stored = problem.layout.scatter(weights, dtype=problem.design.weights.dtype)

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from jaxglmm.design.crossproducts import weighted_gram
-from jaxglmm.errors import DataError
+from jaxglmm.errors import ColumnsError, DataError
 
 
 # Rows of X that are held a second time at once.
@@ -46,7 +46,7 @@ def check_frame(frame, family, *, estimated: bool = True, columns: np.ndarray | 
         X, names = X[:, columns], [names[j] for j in columns]
     n, p = int(used.sum()), X.shape[1]
     if n < p:
-        raise DataError(
+        raise ColumnsError(
             f"{n} rows cannot determine {p} fixed-effect columns ({_listed(names)}): drop columns, or merge "
             "levels of factors"
         )
@@ -108,7 +108,7 @@ def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
     constant = low == high
     zero = constant & (low == 0)
     if zero.any():
-        raise DataError(
+        raise ColumnsError(
             f"{_columns(names, zero)} 0 in every row: leave it out (a level of a factor, or a combination of levels, "
             "that does not occur gives such a column)"
         )
@@ -116,7 +116,7 @@ def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
     if len(intercepts) > 1:
         others = constant.copy()
         others[intercepts[0]] = False
-        raise DataError(
+        raise ColumnsError(
             f"{_columns(names, others)} constant ({low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave it "
             "out of the formula, or check the rows used"
         )
@@ -156,11 +156,11 @@ def _check_gram(gram, X, names, used, center, size):
 def _refuse_combination(names, j, others, center):
     beside = " and the intercept" if center.any() else ""
     if len(others) == 1:
-        raise DataError(
+        raise ColumnsError(
             f"columns {names[others[0]]!r} and {names[j]!r} carry the same information (one is a multiple of the other"
             f"{', plus a constant' if beside else ''}): leave one of them out"
         )
-    raise DataError(
+    raise ColumnsError(
         f"column {names[j]!r} is a linear combination of {_listed([names[i] for i in others])}{beside}: leave one of "
         "them out (all dummies of a factor beside an intercept are such a case)"
     )
