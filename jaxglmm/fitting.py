@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
+from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
@@ -193,7 +194,9 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     NotYetError
         For several grouping factors.
     """
-    check_frame(frame, family, estimated=estimated)
+    X = Columns(frame.columns, len(frame.y))
+    found = moments(X, frame.weights)
+    check_frame(frame, family, estimated=estimated, found=found)
     linear = (family.name, family.link) == ("gaussian", "identity")
     if len(frame.terms) > 1 and not linear:
         return _problem_of_rows(frame, family)
@@ -205,7 +208,7 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         )
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
-    scaling = column_scaling(frame.X, frame.weights, z)
+    scaling = column_scaling(X, frame.weights, z, found)
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
@@ -213,8 +216,9 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    return Problem(frame, family, scaling, jax.device_put(design), layout)
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    # The arrays are aligned and nobody else's: JAX takes them over without a copy.
+    return Problem(frame, family, scaling, jax.device_put(design, may_alias=True), layout)
 
 
 def _problem_of_rows(frame, family) -> Problem:
@@ -253,15 +257,18 @@ def estimate_problem(
     start = Start()
     if factor is None and method != "joint":
         start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
-    # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
-    glm_tol = tol if start.psi is None else max(tol, 1e-2)
-    glm, groups = fit_glm(
-        family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
-    )
+    glm = groups = None
+    if start.base is None:
+        # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
+        glm_tol = tol if start.psi is None else max(tol, 1e-2)
+        glm, groups = fit_glm(
+            family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
+        )
     if method == "joint":
         tol = min(tol, JOINT_TOLERANCE)
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, passes=start.passes,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
+        passes=start.passes,
         fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip

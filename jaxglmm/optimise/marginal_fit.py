@@ -145,13 +145,15 @@ def check_separation(design, result, names, intercept):
 
 
 def fit_marginal(
-    family, design, glm: NewtonResult, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    near=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
+    family, design, glm: NewtonResult | None, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
+    near=None, base=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
     Parameters
     ----------
+    glm, groups
+        From `fit_glm`; None where `near` and `base` make it unnecessary.
     n_agq : int
         Nodes per effect; 1 is Laplace.
     auto : bool
@@ -162,6 +164,8 @@ def fit_marginal(
         False for the joint likelihood.
     near : (m,), optional
         Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
+    base : (S, S), optional
+        Lambda_0, by default from `groups`.
     passes : float
         Passes over the rows that led here, but for those of `glm`.
     """
@@ -169,19 +173,22 @@ def fit_marginal(
     p, q = design.X.shape[1], len(covariance.diagonal)
     even = np.concatenate([np.zeros(p, bool), covariance.diagonal, [False]])
     free = np.append(np.ones(p + q, bool), family.dispersion_name is not None)
-    base = np.eye(S)
-    if fixed_factor is None:
+    if base is None and fixed_factor is not None:
+        base = np.eye(S)
+    elif base is None:
         base = base_factor(covariance, np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0], groups[2])
     factor = np.eye(S) if fixed_factor is None else fixed_factor
     if fixed_factor is not None:
         free[p : p + q] = False
-    elif S == 1:
+    elif near is None and S == 1:
         score, spread, _ = groups
         first = np.sqrt(max(2 * score[0] / max(spread[0], 1e-300), 0.0))
         factor = np.clip(first / base, 0.1, 1.0)
     state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
-    x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
-    if near is not None:
+    if near is None:
+        assert glm is not None
+        x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
+    else:
         x = np.linalg.solve(state.jacobian, near)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
 
@@ -200,7 +207,7 @@ def fit_marginal(
                 break
     result, free = state.settle(result, nodes)
     # With a zero variance the fit without random effects is a rival that an interior start may not reach.
-    if fixed_factor is None and glm.value > result.value + 1e-9 * abs(glm.value):
+    if fixed_factor is None and glm is not None and glm.value > result.value + 1e-9 * abs(glm.value):
         free = state.free.copy()
         free[p : p + q] = False
         result = state.climb(np.concatenate([glm.x[:p], np.zeros(q), glm.x[p:]]), nodes, free=free)
@@ -210,7 +217,7 @@ def fit_marginal(
         decrement=float(max(result.decrement, 0.0)),
         n_agq=used if determinant else None,
         singular=fixed_factor is None and not free[p : p + q].all(),
-        score_at_zero=float(groups[0][0]) if S == 1 else None,
+        score_at_zero=float(groups[0][0]) if S == 1 and groups is not None else None,
         kernels="native" if fused.covers(family, design) else "plain",
     )
     if determinant and used > 1:
@@ -218,7 +225,7 @@ def fit_marginal(
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
     _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + glm.iterations + 1 + passes)
+    convergence.passes = float(state.evaluations + (0 if glm is None else glm.iterations + 1) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
