@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 METHODS = ("auto", "laplace", "agq", "joint")
 # A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
 JOINT_TOLERANCE = 1e-20
+# A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
+_PLACED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,10 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
     design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
-    # The arrays are aligned and nobody else's: JAX takes them over without a copy.
-    return Problem(frame, family, scaling, jax.device_put(design, may_alias=True), layout)
+    if design.X.nbytes > _PLACED_BYTES:
+        # The arrays are aligned and nobody else's: JAX takes them over without a copy.
+        design = jax.device_put(design, may_alias=True)
+    return Problem(frame, family, scaling, design, layout)
 
 
 def _problem_of_rows(frame, family) -> Problem:

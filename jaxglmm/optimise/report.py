@@ -1,6 +1,5 @@
 """From the optimiser's coordinates to the scale of the caller's columns."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
@@ -98,10 +97,8 @@ def marginal_posterior(problem, solution) -> Posterior:
     least = _POSTERIOR_NODES.get(S, 1)
     most = int((_POSTERIOR_WEIGHTS / len(layout.counts)) ** (1 / S))
     rule = gauss_hermite(max(least, min(solution.convergence.n_agq or 1, most)), S)
-    nodes = Nodes(jnp.asarray(rule.points), jnp.asarray(rule.log_weights), jnp.int32(rule.count))
-    moments = posterior_moments(
-        problem.family, problem.design, nodes, jnp.asarray(solution.psi), jnp.asarray(solution.modes)
-    )
+    nodes = Nodes(rule.points, rule.log_weights, np.int32(rule.count))
+    moments = posterior_moments(problem.family, problem.design, nodes, solution.psi, solution.modes)
     first = layout.first
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
