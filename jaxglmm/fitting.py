@@ -195,17 +195,15 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     ------
     DataError
         When columns are constant or collinear, or a factor does not group.
-    NotYetError
-        For several grouping factors.
     """
-    X = Columns(frame.columns, len(frame.y))
+    X = Columns(frame.columns, len(frame.weights))
     found = moments(X, frame.weights)
     check_frame(frame, family, estimated=estimated, found=found)
     linear = (family.name, family.link) == ("gaussian", "identity")
     if len(frame.terms) > 1 and not linear:
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
-        scaling = column_scaling(frame.X, frame.weights, None)
+        scaling = column_scaling(X, frame.weights, None, found)
         cross = factor_products(
             frame.y, frame.X, terms=frame.terms, weights=frame.weights, offset=frame.offset, center=scaling.center,
             scale=scaling.scale,
