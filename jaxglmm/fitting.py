@@ -8,16 +8,19 @@ import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
+from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
+from jaxglmm.design.factor_products import FactorProducts, factor_products
 from jaxglmm.design.groups import Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
+from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
-from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
+from jaxglmm.optimise.gaussian_fit import factor_modes, fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
 from jaxglmm.optimise.report import (
     gaussian_estimate,
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 
 METHODS = ("auto", "laplace", "agq", "joint")
+# A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
+JOINT_TOLERANCE = 1e-20
+# A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
+_PLACED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Problem:
     scaling: Scaling
     design: Design | None = None
     layout: Layout | None = None
-    cross: CrossProducts | None = None
+    cross: CrossProducts | FactorProducts | None = None
     rows: "RowDesign | None" = None
 
 
@@ -85,6 +92,11 @@ def fit(
         Prior weights; for proportions the numbers of trials.
     offset : str or array, optional
         Added to eta.
+    penalty : ElasticNet, optional
+        Penalty on the fixed effects: `jg.Ridge(lam)`, `jg.Lasso(lam)` or `jg.ElasticNet(lam, alpha)`, which state the
+        criterion. Standard errors are then those of the penalised information for ridge (the posterior's under the
+        normal prior that ridge is; they leave out the bias), and NaN for a lasso or elastic net. `fit.loglik` is the
+        log-likelihood without the penalty, `fit.df` the effective number of parameters.
     theta : dict, optional
         Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
     levels : dict, optional
@@ -126,11 +138,19 @@ def fit(
     )
     framed = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
-        problem = make_problem(frame, family, estimated=theta is None)
-        estimate, posteriors = estimate_problem(
-            problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
-            max_iterations=max_iterations, callback=line.update,
-        )  # fmt: skip
+        if penalty is not None or prior is not None:
+            from jaxglmm.penalised import estimate_penalised
+
+            problem, estimate, posteriors = estimate_penalised(
+                frame, family, penalty=penalty, prior=prior, method=method, n_agq=n_agq, theta=theta,
+                max_iterations=max_iterations,
+            )  # fmt: skip
+        else:
+            problem = make_problem(frame, family, estimated=theta is None)
+            estimate, posteriors = estimate_problem(
+                problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
+                max_iterations=max_iterations, callback=line.update,
+            )  # fmt: skip
     convergence = estimate.convergence
     convergence.trace = line.steps
     convergence.timings["design"] = framed - began
@@ -155,8 +175,8 @@ def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
     if precision != "double":
         raise NotYetError(f"precision must be 'double' for now; found {precision!r}")
-    if penalty is not None or prior is not None:
-        raise NotYetError("penalty= and prior= are not available yet: fit without them")
+    if reml and (penalty is not None or prior is not None):
+        raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
@@ -175,22 +195,23 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     ------
     DataError
         When columns are constant or collinear, or a factor does not group.
-    NotYetError
-        For several grouping factors.
     """
-    check_frame(frame, family, estimated=estimated)
+    X = Columns(frame.columns, len(frame.weights))
+    found = moments(X, frame.weights)
+    check_frame(frame, family, estimated=estimated, found=found)
     linear = (family.name, family.link) == ("gaussian", "identity")
     if len(frame.terms) > 1 and not linear:
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
-        names = ", ".join(repr(t.group) for t in frame.terms)
-        raise NotYetError(
-            f"the formula has {len(frame.terms)} grouping factors ({names}); this version fits one: keep the one "
-            "that matters most, or join them as (1 | a:b)"
-        )
+        scaling = column_scaling(X, frame.weights, None, found)
+        cross = factor_products(
+            frame.y, frame.X, terms=frame.terms, weights=frame.weights, offset=frame.offset, center=scaling.center,
+            scale=scaling.scale,
+        )  # fmt: skip
+        return Problem(frame, family, scaling, cross=cross)
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
-    scaling = column_scaling(frame.X, frame.weights, z)
+    scaling = column_scaling(X, frame.weights, z, found)
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
@@ -198,8 +219,11 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    return Problem(frame, family, scaling, jax.device_put(design), layout)
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    if design.X.nbytes > _PLACED_BYTES:
+        # The arrays are aligned and nobody else's: JAX takes them over without a copy.
+        design = jax.device_put(design, may_alias=True)
+    return Problem(frame, family, scaling, design, layout)
 
 
 def _problem_of_rows(frame, family) -> Problem:
@@ -234,6 +258,37 @@ def estimate_problem(
     if term is None:
         glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
         return glm_estimate(problem, glm), ()
+    nodes, auto = quadrature_rule(method, n_agq, term)
+    start = Start()
+    if factor is None and method != "joint":
+        start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
+    glm = groups = None
+    if start.base is None:
+        # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
+        glm_tol = tol if start.psi is None else max(tol, 1e-2)
+        glm, groups = fit_glm(
+            family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
+        )
+    if method == "joint":
+        tol = min(tol, JOINT_TOLERANCE)
+    solution: Solution = fit_marginal(
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
+        passes=start.passes,
+        fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
+        determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
+    )  # fmt: skip
+    estimate = marginal_estimate(problem, solution, joint=method == "joint")
+    return estimate, (marginal_posterior(problem, solution),)
+
+
+def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
+    """Nodes per effect to begin with, and whether to climb the ladder from there.
+
+    Raises
+    ------
+    DataError
+        For more effects than quadrature takes.
+    """
     n_effects = term.z.shape[0]
     auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
     nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
@@ -243,21 +298,7 @@ def estimate_problem(
         raise DataError(
             f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
         )
-    start = Start()
-    if factor is None and method != "joint":
-        start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
-    # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
-    glm_tol = tol if start.psi is None else max(tol, 1e-2)
-    glm, groups = fit_glm(
-        family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
-    )
-    solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, passes=start.passes,
-        fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
-        determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
-    )  # fmt: skip
-    estimate = marginal_estimate(problem, solution, joint=method == "joint")
-    return estimate, (marginal_posterior(problem, solution),)
+    return nodes, auto
 
 
 def _estimate_several(problem, method, n_agq, factors, solver, **options):
@@ -280,13 +321,14 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):
-    found = fit_gaussian(problem.cross, reml=reml, factor=factors[0] if factors else None, **options)
+    found = fit_gaussian(problem.cross, reml=reml, factor=side_by_side(factors) if factors else None, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:
         return estimate, ()
-    term = problem.frame.terms[0]
-    counts = np.bincount(term.codes, minlength=len(term.levels))
-    return estimate, (normal_posterior(*gaussian_modes(problem.cross, found), counts),)
+    counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
+    several = isinstance(problem.cross, FactorProducts)
+    modes = factor_modes(problem.cross, found) if several else [gaussian_modes(problem.cross, found)]
+    return estimate, tuple(normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True))
 
 
 def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:

@@ -1,6 +1,5 @@
 """From the optimiser's coordinates to the scale of the caller's columns."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
@@ -98,10 +97,8 @@ def marginal_posterior(problem, solution) -> Posterior:
     least = _POSTERIOR_NODES.get(S, 1)
     most = int((_POSTERIOR_WEIGHTS / len(layout.counts)) ** (1 / S))
     rule = gauss_hermite(max(least, min(solution.convergence.n_agq or 1, most)), S)
-    nodes = Nodes(jnp.asarray(rule.points), jnp.asarray(rule.log_weights), jnp.int32(rule.count))
-    moments = posterior_moments(
-        problem.family, problem.design, nodes, jnp.asarray(solution.psi), jnp.asarray(solution.modes)
-    )
+    nodes = Nodes(rule.points, rule.log_weights, np.int32(rule.count))
+    moments = posterior_moments(problem.family, problem.design, nodes, solution.psi, solution.modes)
     first = layout.first
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
@@ -125,15 +122,16 @@ def gaussian_estimate(problem, fit, *, reml: bool) -> Estimate:
     frame, T = problem.frame, problem.scaling.to_columns()
     p = len(frame.names)
     q = len(fit.boundary) - p - 1
-    term = frame.terms[0] if frame.terms else None
-    names = Covariance(term.blocks).names(term.names, term.group) if term else ()
+    names = [name for term in frame.terms for name in Covariance(term.blocks).names(term.names, term.group)]
+    ends = np.cumsum([len(term.names) for term in frame.terms])
+    factors = [fit.factor[e - len(t.names) : e, e - len(t.names) : e] for e, t in zip(ends, frame.terms, strict=True)]
     J = np.eye(p + q + 1)
     J[:p, :p] = T
     # The restricted likelihood integrates over beta, so that a change of columns changes its unit.
     unit = np.linalg.slogdet(T)[1] if reml else 0.0
     return Estimate(
         beta=T @ fit.beta,
-        factors=() if fit.factor is None else (fit.factor,),
+        factors=tuple(factors),
         dispersion=fit.sigma,
         loglik=fit.loglik + unit,
         method=fit.method,
