@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.design.groups import SIZES
+from jaxglmm.design.groups import SIZES, round_up
 from jaxglmm.ops import fused, native
+from jaxglmm.ops.programs import program
 
 
 def covers(family, design) -> bool:
@@ -36,16 +37,21 @@ def group_moments(family, design, nodes, psi, modes, first):
     weights : (G, K)
         Of the nodes mode + sqrt(2) H^(-1/2) z_k, with sum 1.
     """
-    index, (slots, _) = design.index, design.X.shape
-    level = np.full(slots, -1, np.int32)
+    level = np.full(design.X.shape[0], -1, np.int32)
     level[first] = np.arange(len(first))
-    K = nodes.points.shape[1]
-    result = [jax.ShapeDtypeStruct((len(first), columns), np.float64) for columns in (3, K)]
+    native.register()  # a stored program is run without the tracing that would do it
+    found = _group_moments(family, design, nodes, psi, modes, level, levels=round_up(len(first)))
+    return tuple(np.asarray(v)[: len(first)] for v in found)
+
+
+@program(static=("family", "levels"))
+def _group_moments(family, design, nodes, psi, modes, level, *, levels):
+    index = design.index
+    result = [jax.ShapeDtypeStruct((levels, k), np.float64) for k in (3, nodes.points.shape[1])]
     return native.call(
         "group_moments", result,
-        design.X, design.y, design.weights, design.offset, design.terms[0].z[0], jnp.asarray(modes)[0],
-        np.asarray(SIZES, np.int32)[np.asarray(index.kind)],
-        np.zeros(0, np.int32) if index.piece is None else index.piece,
-        level, jnp.asarray(psi, jnp.float64), nodes.points[0], nodes.log_weights,
+        design.X, design.y, design.weights, design.offset, design.terms[0].z[0], modes[0],
+        jnp.asarray(SIZES, jnp.int32)[index.kind], np.zeros(0, np.int32) if index.piece is None else index.piece,
+        level, psi, nodes.points[0], nodes.log_weights,
         block=np.int64(index.block), family=np.int64(fused.FAMILIES[family.name, family.link]),
     )  # fmt: skip

@@ -6,9 +6,9 @@ correlation near -1 for no other reason than the column's mean, and Lambda_0 tak
 psi = (beta, free entries of Lambda, log dispersion) of an evaluation is linear.
 """
 
+import math
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.errors import DataError, SeparationError
@@ -64,7 +64,7 @@ def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
             f"are possible: lower n_agq to {int(_CAPACITIES[-1] ** (1 / n_effects))} or less"
         )
     nodes = gauss_hermite(n_agq, n_effects, capacity=capacity)
-    return Nodes(jnp.asarray(nodes.points), jnp.asarray(nodes.log_weights), jnp.int32(nodes.count))
+    return Nodes(nodes.points, nodes.log_weights, np.int32(nodes.count))
 
 
 def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-12, callback=None):
@@ -91,8 +91,8 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     x0[p] = log_phi0
 
     def at(x):
-        value, gradient, hessian, groups = evaluate_glm(family, design, jnp.asarray(x))
-        return value, np.asarray(gradient), np.asarray(hessian), groups
+        value, gradient, hessian, groups = evaluate_glm(family, design, x)
+        return float(value), np.asarray(gradient), np.asarray(hessian), groups
 
     x0 = x0 if start is None else start
     result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
@@ -102,18 +102,22 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
 
 def maximise_free(at, x0, free, even, **options) -> NewtonResult:
     """Maximise over the free coordinates, the others held; the result is about all of them."""
-    base = np.array(x0, float)
+    x0, kept = np.asarray(x0, float), np.flatnonzero(free)
+    block = (kept[:, None], kept)
+
+    def whole(x, others):
+        out = others.copy()
+        out[kept] = x
+        return out
 
     def restricted(x):
-        base[free] = x
-        value, gradient, hessian, *extra = at(base)
-        return value, gradient[free], hessian[np.ix_(free, free)], gradient, hessian, *extra
+        value, gradient, hessian, *extra = at(whole(x, x0))
+        return value, gradient[kept], hessian[block], gradient, hessian, *extra
 
-    r = maximise(restricted, base[free], log_coordinates=even[free], **options)
+    r = maximise(restricted, x0[kept], log_coordinates=even[kept], **options)
     gradient, hessian, *extra = r.extra
-    x, move = base.copy(), np.zeros_like(base)
-    x[free], move[free] = r.x, r.step
-    return replace(r, x=x, gradient=gradient, hessian=hessian, step=move, extra=tuple(extra))
+    x, step = whole(r.x, x0), whole(r.step, np.zeros_like(x0))
+    return replace(r, x=x, gradient=gradient, hessian=hessian, step=step, extra=tuple(extra))
 
 
 def check_separation(design, result, names, intercept):
@@ -279,7 +283,7 @@ class _State:
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
-        self.modes = jnp.zeros_like(design.terms[0].z)
+        self.modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
         self.evaluations = 0
         # Entries of Lambda_0 R are linear in those of R.
         rows, columns = self.covariance.entries
@@ -291,12 +295,13 @@ class _State:
 
     def at(self, x, nodes):
         """Value, gradient and Hessian in x."""
-        psi, J = jnp.asarray(self.psi(x)), self.jacobian
-        e = evaluate(self.family, self.design, nodes, psi, self.modes, determinant=self.determinant)
+        J = self.jacobian
+        e = evaluate(self.family, self.design, nodes, J @ x, self.modes, determinant=self.determinant)
         self.evaluations += 1
-        if np.isfinite(float(e.value)):
+        value = float(e.value)
+        if math.isfinite(value):
             self.modes = e.modes
-        return float(e.value), J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
+        return value, J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
 
     def climb(self, x, nodes, *, loose=False, free=None, steps=None):
         free = self.free if free is None else free

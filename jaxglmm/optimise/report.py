@@ -1,6 +1,5 @@
 """From the optimiser's coordinates to the scale of the caller's columns."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
@@ -100,7 +99,7 @@ def marginal_posterior(problem, solution) -> Posterior:
     least = _POSTERIOR_NODES.get(S, 1)
     most = int((_POSTERIOR_WEIGHTS / len(layout.counts)) ** (1 / S))
     rule = gauss_hermite(max(least, min(solution.convergence.n_agq or 1, most)), S)
-    nodes = Nodes(jnp.asarray(rule.points), jnp.asarray(rule.log_weights), jnp.int32(rule.count))
+    nodes = Nodes(rule.points, rule.log_weights, np.int32(rule.count))
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
@@ -122,14 +121,13 @@ def marginal_posterior(problem, solution) -> Posterior:
 def _moments_of_levels(problem, solution, nodes) -> Moments:
     """Moments of u with the levels, in their order, along the last axis."""
     family, design, first = problem.family, problem.design, problem.layout.first
-    psi, start = jnp.asarray(solution.psi), jnp.asarray(solution.modes)
     if not native_moments.covers(family, design):
-        found = posterior_moments(family, design, nodes, psi, start)
+        found = posterior_moments(family, design, nodes, solution.psi, solution.modes)
         return Moments(*(np.asarray(v)[..., first] for v in found))
     # The program of the fit's own evaluations: nothing is compiled for the modes at the very end.
     determinant = solution.convergence.n_agq is not None
-    modes = evaluate(family, design, padded_nodes(1, 1), psi, start, determinant=determinant).modes
-    moments, weights = native_moments.group_moments(family, design, nodes, psi, modes, first)
+    modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, solution.modes, determinant=determinant).modes
+    moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first)
     root, mean, variance = np.asarray(moments).T
     return Moments(
         np.asarray(modes)[:, first], root[None, None], mean[None], variance[None, None], np.asarray(weights).T
