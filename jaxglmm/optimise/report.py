@@ -139,15 +139,16 @@ def gaussian_estimate(problem, fit, *, reml: bool) -> Estimate:
     frame, T = problem.frame, problem.scaling.to_columns()
     p = len(frame.names)
     q = len(fit.boundary) - p - 1
-    term = frame.terms[0] if frame.terms else None
-    names = Covariance(term.blocks).names(term.names, term.group) if term else ()
+    names = [name for term in frame.terms for name in Covariance(term.blocks).names(term.names, term.group)]
+    ends = np.cumsum([len(term.names) for term in frame.terms])
+    factors = [fit.factor[e - len(t.names) : e, e - len(t.names) : e] for e, t in zip(ends, frame.terms, strict=True)]
     J = np.eye(p + q + 1)
     J[:p, :p] = T
     # The restricted likelihood integrates over beta, so that a change of columns changes its unit.
     unit = np.linalg.slogdet(T)[1] if reml else 0.0
     return Estimate(
         beta=T @ fit.beta,
-        factors=() if fit.factor is None else (fit.factor,),
+        factors=tuple(factors),
         dispersion=fit.sigma,
         loglik=fit.loglik + unit,
         method=fit.method,
