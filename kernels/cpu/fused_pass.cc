@@ -112,10 +112,10 @@ void write(const std::vector<double>& chunks, int64_t size, int64_t padded, int6
 }
 
 // The negative binomial's terms without eta, and their derivatives in log_phi, of all rows.
-CountTable::Entry count_terms(ffi::ThreadPool& pool, const Problem& q, int64_t slots) {
+CountTable::Entry count_terms(ffi::ThreadPool& pool, const Problem& q, int64_t slots, bool threaded) {
   const CountTable table(q.y, q.weight, slots, q.log_phi);
   std::vector<CountTable::Entry> chunks(kChunks, CountTable::Entry{});
-  for_each_chunk(pool, slots, slots >= kWorthThreads, [&](int64_t chunk, int64_t first, int64_t last) {
+  for_each_chunk(pool, slots, threaded, [&](int64_t chunk, int64_t first, int64_t last) {
     CountTable::Entry sum{};
     for (int64_t i = first; i < last; ++i) {
       if (!(q.weight[i] > 0)) continue;
@@ -130,9 +130,9 @@ CountTable::Entry count_terms(ffi::ThreadPool& pool, const Problem& q, int64_t s
   return total;
 }
 
-// False when memory ran out.
+// False when memory ran out. `threaded`: the groups may be shared among threads.
 bool compute(ffi::ThreadPool& pool, Problem q, const std::vector<Item>& items, int64_t short_slots,
-             int64_t slots, const Results& out) try {
+             int64_t slots, bool threaded, const Results& out) try {
   const Target& target = best_target();
   const int64_t padded = target.padded(q.columns), size = Sums::size(padded);
   Aligned beta;
@@ -141,7 +141,7 @@ bool compute(ffi::ThreadPool& pool, Problem q, const std::vector<Item>& items, i
   const int64_t n_items = static_cast<int64_t>(items.size());
   std::vector<double> chunks(std::min(n_items, kChunks) * size, 0.0);
   std::atomic<bool> failed{false};
-  for_each_chunk(pool, n_items, slots >= kWorthThreads, [&](int64_t chunk, int64_t first, int64_t last) {
+  for_each_chunk(pool, n_items, threaded, [&](int64_t chunk, int64_t first, int64_t last) {
     try {
       Aligned workspace, accumulator;
       const Sums sums = {accumulator.get(size), padded};
@@ -155,7 +155,7 @@ bool compute(ffi::ThreadPool& pool, Problem q, const std::vector<Item>& items, i
   if (failed) return false;
   write(chunks, size, padded, q.columns, q.second, out);
   if (q.family == Family::negativebinomial) {
-    const CountTable::Entry terms = count_terms(pool, q, slots);
+    const CountTable::Entry terms = count_terms(pool, q, slots, threaded);
     const int64_t last = q.columns + 1;
     *out.value += terms[0], out.gradient[last] += terms[1];
     if (q.second) out.hessian[last * (last + 1) + last] += terms[2];
@@ -224,7 +224,11 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
       return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(n_points) +
                      " nodes");
 
-  for (int64_t b = 0; b < at_X.count(); ++b) {
+  // Threads share the fits where there are enough of them, otherwise the groups of one fit after the other.
+  const int64_t fits = at_X.count();
+  const bool many = fits >= 2 * pool.num_threads(), inside = !many && slots >= kWorthThreads;
+  std::atomic<bool> failed{false};
+  const auto evaluate = [&](int64_t b) {
     const double* parameters = psi.typed_data() + at_psi.at(b) * (p + 2);
     const auto vector = [&](F64& buffer, const Leading& lead) {
       return buffer.typed_data() + lead.at(b) * slots;
@@ -245,9 +249,16 @@ ffi::Error fused_pass(ffi::ThreadPool pool, F64 X, F64 y, F64 weight, F64 offset
                  pieces.typed_data() + at_pieces.at(b) * n_pieces, n_pieces, block);
     const Results out = {value->typed_data() + b, gradient->typed_data() + b * (p + 2),
                          hessian->typed_data() + b * (p + 2) * (p + 2)};
-    if (!compute(pool, q, items, n_sizes * block, slots, out))
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fused_pass: out of memory");
-  }
+    if (!compute(pool, q, items, n_sizes * block, slots, inside, out)) failed = true;
+  };
+  for_each_chunk(pool, fits, many && fits * slots >= kWorthThreads, [&](int64_t, int64_t first, int64_t last) {
+    try {
+      for (int64_t b = first; b < last; ++b) evaluate(b);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  });
+  if (failed) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fused_pass: out of memory");
   return ffi::Error::Success();
 }
 
