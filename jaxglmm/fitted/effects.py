@@ -4,11 +4,17 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.state import State
 
 
-DELTA, INTEGRATED, GIVEN = "delta", "integrated", "given"
+# What `sd_eb` is, by the way it was reached.
+HOW = {
+    "delta": "delta method: posterior variance + d'V d, V the covariance of the parameters",
+    "integrated": "integrated over the posterior of the parameters, half-t(3, scale 2.5) on the sd between groups",
+    "given": "not available: with several grouping factors posteriors are normal and given the parameters",
+}
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,56 @@ class Effects:
         return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
 
 
+@dataclass
+class Kept:
+    """What a fit has worked out of its groups, or was loaded with: effects by term, and its rows if they were saved."""
+
+    effects: dict[int, Effects]
+    history: History | None
+
+
 def effects_of(state: State, problem, term: int) -> Effects:
     """Effects of one grouping factor of a fit that has its rows."""
-    posterior = state.posteriors[term]
-    if len(state.terms) > 1:
-        variance = np.diagonal(posterior.covariance, axis1=1, axis2=2)
-        return Effects(posterior.mode, variance, posterior.mode, np.full_like(variance, np.nan), GIVEN)
+    if len(state.terms) > 1 or problem is None:
+        posterior = state.posteriors[term]
+        variance = np.diagonal(posterior.covariance_mean, axis1=1, axis2=2)
+        return Effects(posterior.mean, variance, posterior.mean, np.full_like(variance, np.nan), "given")
     from jaxglmm.inference.theta_posterior import integrate, needs_integration
 
     mean, variance, added = conditional(state, problem)
     if needs_integration(state, problem):
-        return Effects(mean, variance, *integrate(state, problem), INTEGRATED)
-    return Effects(mean, variance, mean, variance + added, DELTA)
+        return Effects(mean, variance, *integrate(state, problem), "integrated")
+    return Effects(mean, variance, mean, variance + added, "delta")
+
+
+def intervals(state: State, effects: Effects, history, level: float, uncertain: bool) -> np.ndarray:
+    """Ends (G, S, 2) of equal-tailed posterior intervals.
+
+    One effect, other than Gaussian responses: quantiles of the exact posterior; normal otherwise. With the parameters'
+    uncertainty the posterior given the parameters is moved and stretched to `mean_eb` and `variance_eb`.
+
+    Parameters
+    ----------
+    history : callable
+        Gives (History, layout or None) of the rows; not called where posteriors are normal.
+    uncertain : bool
+        With the parameters' uncertainty.
+    """
+    from scipy.special import ndtri
+
+    tail = 0.5 * (1 - level)
+    sd = np.sqrt(np.maximum(effects.variance, 0))
+    z = np.broadcast_to(ndtri([tail, 1 - tail]), (*sd.shape, 2)).copy()
+    prior = Prior(np.zeros(sd.shape[1]), np.asarray(state.estimate.factors[0], float))
+    if sd.shape[1] == 1 and len(state.terms) == 1 and not is_normal(state.family) and prior.factor.any():
+        rows, layout = history()
+        nodes = nodes_for(state.family, prior, rows)
+        for groups, p in posteriors(state.family, state.log_dispersion, rows, prior, nodes, layout=layout, keep=True):
+            q = quantiles(p.first, p.step, p.weights, (tail, 1 - tail))
+            z[groups, 0] = (q - effects.mean[groups]) / sd[groups]
+    if uncertain and not np.isnan(effects.variance_eb).any():
+        return effects.mean_eb[..., None] + np.sqrt(effects.variance_eb)[..., None] * z
+    return effects.mean[..., None] + sd[..., None] * z
 
 
 def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarray | None = None):
@@ -79,7 +123,8 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
         return out
     prior = Prior(np.zeros(S), factor)
     layout = None if problem.design is None else (problem.design.index, problem.layout)
-    nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq)
+    # An average over parameters needs no digits: one program serves all of them.
+    nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=x is not at.x)
     found = posteriors(
         family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=problem.frame.X, V=V[:m, :m],
         entries=entries,
@@ -89,5 +134,5 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
         spread = p.curvature if normal else p.covariance
         out[0][groups] = (p.mode if normal else p.mean).T
         out[1][groups] = np.diagonal(spread, axis1=0, axis2=1)
-        out[2][groups] = p.slopes.T
+        out[2][groups] = np.asarray(p.slopes).T
     return out

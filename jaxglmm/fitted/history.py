@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxglmm.design.groups import GroupIndex, Layout, build_index
-from jaxglmm.objectives.posterior import Lattice, Posteriors, Rows, group_posteriors, lattice, node_rule
+from jaxglmm.objectives.posterior import WIDE, Posteriors, Rows, group_posteriors, lattice, node_rule
 
 
 # Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB.
@@ -61,15 +61,21 @@ def is_normal(family) -> bool:
     return (family.name, family.link) == ("gaussian", "identity")
 
 
-def nodes_for(family, prior: Prior, history: History, *, n_agq: int | None = None, wide: float | None = None):
-    """Nodes for the posteriors of groups: a lattice for one effect, unless they are normal."""
+def nodes_for(
+    family, prior: Prior, history: History, *, n_agq: int | None = None, wide: float = WIDE, coarse: bool = False
+):
+    """Nodes for the posteriors of groups: a lattice for one effect, unless they are normal.
+
+    Of `wide` prior standard deviations to each side; `coarse` with no more points for effects that are large on the
+    scale of eta.
+    """
     S = history.z.shape[0]
     if is_normal(family):
         return node_rule(S, 3)  # exact: scores are quadratic in b
     if S > 1:
         return node_rule(S, max(_HERMITE.get(S, 1), n_agq or 1))
     scale = float(np.max(prior.factor, initial=0.0) * np.max(np.abs(history.z), initial=0.0))
-    return lattice(scale) if wide is None else lattice(scale, wide)
+    return lattice(0.0 if coarse else scale, wide)
 
 
 def posteriors(
@@ -106,7 +112,7 @@ def posteriors(
         at = row[begin:end]
         low, high = np.searchsorted(heads, (begin, end))
         groups = by_slot[low:high]
-        rows, extra = _gather(history, prior, start, at, sub.n_slots, groups)
+        rows, extra = _gather(history, prior, start, at, sub.n_slots)
         with jax.enable_x64(True):
             columns = None if X is None else np.pad(X[np.maximum(at, 0)], ((0, extra), (0, 0)))
             found = group_posteriors(family, sub, nodes, rows, log_phi, columns, V, entries=entries, keep=keep)
@@ -123,8 +129,8 @@ def posteriors(
             yield waiting.popleft().result()
 
 
-def _gather(history, prior, start, at, n_slots, groups):
-    """Rows of a piece in slots; groups of the prior are followed by their first row, empty slots are rows of weight 0."""
+def _gather(history, prior, start, at, n_slots):
+    """Rows of a piece in slots; empty slots have weight 0 and z = 0."""
     extra, S = n_slots - len(at), history.z.shape[0]
     kept, at = np.pad(at >= 0, (0, extra)), np.pad(np.maximum(at, 0), (0, extra))
     codes = history.codes[at]

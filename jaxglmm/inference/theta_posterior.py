@@ -1,7 +1,7 @@
 """Group effects averaged over the posterior of the parameters, where the delta method breaks down.
 
-With few groups, or a standard deviation tau that may as well be zero, the estimate of tau stands for its posterior badly:
-at tau = 0 every interval has length zero. Here the posterior of tau is taken on a grid,
+With few groups, or a standard deviation tau that may as well be zero, the estimate of tau stands for its posterior
+badly: at tau = 0 every interval has length zero. Here the posterior of tau is taken on a grid,
 
     p(tau | y) ~ L(beta_tau, phi_tau, tau) det(V_tau)^(1/2) p(tau),
 
@@ -48,16 +48,15 @@ def needs_integration(state, problem) -> bool:
 def integrate(state, problem) -> tuple[np.ndarray, np.ndarray]:
     """Posterior mean and variance of every level's effect (G, 1) over the posterior of (tau, beta, dispersion).
 
-    The prior of tau is half-t with 3 degrees of freedom and scale 2.5 on the link scale, times the standard deviation of
-    the response where the link is the identity (Gelman 2006, Bayesian Anal. 1, 515).
+    The prior of tau is half-t with 3 degrees of freedom and scale 2.5 on the link scale, times the standard deviation
+    of the response where the link is the identity (Gelman 2006, Bayesian Anal. 1, 515).
     """
     profile = _Profile(state, problem)
     weights, points = profile.grid()
-    first, second = 0.0, 0.0
-    for weight, (x, _, V) in zip(weights, points, strict=True):
-        mean, variance, added = conditional(state, problem, x, V)
-        first, second = first + weight * mean, second + weight * (variance + added + mean**2)
-    return first, second - first**2
+    parts = [conditional(state, problem, x, V) for x, _, V in points]
+    mean = sum((weight * part[0] for weight, part in zip(weights, parts, strict=True)), np.zeros(()))
+    square = [variance + added + (at - mean) ** 2 for at, variance, added in parts]
+    return mean, sum((weight * part for weight, part in zip(weights, square, strict=True)), np.zeros(()))
 
 
 class _Profile:

@@ -5,10 +5,10 @@ With b = mean + Lambda u, u ~ N(0, I), a group's posterior is a sum over nodes u
 
     pi_k ~ exp(c_k + f(u_k)),     f(u) = sum_i l_i(eta_i + z_i'b) - u'u/2
 
-For one effect the nodes are a lattice, c_k = 0: the trapezoid rule, whose error falls geometrically (Trefethen & Weideman
-2014). Its spacing is a power of two and its points are multiples of that, so that groups of one spacing share their
-points and densities of many groups can be added up. For several effects the nodes are Gauss-Hermite points about the
-mode.
+For one effect the nodes are a lattice, c_k = 0: the trapezoid rule, whose error falls geometrically (Trefethen &
+Weideman 2014). Its spacing is a power of two and its points are multiples of that, so that groups of one spacing share
+their points and densities of many groups can be added up. For several effects the nodes are Gauss-Hermite points about
+the mode.
 """
 
 from typing import NamedTuple
