@@ -39,7 +39,8 @@ class Fit:
     loglik : float
         Maximised log-likelihood with all constants; the restricted one under REML.
     df : int
-        Parameters estimated: fixed effects, covariance parameters (those on the boundary too), dispersion.
+        Parameters estimated: fixed effects, covariance parameters (those on the boundary too), dispersion. Of a
+        penalised fit the effective number.
     convergence : Convergence
         How the estimate was reached: decrement, passes, nodes and gap to Laplace, singular, warnings, timings.
     state : State
@@ -129,6 +130,7 @@ class Fit:
         from jaxglmm.inference.cluster import cluster_vcov
 
         self._training("the cluster-robust covariance")
+        self._unpenalised("the cluster-robust covariance")
         return cluster_vcov(self.state, self._problem)
 
     @property
@@ -141,8 +143,15 @@ class Fit:
         return -2 * self.loglik
 
     @property
-    def df(self) -> int:
+    def penalised(self) -> Any:
+        """Of a penalty or prior, a dict: "text", "df", "kkt", "lam", "alpha" (see `Estimate`); else None."""
+        return self.state.estimate.penalised
+
+    @property
+    def df(self) -> float:
         estimate = self.state.estimate
+        if estimate.penalised is not None:
+            return float(estimate.penalised["df"])
         estimated = np.diag(estimate.covariance) > 0
         # What the caller held has no variance either, but it was not estimated.
         return int(np.sum(estimated | (estimate.boundary & estimate.convergence.singular)))
@@ -428,6 +437,16 @@ class Fit:
             f"<jaxglmm.Fit {self.formula!r}, {self.family.name}({self.family.link}), {self.method}, "
             f"loglik {self.loglik:.4f}>"
         )
+
+    def _unpenalised(self, what: str) -> None:
+        """Refuse what is defined for maximum likelihood.
+
+        Raises
+        ------
+        DataError
+        """
+        if self.penalised is not None:
+            raise DataError(f"{what} is defined for fits by maximum likelihood; this one has a penalty or a prior")
 
     def _training(self, what: str):
         """The rows of the fit.

@@ -102,6 +102,7 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
             "method": estimate.method,
             "n_agq": estimate.n_agq,
             "parameters": list(estimate.parameters),
+            "penalised": estimate.penalised,
             "convergence": {k: _number(v) for k, v in asdict(estimate.convergence).items()},
         },
         "n": state.n,

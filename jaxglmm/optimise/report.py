@@ -1,6 +1,5 @@
 """From the optimiser's coordinates to the scale of the caller's columns."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
@@ -14,7 +13,7 @@ _POSTERIOR_NODES = {1: 15, 2: 7, 3: 5}
 _POSTERIOR_WEIGHTS = 20_000_000
 
 
-def _log_dispersion_name(family):
+def log_dispersion_name(family):
     return () if family.dispersion_name is None else (f"log_{family.dispersion_name}",)
 
 
@@ -46,7 +45,7 @@ def glm_estimate(problem, glm) -> Estimate:
         loglik=glm.value,
         method="glm",
         n_agq=None,
-        parameters=problem.frame.names + _log_dispersion_name(family),
+        parameters=problem.frame.names + log_dispersion_name(family),
         covariance=covariance[:kept, :kept],
         boundary=np.zeros(kept, bool),
         convergence=Convergence(
@@ -83,7 +82,7 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
         loglik=solution.value,
         method="joint" if joint else "laplace" if n_agq == 1 else "agq",
         n_agq=None if joint else n_agq,
-        parameters=frame.names + covariance.names(term.names, term.group) + _log_dispersion_name(family),
+        parameters=frame.names + covariance.names(term.names, term.group) + log_dispersion_name(family),
         covariance=inverse[:kept, :kept],
         boundary=~solution.free[:kept],
         convergence=solution.convergence,
@@ -98,10 +97,8 @@ def marginal_posterior(problem, solution) -> Posterior:
     least = _POSTERIOR_NODES.get(S, 1)
     most = int((_POSTERIOR_WEIGHTS / len(layout.counts)) ** (1 / S))
     rule = gauss_hermite(max(least, min(solution.convergence.n_agq or 1, most)), S)
-    nodes = Nodes(jnp.asarray(rule.points), jnp.asarray(rule.log_weights), jnp.int32(rule.count))
-    moments = posterior_moments(
-        problem.family, problem.design, nodes, jnp.asarray(solution.psi), jnp.asarray(solution.modes)
-    )
+    nodes = Nodes(rule.points, rule.log_weights, np.int32(rule.count))
+    moments = posterior_moments(problem.family, problem.design, nodes, solution.psi, solution.modes)
     first = layout.first
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
