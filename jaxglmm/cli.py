@@ -85,8 +85,8 @@ to do."""
 PREDICT = """Writes the rows of DATA with a column `prediction`. "conditional" uses what is known of each group,
 "mode" plugs in its conditional mode, "marginal" averages over groups in every row, "population" sets the group
 effects to zero."""
-RANK = """Ranks the members of DATA by their effects, the parameters of the model frozen and each member judged by its rows
-in DATA: expected rank and percentile with interval, probability of the top, r-values. The largest effects come first."""
+RANK = """Ranks the members of DATA by their effects, the parameters of the model frozen and each member judged by its
+rows in DATA: expected rank and percentile with interval, probability of the top, r-values. The largest come first."""
 DEMO = """Fits the bundled toenail trial by quadrature and by Laplace's approximation, ranks the patients, and writes a
 report with pictures."""
 

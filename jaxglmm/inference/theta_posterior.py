@@ -30,9 +30,9 @@ def needs_integration(state, problem) -> bool:
     """Whether the effects of a fit with one scalar effect a group are integrated over tau.
 
     With fewer than 100 groups, or where the lower end of the 95 % profile interval of tau is zero, unless the caller
-    held tau.
+    held tau or penalised the likelihood.
     """
-    if len(state.terms[0].names) != 1 or state.estimate.method == "joint":
+    if len(state.terms[0].names) != 1 or state.estimate.method == "joint" or state.estimate.penalised is not None:
         return False
     at = coordinates(state)
     if not at.free[at.p]:
