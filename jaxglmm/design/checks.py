@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.crossproducts import weighted_gram
-from jaxglmm.errors import DataError
+from jaxglmm.errors import ColumnsError, DataError
 
 
 # Rows of the sample that mostly shows that columns are no combinations of each other, and how many in one place.
@@ -52,7 +52,7 @@ def check_frame(
         X, names, found = X.only(columns), [names[j] for j in columns], None
     n, p = int(used.sum()), len(names)
     if n < p:
-        raise DataError(
+        raise ColumnsError(
             f"{n} rows cannot determine {p} fixed-effect columns ({_listed(names)}): drop columns, or merge "
             "levels of factors"
         )
@@ -110,7 +110,7 @@ def check_columns(X, names, weights: np.ndarray | None = None, found: Moments | 
     constant = found.constant
     zero = constant & (found.low == 0)
     if zero.any():
-        raise DataError(
+        raise ColumnsError(
             f"{_columns(names, zero)} 0 in every row: leave it out (a level of a factor, or a combination of levels, "
             "that does not occur gives such a column)"
         )
@@ -118,7 +118,7 @@ def check_columns(X, names, weights: np.ndarray | None = None, found: Moments | 
     if len(intercepts) > 1:
         others = constant.copy()
         others[intercepts[0]] = False
-        raise DataError(
+        raise ColumnsError(
             f"{_columns(names, others)} constant ({found.low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave "
             "it out of the formula, or check the rows used"
         )
@@ -180,11 +180,11 @@ def _check_rows(X, names, used, center, size, j, weights):
 def _refuse_combination(names, j, others, center):
     beside = " and the intercept" if center.any() else ""
     if len(others) == 1:
-        raise DataError(
+        raise ColumnsError(
             f"columns {names[others[0]]!r} and {names[j]!r} carry the same information (one is a multiple of the other"
             f"{', plus a constant' if beside else ''}): leave one of them out"
         )
-    raise DataError(
+    raise ColumnsError(
         f"column {names[j]!r} is a linear combination of {_listed([names[i] for i in others])}{beside}: leave one of "
         "them out (all dummies of a factor beside an intercept are such a case)"
     )
