@@ -196,11 +196,11 @@ def weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.nd
     gram = np.zeros((p, p))
     for begin in range(0, len(X), _ROWS):
         rows = (X[begin : begin + _ROWS] - center) / scale
-        gram += row_products(rows * w[begin : begin + _ROWS, None], rows)
+        gram += small_products(rows * w[begin : begin + _ROWS, None], rows)
     return gram
 
 
-def row_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def small_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left'right for left (n, p), right (n, k), n of some ten thousands.
 
     A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxglmm.design.crossproducts import row_products, weighted_gram
+from jaxglmm.design.crossproducts import small_products, weighted_gram
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, normal_equations, product, standardised, transposed
 from jaxglmm.modes.several import effect_scores, find_modes
@@ -185,7 +185,7 @@ def fixed_hessian(design: RowDesign, e: SeveralEvaluation, factors, *, trace: bo
     out = np.zeros((p, p))
     for rows in design.row_pieces():
         D = _moving(design, effects, rows)
-        out -= row_products(X[rows] * d.w[rows, None] + 0.5 * weight[rows, None] * D, D)
+        out -= small_products(X[rows] * d.w[rows, None] + 0.5 * weight[rows, None] * D, D)
     if trace:
         out += 0.5 * _trace(design, e, factors, effects)
     return 0.5 * (out + out.T)
@@ -233,5 +233,7 @@ def _trace(design, e, factors, effects) -> np.ndarray:
         Y = e.H.solve(right)
         for rows in design.row_pieces():
             weight = e.rows.a[rows] * _at_rows(design, factors, y, rows)[:, 0]
-            total += row_products(_moving(design, effects, rows) * weight[:, None], _at_rows(design, factors, Y, rows))
+            total += small_products(
+                _moving(design, effects, rows) * weight[:, None], _at_rows(design, factors, Y, rows)
+            )
     return 0.5 * (total + total.T) / probes
