@@ -57,3 +57,22 @@ def glm_evaluate(family, design, beta, log_phi):
 
     rows = (design.y, design.weights, design.offset, z)
     return map_groups(body, design.index, rows, design.X)[0]
+
+
+def row_information(family, design, psi):
+    """How large rows and their information are at psi = (beta, log dispersion).
+
+    Returns
+    -------
+    level : (S,)
+        Sum of z^2 w of each effect.
+    rows : ()
+        Number of rows of positive weight.
+    largest : ()
+        Largest |eta| of them.
+    """
+    eta = design.offset + jnp.matmul(design.X, psi[:-1], precision="highest")
+    w = family.derivatives(eta, design.y, design.weights, psi[-1]).w
+    level = jnp.stack([jnp.sum(w * z * z) for term in design.terms for z in term.z]) if design.terms else jnp.zeros(0)
+    live = design.weights > 0
+    return level, jnp.sum(live), jnp.max(jnp.where(live, jnp.abs(eta), 0.0))

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
-_LONGEST_LOG_STEP = 2.0
-_SHRINK, _GROW = 0.25, 2.0
+LONGEST_LOG_STEP = 2.0
+RADIUS_SHRINKS, RADIUS_GROWS = 0.25, 2.0
+# A step is taken that gains this share of what the model predicts.
+LEAST_GAIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -109,27 +111,27 @@ def maximise(
         while iterations < max_iterations:
             step = model.step(radius)
             longest = np.max(np.abs(step[logged]), initial=0.0)
-            if longest > _LONGEST_LOG_STEP:
-                step = step * (_LONGEST_LOG_STEP / longest)
+            if longest > LONGEST_LOG_STEP:
+                step = step * (LONGEST_LOG_STEP / longest)
             predicted = model.gain(step)
             trial = np.where(logged, x * np.exp(np.where(logged, step, 0.0)), x + step)
             move = trial - x
             new = _checked(evaluate, trial)
             iterations += 1
             gain = new[0] - value
-            if np.isfinite(gain) and gain >= 1e-4 * predicted - 8 * rounding:
+            if np.isfinite(gain) and gain >= LEAST_GAIN * predicted - 8 * rounding:
                 accepted = True
                 break
-            radius = _SHRINK * model.norm(step)
+            radius = RADIUS_SHRINKS * model.norm(step)
             if predicted <= rounding or radius < 1e-14:
                 break
         if not accepted:
             reason = "stalled" if iterations < max_iterations else "limit"
             break
         if gain < 0.25 * predicted - rounding:
-            radius = _SHRINK * model.norm(step)
+            radius = RADIUS_SHRINKS * model.norm(step)
         elif gain > 0.75 * predicted and model.norm(step) > 0.9 * radius:
-            radius = _GROW * radius
+            radius = RADIUS_GROWS * radius
         x, (value, gradient, hessian, extra) = trial, new
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
     stalled = reason == "stalled" and decrement <= 1e4 * max(tol, np.finfo(float).eps * (1 + abs(value)))
