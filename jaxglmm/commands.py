@@ -67,6 +67,8 @@ def _write_ranef(model, path: Path) -> None:
         columns = columns_of(model.ranef(group))
         names = pa.array([group] * len(columns["level"]))
         tables.append(pa.table({"group": names, **{name: pa.array(v) for name, v in columns.items()}}))
+    if len({table.schema.field("level").type for table in tables}) > 1:  # one column holds one type
+        tables = [table.set_column(1, "level", table["level"].cast(pa.string())) for table in tables]
     pq.write_table(pa.concat_tables(tables) if tables else pa.table({"group": pa.array([], pa.string())}), path)
 
 

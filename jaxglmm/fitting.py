@@ -197,11 +197,12 @@ def estimate_problem(
     """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
     frame, family = problem.frame, problem.family
     term = frame.terms[0] if frame.terms else None
-    factor = None if theta is None else held_factor(theta, term)
+    factors = None if theta is None else held_factors(theta, frame.terms)
     if problem.cross is not None:
         return _estimate_gaussian(
-            problem, reml=reml, factor=factor, tol=tol, max_iterations=max_iterations, callback=callback
+            problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
+    factor = factors[0] if factors else None
     intercept = problem.scaling.intercept
     if term is None:
         glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
@@ -232,8 +233,8 @@ def estimate_problem(
     return estimate, (marginal_posterior(problem, solution),)
 
 
-def _estimate_gaussian(problem, *, reml, **options):
-    found = fit_gaussian(problem.cross, reml=reml, **options)
+def _estimate_gaussian(problem, *, reml, factors, **options):
+    found = fit_gaussian(problem.cross, reml=reml, factor=factors[0] if factors else None, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:
         return estimate, ()
@@ -242,19 +243,23 @@ def _estimate_gaussian(problem, *, reml, **options):
     return estimate, (normal_posterior(*gaussian_modes(problem.cross, found), counts),)
 
 
-def held_factor(theta: dict, term) -> np.ndarray:
-    """Lambda (S, S) from the caller's {group: sd, sds or covariance matrix}.
+def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:
+    """Lambda (S, S) of each term from the caller's {group: sd, sds or covariance matrix}.
 
     Raises
     ------
     DataError
     """
-    if term is None or not isinstance(theta, dict) or set(theta) != {term.group}:
-        expected = "no grouping factor" if term is None else repr(term.group)
+    if not terms or not isinstance(theta, dict) or set(theta) != {term.group for term in terms}:
+        expected = ", ".join(repr(term.group) for term in terms) or "no grouping factor"
         raise DataError(
-            f"theta must map the grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
+            f"theta must map every grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
             f"and the formula has {expected}"
         )
+    return tuple(_held_factor(theta, term) for term in terms)
+
+
+def _held_factor(theta, term):
     try:
         value = np.asarray(theta[term.group], float)
     except (TypeError, ValueError):

@@ -1,5 +1,7 @@
 """What a table must be for a fit to make sense; every refusal names the columns and the remedy."""
 
+from itertools import combinations
+
 import numpy as np
 
 from jaxglmm.design.crossproducts import weighted_gram
@@ -28,7 +30,8 @@ def check_frame(frame, family, *, estimated: bool = True) -> None:
     ------
     DataError
         For no rows; a constant response; columns that are zero, constant beside an intercept, or combinations of
-        others; a grouping factor of one level, or of single rows where these say nothing about its variance.
+        others; a grouping factor of one level, or of single rows where these say nothing about its variance; two
+        factors that are the same groups.
     """
     if frame.y is None:
         raise DataError("the formula has no response: write it as 'y ~ ...'")
@@ -45,6 +48,9 @@ def check_frame(frame, family, *, estimated: bool = True) -> None:
     check_columns(frame.X, frame.names, None if used.all() else used)
     for term in frame.terms:
         _check_term(term, used, frame, family, estimated)
+    if estimated:
+        for one, other in combinations(frame.terms, 2):
+            _check_apart(one, other)
 
 
 def _check_response(y, family, frame):
@@ -194,7 +200,9 @@ def _check_term(term, used, frame, family, estimated):
             f"the grouping factor {term.group!r} has one level only ({term.levels[np.argmax(sizes)]!r}), from which no "
             "variance between groups can be estimated: leave the bar out, or check the rows used"
         )
-    if sizes.max() == 1 and family.name in ("gaussian", "gamma", "beta"):
+    # Beside other factors an effect of every row is told from the dispersion of other families by its shape.
+    alone = len(frame.terms) == 1 and family.name in ("gamma", "beta")
+    if sizes.max() == 1 and (family.name == "gaussian" or alone):
         raise DataError(
             f"every level of {term.group!r} has a single row, so that its variance and the {family.name} dispersion "
             "cannot be told apart: use a factor that groups rows, or leave the bar out"
@@ -218,6 +226,20 @@ def _check_term(term, used, frame, family, estimated):
             f"{term.group!r} has {groups} levels with {len(term.names)} effects each, as many as the {n} rows or more: "
             "the residual variance cannot be told apart from theirs; use fewer effects, such as "
             f"(1 | {term.group})"
+        )
+
+
+def _check_apart(one, other):
+    """Two factors that group the rows alike have one variance between them."""
+    shared = set(one.names) & set(other.names)
+    if not shared or len(one.levels) != len(other.levels):
+        return
+    partner = np.zeros(len(one.levels), other.codes.dtype)
+    partner[one.codes] = other.codes  # of some row of the level
+    if (partner[one.codes] == other.codes).all():
+        raise DataError(
+            f"the grouping factors {one.group!r} and {other.group!r} are the same groups of rows under two names: "
+            f"their variances of {_listed(sorted(shared))} cannot be told apart; leave one of the bars out"
         )
 
 

@@ -19,6 +19,8 @@ def term_index(state: State, group: str | None) -> int:
     names = [term.group for term in state.terms]
     if group is None and len(names) == 1:
         return 0
+    if group is None and names:
+        raise DataError(f"this model has several grouping factors: name one of {', '.join(map(repr, names))}")
     if group not in names:
         known = ", ".join(map(repr, names)) or "none: the model has no random effects"
         raise DataError(f"no grouping factor {group!r} in this model; its factors: {known}")

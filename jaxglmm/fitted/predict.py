@@ -90,31 +90,56 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
     family = state.family
     if effects == "population" or not rows.effects:
         return rows.eta if kind == "link" else rowwise(family, "mean", rows.eta)
-    (z, codes), sigma = rows.effects[0], state.covariances[0]  # one grouping factor for now
+    prior = [_variance(z, sigma) for (z, _), sigma in zip(rows.effects, state.covariances, strict=True)]
     if effects == "marginal":
-        variance = _variance(z, sigma)
+        variance = np.sum(prior, axis=0)
         return rows.eta + 0 * variance if kind == "link" else normal_average(family, rows.eta, variance)
-
-    unseen = codes < 0
+    # A row has its own mixture of levels that the fit knows and of new ones.
+    unseen = [codes < 0 for _, codes in rows.effects]
     if new_levels == "error":
-        _refuse_unseen(state.terms[0].group, rows.labels[0], unseen, z)
-    posterior = state.posteriors[0]
-    shift = np.einsum("sm,ms->m", z, posterior.mode[codes])
-    at_mode = rows.eta + np.where(unseen, 0 * z.sum(0), shift)
+        for term, label, new, (z, _) in zip(state.terms, rows.labels, unseen, rows.effects, strict=True):
+            _refuse_unseen(term.group, label, new, z)
+    at_mode = rows.eta + _shift(rows, unseen, [posterior.mode for posterior in state.posteriors])
     if kind == "link":
         return at_mode
+    new = np.logical_or.reduce(unseen)
+    spread = np.zeros_like(at_mode)
+    if new_levels == "integrate":
+        spread += np.sum([np.where(where, v, 0.0) for where, v in zip(unseen, prior, strict=True)], axis=0)
+    if effects == "conditional" and len(rows.effects) > 1:
+        return _several_means(state, rows, unseen, spread)
+    posterior, (z, codes) = state.posteriors[0], rows.effects[0]
     if effects == "mode" or posterior.weights is None or posterior.root is None:
         out = rowwise(family, "mean", at_mode)
     else:
         # b_k = mode + sqrt(2) root z_k, so that z'b_k = z'mode + sqrt(2) (root'z)'z_k
         slopes = np.sqrt(2.0) * np.einsum("mas,am->sm", posterior.root[codes], z)
-        slopes = np.where(unseen, 0.0, slopes)
+        slopes = np.where(new, 0.0, slopes)
         out = average(family, at_mode, slopes, posterior.points, posterior.weights, codes)
-    if new_levels == "integrate" and unseen.any():
-        out[unseen] = normal_average(family, rows.eta[unseen], _variance(z[:, unseen], sigma))
-    elif unseen.any():
-        out[unseen] = rowwise(family, "mean", at_mode[unseen])
+    if new.any():
+        out[new] = normal_average(family, at_mode[new], spread[new])
     return out
+
+
+def _several_means(state, rows, unseen, spread) -> np.ndarray:
+    """Posterior mean of mu under several factors: eta taken as normal, the factors' effects as independent.
+
+    Exact for the identity link. What is left out are the effects' correlations given the data, which are small where
+    levels have many rows, and mostly negative between crossed factors.
+    """
+    eta = rows.eta + _shift(rows, unseen, [posterior.mean for posterior in state.posteriors])
+    for (z, codes), new, posterior in zip(rows.effects, unseen, state.posteriors, strict=True):
+        known = np.einsum("am,mab,bm->m", z, posterior.covariance_mean[codes], z)
+        spread = spread + np.where(new, 0.0, known)
+    return normal_average(state.family, eta, spread)
+
+
+def _shift(rows, unseen, effects) -> np.ndarray:
+    """Sum over the terms of z'b of each row, b = 0 for new levels; NaN where a group is missing."""
+    total = np.zeros_like(rows.eta)
+    for (z, codes), new, b in zip(rows.effects, unseen, effects, strict=True):
+        total += np.where(new, 0 * z.sum(0), np.einsum("sm,ms->m", z, b[codes]))
+    return total
 
 
 def _variance(z, sigma) -> np.ndarray:

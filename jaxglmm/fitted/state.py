@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxglmm.formula.spec import ModelSpec
+from jaxglmm.model.covariance import Covariance
 from jaxglmm.model.family import AbstractFamily
 from jaxglmm.optimise.estimate import Estimate, Posterior
 
@@ -67,6 +68,20 @@ class State:
         """Log of the dispersion; 0 where the family has none."""
         value = self.estimate.dispersion
         return 0.0 if value is None else float(np.log(value))
+
+    @property
+    def structure(self) -> Covariance:
+        """Which effects covary, those of all terms side by side."""
+        return Covariance.joined([Covariance(term.blocks) for term in self.terms])
+
+    @property
+    def factor(self) -> np.ndarray:
+        """Lambda of all terms' effects side by side: the terms' own, on the diagonal."""
+        sizes = [len(factor) for factor in self.estimate.factors]
+        out = np.zeros((sum(sizes),) * 2)
+        for end, size, factor in zip(np.cumsum(sizes), sizes, self.estimate.factors, strict=True):
+            out[end - size : end, end - size : end] = factor
+        return out
 
     @property
     def covariances(self) -> tuple[np.ndarray, ...]:

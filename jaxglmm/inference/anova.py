@@ -80,7 +80,7 @@ def _reference(smaller, larger, statistic, extra) -> tuple[float, str]:
 
 
 def _covariance_parameters(fit) -> int:
-    return sum(len(block) * (len(block) + 1) // 2 for term in fit.state.terms for block in term.blocks)
+    return len(fit.state.structure.diagonal)
 
 
 def _check(first, other):

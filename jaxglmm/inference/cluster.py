@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.errors import DataError
+from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.inference.likelihood import coordinates, raw_covariance, to_scaled
 from jaxglmm.inference.wald import satterthwaite
 from jaxglmm.objectives.marginal import group_gradient
@@ -26,21 +26,28 @@ from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
 def cluster_vcov(state, problem) -> np.ndarray:
-    """Cluster-robust covariance of the fixed effects (p, p), clusters being the levels of the grouping factor.
+    """Cluster-robust covariance of the fixed effects (p, p).
+
+    Clusters are the levels of the grouping factor; of several factors, those of the one in which all others are nested.
 
     Raises
     ------
     DataError
-        Without a grouping factor, or with one level.
+        Without a grouping factor, with one level, or with crossed factors.
+    NotYetError
+        For several factors and a response that is not Gaussian.
     """
     if not state.terms:
         raise DataError("kind='cluster' needs a grouping factor: this model has none; use kind='model'")
-    groups, p = len(state.terms[0].levels), len(state.estimate.beta)
+    outer = _outermost(problem.frame.terms)
+    groups, p = len(state.terms[outer].levels), len(state.estimate.beta)
     if groups < 2:
-        raise DataError(f"kind='cluster' needs at least two levels of {state.terms[0].group!r}; found {groups}")
+        raise DataError(f"kind='cluster' needs at least two levels of {state.terms[outer].group!r}; found {groups}")
     gaussian = satterthwaite(state)
     if gaussian is not None:
-        bread, meat = gaussian.vcov, _gaussian_meat(state, problem.frame)
+        bread, meat = gaussian.vcov, _gaussian_meat(state, problem.frame, outer)
+    elif len(state.terms) > 1:
+        raise NotYetError("kind='cluster' takes one grouping factor unless the response is Gaussian; use kind='model'")
     else:
         at = coordinates(state)
         A = to_scaled(problem, at)
@@ -51,6 +58,27 @@ def cluster_vcov(state, problem) -> np.ndarray:
             )
         bread, meat = raw_covariance(state), A.T @ np.asarray(inner) @ A
     return (groups / (groups - 1) * bread @ meat @ bread)[:p, :p]
+
+
+def _outermost(terms) -> int:
+    """Position of the factor in which all others are nested.
+
+    Raises
+    ------
+    DataError
+        When there is none: then rows of different clusters share levels of another factor.
+    """
+    outer = min(range(len(terms)), key=lambda t: len(terms[t].levels))
+    of_row = terms[outer].codes
+    for term in terms:
+        first = np.zeros(len(term.levels), of_row.dtype)
+        first[term.codes] = of_row  # of some row of the level
+        if (first[term.codes] != of_row).any():
+            raise DataError(
+                f"kind='cluster' needs independent clusters, and levels of {terms[outer].group!r} share levels of "
+                f"{term.group!r}: with crossed factors there are none; use kind='model'"
+            )
+    return outer
 
 
 @functools.partial(jax.jit, static_argnames=("family", "determinant"))
@@ -88,11 +116,13 @@ def _meat(family, design, nodes, psi, determinant):
     return map_groups(body, design.index, rows, design.X)[0]
 
 
-def _gaussian_meat(state, frame):
-    """sum_g s_g s_g' (p, p): X_g'V_g^-1 e_g = (X_g'W e_g - X_g'W Z_g m_g)/sigma^2, m_g the conditional mode."""
-    term, estimate = frame.terms[0], state.estimate
+def _gaussian_meat(state, frame, outer):
+    """sum_g s_g s_g' (p, p): X_g'V_g^-1 e_g = (X_g'W e_g - X_g'W Z_g m_g)/sigma^2, m_g the conditional modes."""
+    estimate, cluster = state.estimate, frame.terms[outer]
     residual = frame.y - frame.offset - frame.X @ estimate.beta
-    residual = residual - np.einsum("sm,ms->m", term.z, state.posteriors[0].mode[term.codes])
+    for term, posterior in zip(frame.terms, state.posteriors, strict=True):
+        residual = residual - np.einsum("sm,ms->m", term.z, posterior.mode[term.codes])
     weighted = frame.weights * residual / estimate.dispersion**2
-    scores = np.stack([np.bincount(term.codes, column * weighted, minlength=len(term.levels)) for column in frame.X.T])
+    count = len(cluster.levels)
+    scores = np.stack([np.bincount(cluster.codes, column * weighted, minlength=count) for column in frame.X.T])
     return scores @ scores.T

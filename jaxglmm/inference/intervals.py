@@ -76,5 +76,5 @@ def wald(state, parameter: Parameter, quantile: float) -> tuple[float, float]:
 
 
 def _on_boundary(state, parameter) -> bool:
-    factor = state.estimate.factors[0]
+    factor = state.factor
     return any(factor[a, a] == 0 for a in parameter.block)

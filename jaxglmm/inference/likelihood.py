@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.gaussian_expansion import expand
 from jaxglmm.optimise.marginal_fit import padded_nodes
@@ -40,7 +39,7 @@ class Coordinates:
     even : bool (m,)
         Diagonal entries of Lambda, in which the likelihood is even.
     order : (S,)
-        Effects in the order in which Lambda takes them.
+        Effects of all terms, in the order in which Lambda takes them.
     """
 
     x: np.ndarray
@@ -67,7 +66,7 @@ def coordinates(state, first: int | None = None) -> Coordinates:
             np.append(estimate.beta, state.log_dispersion), p, (np.zeros(0, int),) * 2,
             np.concatenate([np.ones(p, bool), phi]), np.zeros(p + 1, bool), np.zeros(0, int),
         )  # fmt: skip
-    covariance, factor = Covariance(state.terms[0].blocks), estimate.factors[0]
+    covariance, factor = state.structure, state.factor
     order = np.arange(covariance.n_effects)
     if first is not None:
         block = next(list(block) for block in covariance.blocks if first in block)

@@ -17,7 +17,8 @@ class Parameter:
         A fixed effect's, "sd[Intercept|g]", "cor[x,Intercept|g]", or the dispersion's.
     kind : {"beta", "sd", "cor", "dispersion"}
     effects : tuple of int
-        (r,) for the sd of effect r, (r, s) for the correlation of effects r > s; (j,) for fixed effect j.
+        (r,) for the sd of effect r, (r, s) for the correlation of effects r > s, counted over all terms; (j,) for
+        fixed effect j.
     block : tuple of int
         Effects that covary with it.
     """
@@ -33,14 +34,12 @@ def parameters(state) -> list[Parameter]:
     out = [Parameter(name, "beta", (j,)) for j, name in enumerate(state.spec.fixed.names)]
     at = coordinates(state)
     held = not (at.free[at.p : -1].any() or state.estimate.convergence.singular)
-    for term in () if held else state.terms:
-        for block in term.blocks:
-            for i, r in enumerate(block):
-                out += [
-                    Parameter(f"cor[{term.names[r]},{term.names[s]}|{term.group}]", "cor", (r, s), block)
-                    for s in block[:i]
-                ]
-                out.append(Parameter(f"sd[{term.names[r]}|{term.group}]", "sd", (r,), block))
+    names = [(name, term.group) for term in state.terms for name in term.names]
+    for block in () if held else state.structure.blocks:
+        for i, r in enumerate(block):
+            name, group = names[r]
+            out += [Parameter(f"cor[{name},{names[s][0]}|{group}]", "cor", (r, s), block) for s in block[:i]]
+            out.append(Parameter(f"sd[{name}|{group}]", "sd", (r,), block))
     if state.family.dispersion_name is not None:
         out.append(Parameter(state.family.dispersion_name, "dispersion"))
     return out
@@ -53,7 +52,7 @@ def value(parameter: Parameter, state) -> float:
         return float(estimate.beta[parameter.effects[0]])
     if parameter.kind == "dispersion":
         return float(estimate.dispersion)
-    sigma = state.covariances[0]
+    sigma = state.factor @ state.factor.T
     if parameter.kind == "sd":
         return float(np.sqrt(sigma[parameter.effects[0], parameter.effects[0]]))
     r, s = parameter.effects
@@ -70,7 +69,7 @@ def slope(parameter: Parameter, state) -> np.ndarray:
     elif parameter.kind == "dispersion":
         out[-1] = 1.0
     else:
-        factor = state.estimate.factors[0]
+        factor = state.factor
         by_factor = np.zeros_like(factor)
         r, s = parameter.effects[0], parameter.effects[-1]
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,5 +1,7 @@
 """The covariance of one factor's effects, b = Lambda u with u ~ N(0, I), and its unconstrained parameters."""
 
+from collections.abc import Iterable
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,15 @@ class Covariance(eqx.Module):
     """
 
     blocks: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    @classmethod
+    def joined(cls, parts: Iterable["Covariance"]) -> "Covariance":
+        """That of several factors' effects side by side, in order; theta and the entries follow each other too."""
+        blocks, before = [], 0
+        for part in parts:
+            blocks += [tuple(before + a for a in block) for block in part.blocks]
+            before += part.n_effects
+        return cls(tuple(blocks))
 
     @property
     def n_effects(self) -> int:

@@ -1,0 +1,65 @@
+"""jaxglmm."""
+
+
+def describe():
+    """Version, and whether the native library is loaded."""
+    import jaxglmm
+
+    return {"version": jaxglmm.__version__, "native": str(jaxglmm.native_status())}
+
+
+def table(arrays):
+    """The arrays as a mapping of columns: y, g and x1, x2, ...; the constant first column is the intercept."""
+    columns = {f"x{j}": column for j, column in enumerate(arrays["X"]) if j}
+    return {"y": arrays["y"], "g": arrays["g"], **columns}
+
+
+def formula(arrays, spec):
+    """`y ~ x1 + ... + (1 | g)`, with a slope on x1 where the case has one."""
+    fixed = " + ".join(f"x{j}" for j in range(1, len(arrays["X"]))) or "1"
+    return f"y ~ {fixed} + ({'1 + x1' if spec.get('slope') else '1'} | g)"
+
+
+def told(fit):
+    """What the table shows of a fit."""
+    return {
+        "objective": fit.loglik,
+        "sd": [row["sd"] for row in fit.varcorr],
+        "intercept": next(iter(fit.fixef.values())),
+        "se": next(iter(fit.fixef_se.values())),
+        "passes": fit.convergence.passes,
+        "decrement": fit.convergence.decrement,
+    }
+
+
+def mixed(arrays, spec):
+    """One grouping factor; standard errors and group effects are part of a fit."""
+    import jaxglmm
+
+    data, text, nodes = table(arrays), formula(arrays, spec), spec.get("nodes", 1)
+    family = {"gamma": "Gamma"}.get(spec["family"])
+    family = jaxglmm.Gamma(link="log") if family else spec["family"]
+    exact = spec["family"] == "gaussian"
+    method = {} if exact else {"method": "laplace"} if nodes == 1 else {"method": "agq", "n_agq": nodes}
+
+    def run():
+        return told(jaxglmm.fit(text, data, family=family, progress=False, **method))
+
+    return run
+
+
+def cold_start(arrays, spec):
+    """`jaxglmm fit` in a process of its own; its stored programs are those of earlier runs."""
+    import json
+    import subprocess
+    import sys
+
+    start = "import sys; from jaxglmm.cli import main; sys.exit(main())"
+    command = [sys.executable, "-P", "-c", start, "fit", spec["formula"], "data.csv", "--family", "binomial"]
+    command += ["--method", "laplace", "--json"]
+
+    def run():
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {"objective": json.loads(done.stdout)["loglik"]}
+
+    return run

@@ -1,0 +1,53 @@
+"""Data sets that several suites share, as columns: (p, n) arrays whose rows are the columns of a table."""
+
+import numpy as np
+
+
+def members(
+    groups: int, *, columns: int = 20, tau: float = 0.8, family: str = "binomial", slope: float = 0.0, seed: int = 0,
+    shuffled: bool = True,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Rows of many small groups.
+
+    Group sizes are 1 + NegativeBinomial(2, 1/2), 3 in the mean; the columns are standard normal, the first constant;
+    coefficients 0.3 N(0, 1) with intercept -1; a random intercept of standard deviation `tau` and, where `slope` is
+    not 0, an independent slope of that standard deviation on the second column.
+
+    Returns
+    -------
+    dict
+        `y` (n,), `X` (columns, n), `g` (n,) int64 identifiers that are neither dense nor sorted.
+    """
+    rng = np.random.default_rng(seed)
+    counts = 1 + rng.negative_binomial(2, 0.5, size=groups)
+    n = int(counts.sum())
+    codes = np.repeat(np.arange(groups), counts)
+    X = rng.standard_normal((columns, n))
+    X[0] = 1.0
+    beta = 0.3 * rng.standard_normal(columns)
+    beta[0] = -1.0
+    eta = beta @ X + tau * rng.standard_normal(groups)[codes]
+    if slope:
+        eta += slope * rng.standard_normal(groups)[codes] * X[1]
+    y = _response(rng, family, eta)
+    identifiers = 1_000_003 + 7 * codes.astype(np.int64)
+    if shuffled:
+        order = rng.permutation(n)
+        y, X, identifiers = y[order], np.ascontiguousarray(X[:, order]), identifiers[order]
+    return {"y": y, "X": X, "g": identifiers}
+
+
+def _response(rng, family, eta):
+    """Draws with the family's own link, a log link for positive responses; dispersions are 2, and 1 for the normal."""
+    if family == "binomial":
+        return (rng.random(len(eta)) < 1 / (1 + np.exp(-eta))).astype(float)
+    if family == "gaussian":
+        return eta + rng.standard_normal(len(eta))
+    mu = np.exp(np.minimum(eta, 10))
+    if family == "poisson":
+        return rng.poisson(mu).astype(float)
+    if family == "negativebinomial":
+        return rng.poisson(mu * rng.gamma(2.0, 0.5, len(mu))).astype(float)
+    if family == "gamma":
+        return rng.gamma(2.0, mu / 2.0)
+    raise ValueError(f"there is no simulation for the family {family!r}")

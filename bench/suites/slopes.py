@@ -1,0 +1,17 @@
+"""What a correlated slope costs beside the intercept alone."""
+
+from bench.simulate import members
+from bench.suites import Case
+
+
+TITLE = "logistic regression, (1 | g) and (1 + x | g), Laplace"
+SIZES = (10_000,)
+PEERS = ("jaxglmm", "glmm", "glmmTMB")
+
+
+def cases(size, seed=0):
+    """The same rows with one and with two effects a group."""
+    arrays = members(size, slope=0.5, seed=seed)
+    spec = {"family": "binomial", "nodes": 1}
+    yield Case(f"(1 | g), {size:,} groups", size, "mixed", arrays, spec)
+    yield Case(f"(1 + x | g), {size:,} groups", size, "mixed", arrays, spec | {"slope": True})

@@ -1,0 +1,77 @@
+"""The benchmarks: their command line, the way contenders are run, and what is written, all at a tiny size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench import contest, report, suites  # noqa: E402
+from bench.peers import CONTENDERS  # noqa: E402
+from bench.simulate import members  # noqa: E402
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_every_suite_says_what_the_command_needs(name):
+    suite = suites.load(name)
+    assert suite.TITLE and suite.SIZES and callable(suite.cases)
+    assert set(suite.PEERS) <= set(CONTENDERS)
+
+
+def test_a_suite_measures_and_writes_what_it_found(tmp_path):
+    """Ours and scikit-learn on the same 60 groups; the model without random effects fits worse."""
+    command = [sys.executable, "-m", "bench", "members", "--sizes", "60", "--runs", "1", "--peers", "jaxglmm,sklearn"]
+    command += ["--patience", "0", "--plain", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "members.json").read_text())
+    ours, sklearn = found["cases"][0]["contenders"]
+    assert ours["status"] == sklearn["status"] == "done"
+    assert ours["seconds"][0] < ours["first"]  # which compiles
+    assert ours["result"]["objective"] > sklearn["result"]["objective"]
+    assert ours["result"]["decrement"] < 1e-10
+    assert found["facts"]["threads"]["OMP_NUM_THREADS"] == "2"
+    assert (tmp_path / "members.png").read_bytes().startswith(b"\x89PNG")
+    assert "objective" in done.stdout and "no random effects" in done.stdout
+
+
+def test_a_peer_that_is_not_installed_is_named(tmp_path):
+    settings = contest.Settings(runs=1, patience=0, rscript=None, peers_python=None)
+    case = suites.Case("tiny", 10, "mixed", members(10, columns=2), {"family": "binomial"})
+    entries = contest.contest(case, ["gpboost", "glmer"], settings)
+    assert [entry.status for entry in entries] == ["missing: no --peers-python", "missing: no Rscript"]
+    console = pytest.importorskip("rich.console").Console(record=True, width=130)
+    console.print(report.table(case, entries))
+    assert "missing: no Rscript" in console.export_text()
+
+
+def test_ours_without_its_library_is_refused_unless_plain_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXGLMM_NATIVE", "off")
+    case = suites.Case("tiny", 10, "mixed", members(10, columns=2), {"family": "binomial"})
+    with pytest.raises(contest.NotNative, match="JAXGLMM_NATIVE=off"):
+        contest.contest(case, ["jaxglmm"], contest.Settings(runs=1, patience=0))
+
+
+def test_a_worse_objective_is_remarked():
+    entries = [
+        contest.Entry("jaxglmm", "done", seconds=[1.0], loads=[0.0], result={"objective": -10.0}),
+        contest.Entry("gpboost", "done", seconds=[3.0], loads=[2.0], result={"objective": -10.5}),
+    ]
+    case = suites.Case("case", 1, "mixed", {})
+    assert report.remarks(case, entries[0], entries) == []
+    assert report.remarks(case, entries[1], entries) == ["objective worse by 0.5", "busy machine: 2.0 cores"]
+
+
+def test_members_are_what_they_are_said_to_be():
+    arrays = members(20_000, seed=1)
+    y, X, g = arrays["y"], arrays["X"], arrays["g"]
+    counts = np.unique(g, return_counts=True)[1]
+    assert len(counts) == 20_000 and abs(counts.mean() - 3) < 0.05
+    assert X.shape == (20, len(y)) and (X[0] == 1).all() and abs(X[1:].std() - 1) < 0.01
+    assert set(y.tolist()) == {0.0, 1.0}
