@@ -111,7 +111,7 @@ def fit(
     """
     began = time.perf_counter()
     family = get_family(family)
-    _check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
+    check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
@@ -135,7 +135,13 @@ def fit(
     return Fit.from_training(problem, estimate, posteriors)
 
 
-def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+    """Refuse arguments of `fit` that do not go together.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
     if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or not 1 <= n_agq <= MOST_NODES):
@@ -207,15 +213,7 @@ def estimate_problem(
     if term is None:
         glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
         return glm_estimate(problem, glm), ()
-    n_effects = term.z.shape[0]
-    auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
-    nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
-    if method == "agq" and n_agq is None:
-        nodes = NODE_LADDER.get(n_effects, (9,))[0]
-    if nodes > 1 and n_effects > 3:
-        raise DataError(
-            f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
-        )
+    nodes, auto = choose_nodes(method, n_agq, frame.terms)
     start = Start()
     if factor is None and method != "joint":
         start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
@@ -231,6 +229,27 @@ def estimate_problem(
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
     return estimate, (marginal_posterior(problem, solution),)
+
+
+def choose_nodes(method: str, n_agq: int | None, terms) -> tuple[int, bool]:
+    """Nodes per effect for at most one term, and whether their number is to be found (`NODE_LADDER`).
+
+    Raises
+    ------
+    DataError
+    """
+    if not terms:
+        return 1, False
+    n_effects = terms[0].z.shape[0]
+    auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
+    nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
+    if method == "agq" and n_agq is None:
+        nodes = NODE_LADDER.get(n_effects, (9,))[0]
+    if nodes > 1 and n_effects > 3:
+        raise DataError(
+            f"quadrature takes up to 3 effects a group; {terms[0].group!r} has {n_effects}: use method='laplace'"
+        )
+    return nodes, auto
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):

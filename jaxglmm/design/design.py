@@ -176,7 +176,7 @@ def make_design(
     return Design(
         # A slot without a row needs some valid response; its weight is 0.
         y=layout.scatter(y, fill=y[0] if n else 0.0, dtype=dtype),
-        X=_scatter_columns(X, layout, scaling, dtype),
+        X=scatter_columns(X, layout, scaling, dtype),
         offset=layout.scatter(offset, dtype=dtype),
         weights=layout.scatter(weights, dtype=dtype),
         terms=terms,
@@ -185,7 +185,8 @@ def make_design(
     ), layout
 
 
-def _scatter_columns(X, layout, scaling, dtype):
+def scatter_columns(X, layout, scaling, dtype):
+    """Rows of X (n, p), scaled if there is a `scaling`, into slots (n_slots, p)."""
     out = np.zeros((layout.n_slots, X.shape[1]), dtype)
     # In pieces, so that scaled rows exist twice only a piece at a time.
     for begin in range(0, X.shape[0], 1 << 18):

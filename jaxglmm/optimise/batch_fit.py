@@ -5,7 +5,6 @@ What `optimise.marginal_fit` does for one fit, in the same coordinates and by th
 are fitted again one by one, by that very code.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -75,7 +74,7 @@ class BatchSolution:
 
 def fit_lanes(
     family, batch: Batch, *, intercept: int | None, names, n_agq: int = 1, auto: bool = False, tol: float = 1e-12,
-    max_iterations: int = 100, callback: Callable | None = None,
+    max_iterations: int = 100,
 ) -> BatchSolution:  # fmt: skip
     """Fit every lane; at most `CAPACITIES[-1]` of them. Needs x64.
 
@@ -85,8 +84,6 @@ def fit_lanes(
         Nodes per effect; 1 is Laplace.
     auto : bool
         Climb `NODE_LADDER` in each lane until more nodes make no difference there.
-    callback : callable, optional
-        Called with the share of the work that is done, roughly.
     """
     fitter = _Fitter(family, batch, intercept, names, tol, max_iterations)
     fitter.fit_glm()
@@ -183,7 +180,7 @@ class _Fitter:
             n_agq=np.zeros(self.B, int), singular=np.zeros(self.B, bool), score=np.full(self.B, np.nan),
             reasons=[None] * self.B,
         )  # fmt: skip
-        self.again = np.zeros(self.B, bool)
+        self.again, self.converged = np.zeros(self.B, bool), np.zeros(self.B, bool)
 
     def open(self) -> np.ndarray:
         """Lanes that have neither failed nor been put off."""
@@ -285,7 +282,7 @@ class _Fitter:
         )  # fmt: skip
         self.x[which] = result.x
         self.out.n_agq[which] = n_agq
-        self.store(which, result, self.out.free[which] | self.all_free)
+        self.store(which, result, np.tile(self.all_free, (len(which), 1)))
 
     def store(self, which, result: BatchResult, free):
         J = self.jacobian[which]
@@ -294,8 +291,6 @@ class _Fitter:
         self.out.hessian[which] = np.swapaxes(back, 1, 2) @ result.hessian @ back
         self.out.value[which], self.out.decrement[which] = result.value, np.maximum(result.decrement, 0.0)
         self.out.free[which] = free
-        if not hasattr(self, "converged"):
-            self.converged = np.zeros(self.B, bool)
         self.converged[which] = result.converged
 
     def agrees(self, which, nodes):

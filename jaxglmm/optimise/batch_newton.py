@@ -53,7 +53,6 @@ def maximise_many(
     even: np.ndarray,
     tol: float = 1e-12,
     max_iterations: int = 100,
-    callback: Callable | None = None,
 ) -> BatchResult:
     """Maximise B functions of m parameters.
 
@@ -70,8 +69,6 @@ def maximise_many(
         Largest Newton decrement at which to stop.
     max_iterations : int
         Evaluations of a lane after its first.
-    callback : callable, optional
-        Called each round with the number of lanes that have finished.
 
     Returns
     -------
@@ -84,8 +81,6 @@ def maximise_many(
     radius, decrement, move = np.full(B, np.inf), np.full(B, np.inf), np.zeros_like(x)
     reason = np.where(np.isfinite(value), _RUNNING, _NOT_FINITE)
     for iteration in range(max_iterations + 1):
-        if callback is not None:
-            callback(int(np.sum(reason != _RUNNING)))
         a = np.flatnonzero(reason == _RUNNING)
         if not len(a):
             break
