@@ -25,7 +25,9 @@ TABLES = {
     "pyarrow",
 }  # what only the room `formula` and the outside know
 CORE = ("model", "ops", "design", "modes", "objectives", "optimise")  # arrays in, arrays out
-PRESENTATION = {"batch", "batching", "fitted", "inference", "cli", "commands", "plots", "demo", "report", "doctor", "sklearn"}
+PRESENTATION = {
+    "batch", "batching", "fitted", "inference", "cli", "commands", "plots", "demo", "report", "doctor", "sklearn",
+}  # fmt: skip
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "ops": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,

@@ -79,9 +79,9 @@ class Parts:
         table = parquet.read_table(self._path(k)).to_pydict()
         if table["place"] != which.tolist():
             raise DataError(f"{self._path(k)} does not hold the fits that belong there: remove the folder")
-        block = lambda what: np.array([table[f"{what}[{name}]"] for name in self.names], float).reshape(-1, len(which)).T
+        block = lambda what: np.array([table[f"{what}[{name}]"] for name in self.names], float).T.copy()
         return LaneEstimates(
-            estimate=np.ascontiguousarray(block("estimate")), se=np.ascontiguousarray(block("se")),
+            estimate=block("estimate"), se=block("se"),
             reasons=table["failed"], **{name: np.array(table[name]) for name in _NUMBERS},
         )  # fmt: skip
 

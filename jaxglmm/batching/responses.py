@@ -23,6 +23,11 @@ def lanes_at_once(slots: int) -> int:
     return max([c for c in CAPACITIES if c * slots <= MOST_NUMBERS], default=CAPACITIES[0])
 
 
+def is_gaussian(family) -> bool:
+    """Whether the likelihood is that of cross products."""
+    return (family.name, family.link) == ("gaussian", "identity")
+
+
 def response_lanes(frame, family, options: Options, parameters):
     """What fits many responses of one frame: `at_once` of them by each call of `solve`."""
     return ResponseLanes(frame, family, options, parameters)
@@ -71,7 +76,8 @@ class ResponseLanes:
         frame, B = self.frame, len(Y)
         y = np.repeat(Y[:, :1], self.layout.n_slots, axis=1)  # a slot without a row needs some valid response
         y[:, self.layout.slot] = Y
-        constant = np.array([self.family.constant(row, frame.weights) for row in Y])
+        constant_of = self.family.constant  # looked up once: an equinox module makes a new object each time
+        constant = np.array([constant_of(row, frame.weights) for row in Y])
         stacked = eqx.tree_at(lambda d: (d.y, d.constant), self.design, (y, constant))
         n_agq, auto = choose_nodes(self.options.method, self.options.n_agq, frame.terms)
         solution = fit_lanes(

@@ -164,7 +164,7 @@ class StratumLanes:
         """Strata that are fitted together: of like size, the smallest first."""
         at = self.at
         scale = np.floor(np.log(np.maximum(at.rows, 1)) / np.log(_ALIKE)).astype(int)
-        order = np.lexsort((at.largest, at.groups, scale))
+        order = np.lexsort((at.groups, at.largest, scale))
         begin = 0
         while begin < len(order):
             lead = order[begin]
@@ -229,7 +229,6 @@ class StratumLanes:
         return ~np.isfinite(L).all((0, 1)) | constant.any(0)
 
     def _refusal(self, i: int) -> str | None:
-        label = self.strata.labels[i]
         if not self.at.rows[i]:
             return "no complete row"
         frame = self.strata.frame_of(i)
@@ -237,13 +236,13 @@ class StratumLanes:
             self.family.check_response(frame.y, frame.weights, frame.spec.formula.split("~")[0].strip())
             check_frame(frame, self.family)
         except DataError as error:
-            return f"{label}: {error}"
+            return str(error)
         return None
 
     # --- Fitting -------------------------------------------------------------------------------------------
 
     def _rows(self, which):
-        """Places in the sorted rows of some strata, stratum after stratum; lane of each; where those with rows begin."""
+        """Places in the sorted rows, stratum after stratum; lane of each; where those strata begin that have rows."""
         rows = self.at.rows[which]
         begins = np.cumsum(rows) - rows
         lane = np.repeat(np.arange(len(which)), rows)
@@ -264,13 +263,14 @@ class StratumLanes:
             packing = self._packing(which)
             slots, rank = packing.n_slots, self.at.rank[self.at.group[place]]
             slot = packing.slots(rank, self.at.within[place])
-            head = np.zeros((B, slots), bool)
             first = self.at.within[place] == 0
+            head = np.zeros((B, slots), bool)
             head[lane[first], slot[first]] = True
             index = packing.index(head)
         weights, X = frame.weights[rows], frame.X[rows]
         center, scale = _scaling(X, weights, begins, self.intercept)
-        fill = lambda values, start=0.0: _fill(values, lane, slot, B, slots, start)
+        at = lane * slots + slot
+        fill = lambda values, start=0.0: _fill(values, at, B, slots, start)
         z_scale, terms = np.ones((B, 0)), ()
         if self.term is not None:
             z = self.term.z[:, rows]
@@ -279,12 +279,12 @@ class StratumLanes:
             stacked = np.stack([fill(v / z_scale[lane, a]) for a, v in enumerate(z)], axis=1)
             terms = (RandomTerm(index, stacked, self.covariance),)
         scaled = (X - center[lane]) / scale[lane]
-        columns = np.zeros((B, slots, X.shape[1]))
-        columns[lane, slot] = scaled
+        columns = np.zeros((B * slots, X.shape[1]))
+        columns[at] = scaled
         y = frame.y[rows]
         design = Design(
-            y=fill(y, y[begins][:, None]), X=columns, offset=fill(frame.offset[rows]), weights=fill(weights),
-            terms=terms, index=index, constant=self._constants(y, weights, begins),
+            y=fill(y, y[begins][:, None]), X=columns.reshape(B, slots, -1), offset=fill(frame.offset[rows]),
+            weights=fill(weights), terms=terms, index=index, constant=self._constants(y, weights, begins),
         )  # fmt: skip
         owned = jax.tree.map(lambda v: v is not None, design)
         indices = lambda d: [d.index, *(term.index for term in d.terms)]
@@ -297,9 +297,7 @@ class StratumLanes:
         )  # fmt: skip
         T = columns_transform(center, scale, self.intercept)
         groups = self.at.groups[which] if self.term is not None else np.zeros(B, int)
-        return marginal_estimates(
-            solution, self.parameters, self.covariance, T, z_scale, self.at.rows[which], groups
-        )
+        return marginal_estimates(solution, self.parameters, self.covariance, T, z_scale, self.at.rows[which], groups)
 
     def _packing(self, which) -> Packing:
         """The envelope of some strata, its number of blocks rounded up so that batches share programs."""
@@ -314,13 +312,14 @@ class StratumLanes:
 
     def _constants(self, y, weights, begins):
         ends = np.append(begins[1:], len(y))
-        return np.array([self.family.constant(y[a:b], weights[a:b]) for a, b in zip(begins, ends, strict=True)])
+        constant = self.family.constant
+        return np.array([constant(y[a:b], weights[a:b]) for a, b in zip(begins, ends, strict=True)])
 
 
-def _fill(values, lane, slot, B, slots, start):
+def _fill(values, at, B, slots, start):
     out = np.empty((B, slots))
     out[:] = start
-    out[lane, slot] = values
+    out.reshape(-1)[at] = values
     return out
 
 

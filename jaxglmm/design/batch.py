@@ -5,7 +5,6 @@ of rank j has as many rows as any fit's has. Fits then share one group index, an
 its groups' ranks, the others having weight 0.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -103,7 +102,7 @@ def pack(sizes: np.ndarray) -> Packing:
         piece = np.full(long_blocks * across, n_long, np.int32)  # pad pieces are a group of their own
         piece[: pieces.sum()] = np.repeat(np.arange(n_long), pieces)
         first[:n_long], room[:n_long] = np.cumsum(pieces) - pieces, pieces * LONGEST
-    kind = np.searchsorted(SIZES, classes).astype(np.int32)
+    kind = np.searchsorted(np.array(SIZES), np.array(classes, int)).astype(np.int32)
     return Packing(kind, piece, block, n_short, long_blocks, long_groups, first, stride, room)
 
 
@@ -121,7 +120,7 @@ def _classes(sizes, block) -> list[int] | None:
 
 def _work(block, classes) -> int:
     """Vectors of rows that are gone through."""
-    return sum(c * -(-(block // c) // _WIDTH) for c in classes)
+    return sum((c + c * c / 16) * -(-(block // c) // _WIDTH) for c in classes)
 
 
 def ranked(counts: np.ndarray) -> np.ndarray:
@@ -171,8 +170,7 @@ class Batch(eqx.Module):
         """The design of one fit."""
         return eqx.combine(jax.tree.map(lambda v: v[i], self.own), self.shared)
 
-    def pieces(self, size: int) -> Iterator[tuple[slice, "Batch"]]:
-        """Consecutive parts of at most `size` fits, and which they are."""
-        for begin in range(0, self.size, size):
-            part = slice(begin, min(begin + size, self.size))
-            yield part, Batch(self.shared, jax.tree.map(lambda v, part=part: v[part], self.own))
+    def stacked(self, name: str) -> np.ndarray:
+        """(B, ...) an array of the designs, such as "y"; not a copy where it is shared."""
+        own, shared = getattr(self.own, name), getattr(self.shared, name)
+        return own if own is not None else np.broadcast_to(shared, (self.size, *np.shape(shared)))

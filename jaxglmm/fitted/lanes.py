@@ -58,7 +58,7 @@ class LaneEstimates:
         for field in fields(cls):
             both = [getattr(part, field.name) for part in parts]
             if field.name == "reasons":
-                flat, out = sum(both, []), [None] * len(order)
+                flat, out = [reason for part in both for reason in part], [None] * len(order)
                 for place, reason in zip(order.tolist(), flat, strict=True):
                     out[place] = reason
             else:

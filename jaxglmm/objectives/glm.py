@@ -32,47 +32,34 @@ def glm_evaluate(family, design, beta, log_phi):
 
     def body(total, head, rows, X):
         y, weight, offset, z = rows
-        eta = offset + jnp.matmul(X, beta, precision="highest")
-        d = family.derivatives(eta, y, weight, log_phi)
-        gradient = jnp.matmul(X.T, d.s, precision="highest")
-        information = jnp.matmul(X.T * d.w, X, precision="highest")
-        by_phi = lambda log_phi: family.dispersion_derivatives(eta, y, weight, log_phi)[:2]
-        if family.dispersion_name is None:
-            phi, cross, second = 0.0, jnp.zeros_like(beta), 0.0
-        else:
-            (l_phi, s_phi), (l_second, _) = jax.jvp(by_phi, (log_phi,), (jnp.ones_like(log_phi),))
-            phi, cross, second = (
-                jnp.sum(l_phi),
-                jnp.matmul(X.T, s_phi, precision="highest"),
-                jnp.sum(l_second),
-            )
-        score = spread = level = jnp.zeros(0, eta.dtype)
+        *sums, d = row_sums(family, X, y, weight, offset, beta, log_phi)
+        score = spread = level = jnp.zeros(0, y.dtype)
         if z.shape[0]:
-            sums, squares = total(jnp.stack([d.s * z, d.w * z * z]))
+            sums_s, squares = total(jnp.stack([d.s * z, d.w * z * z]))
             level = jnp.sum(d.w * z * z, axis=1)
-            score = 0.5 * (jnp.sum(jnp.where(head, sums**2, 0.0), axis=1) - level)
+            score = 0.5 * (jnp.sum(jnp.where(head, sums_s**2, 0.0), axis=1) - level)
             spread = jnp.sum(jnp.where(head, squares**2, 0.0), axis=1)
-        hessian = jnp.block([[-information, cross[:, None]], [cross[None, :], jnp.full((1, 1), second)]])
-        return (jnp.sum(d.l), jnp.append(gradient, phi), hessian, (score, spread, level)), ()
+        return (*sums, (score, spread, level)), ()
 
     rows = (design.y, design.weights, design.offset, z)
     return map_groups(body, design.index, rows, design.X)[0]
 
 
-def row_information(family, design, psi):
-    """How large rows and their information are at psi = (beta, log dispersion).
-
-    Returns
-    -------
-    level : (S,)
-        Sum of z^2 w of each effect.
-    rows : ()
-        Number of rows of positive weight.
-    largest : ()
-        Largest |eta| of them.
-    """
-    eta = design.offset + jnp.matmul(design.X, psi[:-1], precision="highest")
-    w = family.derivatives(eta, design.y, design.weights, psi[-1]).w
-    level = jnp.stack([jnp.sum(w * z * z) for term in design.terms for z in term.z]) if design.terms else jnp.zeros(0)
-    live = design.weights > 0
-    return level, jnp.sum(live), jnp.max(jnp.where(live, jnp.abs(eta), 0.0))
+def row_sums(family, X, y, weight, offset, beta, log_phi):
+    """Value (), gradient (p + 1,) and Hessian (p + 1, p + 1) in (beta, log dispersion), and the rows' derivatives."""
+    eta = offset + jnp.matmul(X, beta, precision="highest")
+    d = family.derivatives(eta, y, weight, log_phi)
+    gradient = jnp.matmul(X.T, d.s, precision="highest")
+    information = jnp.matmul(X.T * d.w, X, precision="highest")
+    by_phi = lambda log_phi: family.dispersion_derivatives(eta, y, weight, log_phi)[:2]
+    if family.dispersion_name is None:
+        phi, cross, second = 0.0, jnp.zeros_like(beta), 0.0
+    else:
+        (l_phi, s_phi), (l_second, _) = jax.jvp(by_phi, (log_phi,), (jnp.ones_like(log_phi),))
+        phi, cross, second = (
+            jnp.sum(l_phi),
+            jnp.matmul(X.T, s_phi, precision="highest"),
+            jnp.sum(l_second),
+        )
+    hessian = jnp.block([[-information, cross[:, None]], [cross[None, :], jnp.full((1, 1), second)]])
+    return jnp.sum(d.l), jnp.append(gradient, phi), hessian, d

@@ -5,7 +5,7 @@ What `optimise.marginal_fit` does for one fit, in the same coordinates and by th
 are fitted again one by one, by that very code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import jax
@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxglmm.design.batch import Batch
 from jaxglmm.errors import ConvergenceError, DataError
-from jaxglmm.objectives.evaluate_many import evaluate_glm_many, evaluate_many, information_many
+from jaxglmm.model.covariance import Covariance
+from jaxglmm.objectives.evaluate_many import GroupSpread, evaluate_glm_many, evaluate_many, group_spread_many
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
 from jaxglmm.optimise.marginal_fit import (
     BOUNDED_LINKS,
@@ -31,7 +32,9 @@ from jaxglmm.optimise.marginal_fit import (
 
 
 # Lanes that are evaluated together: as fewer remain they move to smaller arrays, one program for each size.
-CAPACITIES = (8, 32, 128, 512, 2048)
+CAPACITIES = (8, 64, 512)
+# Decrement at which a fit without random effects is good for a start.
+_LOOSE = 1e-3
 # A linear predictor of this size may mean a perfect prediction (`check_separation` decides).
 _LARGE_ETA = 12.0
 
@@ -54,8 +57,6 @@ class BatchSolution:
     n_agq : int (B,)
         Nodes per effect; 0 without random effects.
     singular : bool (B,)
-    score : (B,)
-        Derivative of the value in the variance at zero; NaN unless there is one effect a group.
     reasons : list of str or None
         Why a fit failed; None where it did not.
     """
@@ -68,7 +69,6 @@ class BatchSolution:
     evaluations: np.ndarray
     n_agq: np.ndarray
     singular: np.ndarray
-    score: np.ndarray
     reasons: list
 
 
@@ -102,7 +102,7 @@ class _Lanes:
         self.family, self.B = family, batch.size
         self.shared, self.own = jax.device_put(batch.shared), jax.device_put(batch.own)
         design = batch.lane(0)
-        self.S, self.slots = (design.terms[0].z.shape if design.terms else (0, 0))
+        self.S, self.slots = design.terms[0].z.shape if design.terms else (0, 0)
         self.modes = jnp.zeros((self.B, self.S, self.slots))
         self.evaluations = np.zeros(self.B, int)
         self._hold(np.arange(self.B))
@@ -133,17 +133,16 @@ class _Lanes:
         return [np.asarray(v)[self.place[which]] for v in found]
 
     def glm(self, which, psi):
-        """Without random effects, which the designs do not have."""
+        """Without random effects, whether the designs have them or not."""
         points = self._points(which, psi)
         found = evaluate_glm_many(self.family, self.shared, self.part, points)
         return [np.asarray(v)[self.place[which]] for v in found]
 
-    def information(self, psi):
+    def spread(self, psi) -> GroupSpread:
         """Of all lanes."""
-        which = np.arange(self.B)
-        points = self._points(which, psi)
-        found = information_many(self.family, self.shared, self.part, points)
-        return [np.asarray(v)[self.place[which]] for v in found]
+        points = self._points(np.arange(self.B), psi)
+        found = group_spread_many(self.family, self.shared, self.part, points)
+        return jax.tree.map(lambda v: np.asarray(v)[self.place], found)
 
 
 @jax.jit
@@ -165,8 +164,8 @@ class _Fitter:
         self.lanes = _Lanes(family, batch)
         design = batch.lane(0)
         self.B, self.p, self.S = batch.size, design.X.shape[1], self.lanes.S
-        self.covariance = design.terms[0].covariance if self.S else None
-        diagonal = self.covariance.diagonal if self.covariance else np.zeros(0, bool)
+        self.covariance = design.terms[0].covariance if self.S else Covariance(())
+        diagonal = self.covariance.diagonal
         self.part = slice(self.p, self.p + len(diagonal))
         m = self.p + len(diagonal) + 1
         self.even = np.concatenate([np.zeros(self.p, bool), diagonal, [False]])
@@ -177,7 +176,7 @@ class _Fitter:
             psi=np.full((self.B, m), np.nan), free=np.tile(self.all_free, (self.B, 1)),
             hessian=np.full((self.B, m, m), np.nan), value=np.full(self.B, np.nan),
             decrement=np.full(self.B, np.nan), evaluations=self.lanes.evaluations,
-            n_agq=np.zeros(self.B, int), singular=np.zeros(self.B, bool), score=np.full(self.B, np.nan),
+            n_agq=np.zeros(self.B, int), singular=np.zeros(self.B, bool),
             reasons=[None] * self.B,
         )  # fmt: skip
         self.again, self.converged = np.zeros(self.B, bool), np.zeros(self.B, bool)
@@ -189,35 +188,35 @@ class _Fitter:
     # --- Without random effects ----------------------------------------------------------------------------
 
     def fit_glm(self):
-        x0 = np.zeros((self.B, len(self.even)))
-        for i in range(self.B):
-            self._start(self.batch.lane(i), x0[i])
-        free = self.all_free & ~np.isin(np.arange(len(self.even)), np.arange(len(self.even))[self.part])
-        if self.S:
-            nodes = padded_nodes(1, self.S)
-            evaluate = lambda which, x: self.lanes(which, x, nodes)
-        else:
-            evaluate = self.lanes.glm
-        result = maximise_many(evaluate, x0, free=free, even=np.zeros_like(self.even), tol=self.tol)
-        self.glm = result
-        self.store(np.arange(self.B), result, np.tile(free, (self.B, 1)))
-        at = np.concatenate([result.x[:, : self.p], result.x[:, -1:]], 1)
-        self.level, self.rows, largest = self.lanes.information(at)
-        for i in np.flatnonzero(~(largest < _LARGE_ETA)):
-            one = SimpleNamespace(x=result.x[i], step=result.step[i])
+        """Without random effects; loosely where that is only a start."""
+        self.glm = self.climb_glm(np.arange(self.B), self._start(), _LOOSE if self.S else self.tol)
+        self.groups = self.lanes.spread(self.glm.x)
+        for i in np.flatnonzero(~(self.groups.largest < _LARGE_ETA)):
+            one = SimpleNamespace(x=self.glm.x[i], step=self.glm.step[i])
             self.attempt(i, lambda i=i, one=one: check_separation(self.batch.lane(i), one, self.names, self.intercept))
         if not self.S:
-            self.again |= ~result.converged
-        elif self.S == 1:
-            # Half the second derivative in tau at zero is the derivative in the variance.
-            self.out.score = 0.5 * result.hessian[:, self.p, self.p]
+            self.store(np.arange(self.B), self.glm, np.tile(self.all_free, (self.B, 1)))
+            self.again |= ~self.glm.converged
 
-    def _start(self, design, x):
-        eta, x[-1] = self.family.start(design.y, design.weights)
+    def climb_glm(self, which, x, tol) -> BatchResult:
+        """In (beta, log dispersion)."""
+        return maximise_many(
+            lambda k, x: self.lanes.glm(which[k], x), x, free=np.append(np.ones(self.p, bool), self.all_free[-1]),
+            even=np.zeros(self.p + 1, bool), tol=tol, max_iterations=self.max_iterations,
+        )  # fmt: skip
+
+    def _start(self):
+        """Where the fits without random effects begin, as in `marginal_fit.fit_glm`."""
+        x = np.zeros((self.B, self.p + 1))
+        y, weights, offset = (self.batch.stacked(name) for name in ("y", "weights", "offset"))
+        start = self.family.start  # looking up a method of an equinox module takes longer than this one does
+        eta, x[:, -1] = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
         if self.intercept is not None:
-            x[self.intercept] = eta - np.average(design.offset, weights=design.weights)
+            x[:, self.intercept] = eta - np.einsum("bn,bn->b", offset, weights) / np.sum(weights, 1)
         elif self.family.positive_eta and self.p:
-            x[: self.p] = np.linalg.lstsq(design.X, np.full(len(design.y), eta), rcond=None)[0]
+            for i, X in enumerate(self.batch.stacked("X")):
+                x[i, : self.p] = np.linalg.lstsq(X, np.full(len(X), eta[i]), rcond=None)[0]
+        return x
 
     def attempt(self, i, check):
         """Keep why a check refuses a lane."""
@@ -232,19 +231,18 @@ class _Fitter:
         a = self.open()
         if self.S == 1:
             with np.errstate(invalid="ignore", divide="ignore"):
-                base = np.sqrt(self.rows / self.level[:, 0])
-                first = np.sqrt(np.maximum(2 * self.out.score * self.groups(), 0.0)) / self.level[:, 0]
+                base = np.sqrt(self.groups.rows / self.groups.level[:, 0])
+                first = np.sqrt(np.maximum(2 * self.groups.score / self.groups.spread, 0.0))
             self.jacobian[:, self.p, self.p] = base
-            factor = np.clip(first / base, 0.1, 1.0)[:, None]
+            factor = np.clip(first / base[:, None], 0.1, 1.0)
         else:
             rows, columns = self.covariance.entries
             for i in a:
-                base = base_factor(self.batch.lane(i), (None, None, self.level[i]))
+                base = base_factor(self.batch.lane(i), (None, None, self.groups.level[i]))
                 block = base[np.ix_(rows, rows)] * (columns[:, None] == columns[None, :])
                 self.jacobian[i, self.part, self.part] = block
             factor = np.tile(self.covariance.raw(np.eye(self.S)), (self.B, 1))
-        self.x = self.glm.x.copy()
-        self.x[:, self.part] = factor
+        self.x = np.concatenate([self.glm.x[:, : self.p], factor, self.glm.x[:, self.p :]], 1)
         if not auto:
             self.climb(a, n_agq)
             return
@@ -257,12 +255,6 @@ class _Fitter:
             a = a[~self.agrees(a, padded_nodes(above, self.S))]
             if not len(a):
                 break
-
-    def groups(self):
-        """Groups of each lane."""
-        head = self.batch.own.terms[0].index.head
-        head = self.batch.shared.terms[0].index.head[None] if head is None else head
-        return np.sum(np.asarray(head), axis=-1)
 
     def at(self, which, x, nodes):
         """Values, gradients and Hessians in x, with psi = J x."""
@@ -278,11 +270,15 @@ class _Fitter:
         nodes = padded_nodes(n_agq, self.S)
         result = maximise_many(
             lambda k, x: self.at(which[k], x, nodes), self.x[which], free=self.all_free, even=self.even,
-            tol=tol or self.tol, max_iterations=self.max_iterations,
+            tol=tol or self.tol, max_iterations=self.max_iterations, stop=self.nothing if self.S == 1 else None,
         )  # fmt: skip
         self.x[which] = result.x
         self.out.n_agq[which] = n_agq
         self.store(which, result, np.tile(self.all_free, (len(which), 1)))
+
+    def nothing(self, which, x):
+        """Where zero is as good as the only effect; what is decided in the end is decided by values (`settle`)."""
+        return np.abs(x[:, self.p]) < NOTHING
 
     def store(self, which, result: BatchResult, free):
         J = self.jacobian[which]
@@ -309,27 +305,31 @@ class _Fitter:
     def settle(self):
         """Hold at zero what is as good there, and put off what takes more than that."""
         a = self.open()
-        value, glm = self.out.value[a], self.glm.value[a]
-        with np.errstate(invalid="ignore"):
-            better = glm > value + 1e-9 * np.abs(glm)
+        size = np.abs(self.x[a][:, self.part][:, self.covariance.diagonal])
+        # The fit without random effects is within this of its optimum.
+        rival = (size < LITTLE).any(1) | (self.glm.value[a] + _LOOSE > self.out.value[a])
         if self.S > 1:
-            size = np.abs(self.x[a][:, self.part][:, self.covariance.diagonal])
-            self.again[a] = ~self.converged[a] | (size < LITTLE).any(1) | better | self._turned(a)
+            self.again[a] = ~self.converged[a] | rival | self._turned(a)
             return
-        tau = self.x[a, self.p]
-        as_good = (np.abs(tau) < NOTHING) & (glm >= value - 1e-10 * (1 + np.abs(value)))
-        zero = self.glm.converged[a] & (as_good | better)
+        self.again[a] = ~self.converged[a] & ~rival
+        a = a[rival]
+        if not len(a):
+            return
+        glm = self.climb_glm(a, self.glm.x[a], self.tol)
+        value = self.out.value[a]
+        with np.errstate(invalid="ignore"):
+            as_good = (np.abs(self.x[a, self.p]) < NOTHING) & (glm.value >= value - 1e-10 * (1 + np.abs(value)))
+            zero = glm.converged & (as_good | (glm.value > value + 1e-9 * np.abs(glm.value)))
         self.again[a] = ~self.converged[a] & ~zero
-        self.out.psi[a, self.p] = np.abs(self.out.psi[a, self.p])
-        z = a[zero]
-        self.out.singular[z] = True
-        n_agq = self.out.n_agq[z]
-        part = BatchResult(**{name: array[z] for name, array in vars(self.glm).items()})
-        self.jacobian[z] = np.eye(len(self.even))
-        free = np.tile(self.all_free, (len(z), 1))
-        free[:, self.p] = False
-        self.store(z, part, free)
-        self.out.n_agq[z] = n_agq
+        self._hold_at_zero(a[zero], BatchResult(**{name: array[zero] for name, array in vars(glm).items()}))
+
+    def _hold_at_zero(self, which, glm: BatchResult):
+        wide = lambda v: np.concatenate([v[..., : self.p], np.zeros((*v.shape[:-1], 1)), v[..., self.p :]], -1)
+        tall = np.swapaxes(wide(np.swapaxes(wide(glm.hessian), 1, 2)), 1, 2)
+        free = np.tile(self.all_free, (len(which), 1))
+        free[:, self.p], self.out.singular[which] = False, True
+        self.jacobian[which] = np.eye(len(self.even))
+        self.store(which, replace(glm, x=wide(glm.x), hessian=tall), free)
 
     def _turned(self, a):
         """Lanes whose factor has a negative diagonal."""
@@ -337,8 +337,10 @@ class _Fitter:
 
     def check_growth(self):
         """Random effects of a size beyond any that the link can show are fitted again, for the reason."""
+        a = self.open()
+        if self.S == 1:
+            self.out.psi[a, self.p] = np.abs(self.out.psi[a, self.p])
         if self.S == 1 and self.family.link in BOUNDED_LINKS:
-            a = self.open()
             # z is scaled to unit mean square.
             self.again[a] |= ~(np.abs(self.out.psi[a, self.p]) < LARGEST_SD)
 

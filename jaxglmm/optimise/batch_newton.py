@@ -13,8 +13,8 @@ from jaxglmm.ops import lanes
 from jaxglmm.optimise.newton import LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, RADIUS_SHRINKS
 
 
-REASONS = ("converged", "stalled", "limit", "not finite")
-_CONVERGED, _STALLED, _LIMIT, _NOT_FINITE, _RUNNING = 0, 1, 2, 3, 4
+REASONS = ("converged", "stalled", "limit", "not finite", "stopped")
+_CONVERGED, _STALLED, _LIMIT, _NOT_FINITE, _STOPPED, _RUNNING = range(6)
 
 
 @dataclass
@@ -53,6 +53,7 @@ def maximise_many(
     even: np.ndarray,
     tol: float = 1e-12,
     max_iterations: int = 100,
+    stop: Callable | None = None,
 ) -> BatchResult:
     """Maximise B functions of m parameters.
 
@@ -69,19 +70,25 @@ def maximise_many(
         Largest Newton decrement at which to stop.
     max_iterations : int
         Evaluations of a lane after its first.
+    stop : callable, optional
+        (lanes (k,), x (k, m)) -> bool (k,): lanes that need not go on, "stopped".
 
     Returns
     -------
     BatchResult
     """
     x = np.array(x0, float)
-    B, m = x.shape
+    B = len(x)
     free = np.broadcast_to(free, x.shape)
     value, gradient, hessian = _checked(evaluate, np.arange(B), x)
     radius, decrement, move = np.full(B, np.inf), np.full(B, np.inf), np.zeros_like(x)
     reason = np.where(np.isfinite(value), _RUNNING, _NOT_FINITE)
     for iteration in range(max_iterations + 1):
         a = np.flatnonzero(reason == _RUNNING)
+        if stop is not None:
+            stopped = stop(a, x[a])
+            reason[a[stopped]] = _STOPPED
+            a = a[~stopped]
         if not len(a):
             break
         logged = even & free[a] & ~_falls_to_zero(x[a], gradient[a], hessian[a])
@@ -186,14 +193,15 @@ class _Quadratics:
 
     def _on_the_boundary(self, which, radius):
         """Steps of length `radius`: the shift of the eigenvalues by bisection (More & Sorensen 1983)."""
-        eigenvalues, vectors = np.linalg.eigh(self.scaled[which])
+        scaled: np.ndarray = self.scaled[which]
+        eigenvalues, vectors = np.linalg.eigh(scaled)
         along = np.einsum("bij,bi->bj", vectors, self.scaled_gradient[which])
         solve = lambda shift: along / (eigenvalues + shift[:, None])
         size = lambda v: np.linalg.norm(v, axis=1)
         low = np.maximum(0.0, -eigenvalues[:, 0]) + 1e-14 * np.maximum(1.0, np.abs(eigenvalues[:, -1]))
         short = solve(low)
         # The hard case: the gradient has no part along the direction of growth; add that direction.
-        hard = size(short) < radius
+        hard = np.asarray(size(short) < radius)
         missing = np.sqrt(np.maximum(radius**2 - np.sum(short**2, 1), 0.0))
         short[:, 0] += np.where(along[:, 0] >= 0, 1.0, -1.0) * np.where(hard, missing, 0.0)
         high = low + size(along) / radius
