@@ -37,6 +37,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
         NegativeBinomial as NegativeBinomial,
         Poisson as Poisson,
     )
+    from .model.penalties import ElasticNet as ElasticNet, Lasso as Lasso, Ridge as Ridge
     from .objectives.gaussian import GaussianMarginal as GaussianMarginal
     from .objectives.joint import JointLikelihood as JointLikelihood
     from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
@@ -63,6 +64,7 @@ _EXPORTS = {  # module -> its public names
     "formula.frame": ("model_frame",),
     "inference.anova": ("anova",),
     "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
+    "model.penalties": ("ElasticNet", "Lasso", "Ridge"),
     "objectives.gaussian": ("GaussianMarginal",),
     "objectives.joint": ("JointLikelihood",),
     "objectives.laplace": ("LaplaceMarginal",),

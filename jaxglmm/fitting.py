@@ -2,21 +2,25 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
+from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
+from jaxglmm.design.factor_products import FactorProducts, factor_products
 from jaxglmm.design.groups import Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
+from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
-from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
+from jaxglmm.optimise.gaussian_fit import factor_modes, fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
 from jaxglmm.optimise.report import (
     gaussian_estimate,
@@ -29,7 +33,15 @@ from jaxglmm.optimise.sample import Start, sampled_start
 from jaxglmm.progress import Progress
 
 
+if TYPE_CHECKING:
+    from jaxglmm.design.rows import RowDesign
+
+
 METHODS = ("auto", "laplace", "agq", "joint")
+# A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
+JOINT_TOLERANCE = 1e-20
+# A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
+_PLACED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Problem:
     """A model frame laid out for the optimiser: what a refit starts from.
 
     A Gaussian model with the identity link has `cross`, from which no evaluation touches a row again; others have
-    `design` and `layout`.
+    `design` and `layout`, or `rows` where there are several grouping factors.
     """
 
     frame: ModelFrame
@@ -45,13 +57,14 @@ class Problem:
     scaling: Scaling
     design: Design | None = None
     layout: Layout | None = None
-    cross: CrossProducts | None = None
+    cross: CrossProducts | FactorProducts | None = None
+    rows: "RowDesign | None" = None
 
 
 def fit(
     formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
-    penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double", tol=1e-12,
-    max_iterations=100, progress=None, throw=True,
+    penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double",
+    solver="auto", tol=1e-12, max_iterations=100, progress=None, throw=True,
 ) -> Fit:  # fmt: skip
     """Fit a generalized linear mixed model.
 
@@ -79,6 +92,11 @@ def fit(
         Prior weights; for proportions the numbers of trials.
     offset : str or array, optional
         Added to eta.
+    penalty : ElasticNet, optional
+        Penalty on the fixed effects: `jg.Ridge(lam)`, `jg.Lasso(lam)` or `jg.ElasticNet(lam, alpha)`, which state the
+        criterion. Standard errors are then those of the penalised information for ridge (the posterior's under the
+        normal prior that ridge is; they leave out the bias), and NaN for a lasso or elastic net. `fit.loglik` is the
+        log-likelihood without the penalty, `fit.df` the effective number of parameters.
     theta : dict, optional
         Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
     levels : dict, optional
@@ -86,6 +104,9 @@ def fit(
     full_rank : bool
         False keeps a dummy column for every level.
     precision : {"double"}
+    solver : {"auto", "separable", "schur", "krylov"}
+        With several grouping factors, how systems with all effects are solved; by default as the data's structure
+        calls for, which `fit.convergence.solver` tells.
     tol : float
         Newton decrement at which to stop.
     max_iterations : int
@@ -115,17 +136,27 @@ def fit(
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
-    framed = time.perf_counter()
+    framed = laid_out = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
-        problem = make_problem(frame, family, estimated=theta is None)
-        estimate, posteriors = estimate_problem(
-            problem, method=method, n_agq=n_agq, reml=reml, theta=theta, tol=tol, max_iterations=max_iterations,
-            callback=line.update,
-        )  # fmt: skip
+        if penalty is not None or prior is not None:
+            from jaxglmm.penalised import estimate_penalised
+
+            problem, estimate, posteriors = estimate_penalised(
+                frame, family, penalty=penalty, prior=prior, method=method, n_agq=n_agq, theta=theta,
+                max_iterations=max_iterations,
+            )  # fmt: skip
+        else:
+            problem = make_problem(frame, family, estimated=theta is None)
+            laid_out = time.perf_counter()
+            estimate, posteriors = estimate_problem(
+                problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
+                max_iterations=max_iterations, callback=line.update,
+            )  # fmt: skip
     convergence = estimate.convergence
     convergence.trace = line.steps
     convergence.timings["design"] = framed - began
-    convergence.timings["fit"] = time.perf_counter() - framed
+    convergence.timings["layout"] = laid_out - framed
+    convergence.timings["fit"] = time.perf_counter() - laid_out
     if throw and not convergence.converged:
         raise ConvergenceError(
             f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
@@ -152,8 +183,8 @@ def check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
     if precision != "double":
         raise NotYetError(f"precision must be 'double' for now; found {precision!r}")
-    if penalty is not None or prior is not None:
-        raise NotYetError("penalty= and prior= are not available yet: fit without them")
+    if reml and (penalty is not None or prior is not None):
+        raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
@@ -172,33 +203,51 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     ------
     DataError
         When columns are constant or collinear, or a factor does not group.
-    NotYetError
-        For several grouping factors.
     """
-    check_frame(frame, family, estimated=estimated)
+    X = Columns(frame.columns, len(frame.weights))
+    found = moments(X, frame.weights)
+    check_frame(frame, family, estimated=estimated, found=found)
+    linear = (family.name, family.link) == ("gaussian", "identity")
+    if len(frame.terms) > 1 and not linear:
+        return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
-        names = ", ".join(repr(t.group) for t in frame.terms)
-        raise NotYetError(
-            f"the formula has {len(frame.terms)} grouping factors ({names}); this version fits one: keep the one "
-            "that matters most, or join them as (1 | a:b)"
-        )
+        scaling = column_scaling(X, frame.weights, None, found)
+        cross = factor_products(
+            frame.y, frame.X, terms=frame.terms, weights=frame.weights, offset=frame.offset, center=scaling.center,
+            scale=scaling.scale,
+        )  # fmt: skip
+        return Problem(frame, family, scaling, cross=cross)
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
-    scaling = column_scaling(frame.X, frame.weights, z)
+    scaling = column_scaling(X, frame.weights, z, found)
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
-    if (family.name, family.link) == ("gaussian", "identity"):
+    if linear:
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    return Problem(frame, family, scaling, jax.device_put(design), layout)
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    if design.X.nbytes > _PLACED_BYTES:
+        # The arrays are aligned and nobody else's: JAX takes them over without a copy.
+        design = jax.device_put(design, may_alias=True)
+    return Problem(frame, family, scaling, design, layout)
+
+
+def _problem_of_rows(frame, family) -> Problem:
+    from jaxglmm.design.rows import make_rows
+
+    scaling = column_scaling(frame.X, frame.weights, None)
+    rows = make_rows(
+        frame.y, frame.X, frame.terms, weights=frame.weights, offset=frame.offset, scaling=scaling,
+        constant=family.constant(frame.y, frame.weights),
+    )  # fmt: skip
+    return Problem(frame, family, scaling, rows=rows)
 
 
 def estimate_problem(
-    problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, tol=1e-12, max_iterations=100,
-    callback=None,
+    problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, solver="auto", tol=1e-12,
+    max_iterations=100, callback=None,
 ) -> tuple[Estimate, tuple[Posterior, ...]]:  # fmt: skip
     """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
     frame, family = problem.frame, problem.family
@@ -208,22 +257,31 @@ def estimate_problem(
         return _estimate_gaussian(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
+    if problem.rows is not None:
+        return _estimate_several(
+            problem, method, n_agq, factors, solver, tol=tol, max_iterations=max_iterations, callback=callback
+        )
     factor = factors[0] if factors else None
     intercept = problem.scaling.intercept
     if term is None:
         glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
         return glm_estimate(problem, glm), ()
-    nodes, auto = choose_nodes(method, n_agq, frame.terms)
+    nodes, auto = quadrature_rule(method, n_agq, term)
     start = Start()
     if factor is None and method != "joint":
         start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
-    # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
-    glm_tol = tol if start.psi is None else max(tol, 1e-2)
-    glm, groups = fit_glm(
-        family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
-    )
+    glm = groups = None
+    if start.base is None:
+        # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
+        glm_tol = tol if start.psi is None else max(tol, 1e-2)
+        glm, groups = fit_glm(
+            family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
+        )
+    if method == "joint":
+        tol = min(tol, JOINT_TOLERANCE)
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, passes=start.passes,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
+        passes=start.passes,
         fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
@@ -231,35 +289,54 @@ def estimate_problem(
     return estimate, (marginal_posterior(problem, solution),)
 
 
-def choose_nodes(method: str, n_agq: int | None, terms) -> tuple[int, bool]:
-    """Nodes per effect for at most one term, and whether their number is to be found (`NODE_LADDER`).
+def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
+    """Nodes per effect to begin with, and whether to climb the ladder from there.
 
     Raises
     ------
     DataError
+        For more effects than quadrature takes.
     """
-    if not terms:
-        return 1, False
-    n_effects = terms[0].z.shape[0]
+    n_effects = term.z.shape[0]
     auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
     nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
     if method == "agq" and n_agq is None:
         nodes = NODE_LADDER.get(n_effects, (9,))[0]
     if nodes > 1 and n_effects > 3:
         raise DataError(
-            f"quadrature takes up to 3 effects a group; {terms[0].group!r} has {n_effects}: use method='laplace'"
+            f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
         )
     return nodes, auto
 
 
+def _estimate_several(problem, method, n_agq, factors, solver, **options):
+    from jaxglmm.modes.solver import choose_solver
+    from jaxglmm.optimise.several_fit import fit_several
+    from jaxglmm.optimise.several_report import several_estimate, several_posteriors
+
+    frame, design = problem.frame, problem.rows
+    if n_agq not in (None, 1) or (method == "agq" and n_agq is None):
+        raise NotYetError(
+            "quadrature takes one grouping factor for now; with several use method='laplace', or leave method out"
+        )
+    if factors is not None:
+        factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
+    solution = fit_several(
+        problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
+        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint", **options,
+    )  # fmt: skip
+    return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
+
+
 def _estimate_gaussian(problem, *, reml, factors, **options):
-    found = fit_gaussian(problem.cross, reml=reml, factor=factors[0] if factors else None, **options)
+    found = fit_gaussian(problem.cross, reml=reml, factor=side_by_side(factors) if factors else None, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:
         return estimate, ()
-    term = problem.frame.terms[0]
-    counts = np.bincount(term.codes, minlength=len(term.levels))
-    return estimate, (normal_posterior(*gaussian_modes(problem.cross, found), counts),)
+    counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
+    several = isinstance(problem.cross, FactorProducts)
+    modes = factor_modes(problem.cross, found) if several else [gaussian_modes(problem.cross, found)]
+    return estimate, tuple(normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True))
 
 
 def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:

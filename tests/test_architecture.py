@@ -26,8 +26,21 @@ TABLES = {
 }  # what only the room `formula` and the outside know
 CORE = ("model", "ops", "design", "modes", "objectives", "optimise")  # arrays in, arrays out
 PRESENTATION = {
-    "batch", "batching", "fitted", "inference", "cli", "commands", "plots", "demo", "report", "doctor", "sklearn",
-}  # fmt: skip
+    "batch",
+    "batching",
+    "penalised",
+    "fitted",
+    "inference",
+    "cli",
+    "commands",
+    "plots",
+    "demo",
+    "report",
+    "doctor",
+    "sklearn",
+    "encoder",
+    "folds",
+}
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "ops": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,

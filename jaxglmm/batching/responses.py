@@ -9,7 +9,7 @@ from jaxglmm.design.batch import Batch, packed_layout
 from jaxglmm.design.design import Design, RandomTerm, Scaling, column_scaling, scatter_columns
 from jaxglmm.design.groups import row_index
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
-from jaxglmm.fitting import choose_nodes
+from jaxglmm.fitting import quadrature_rule
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.optimise.batch_fit import CAPACITIES, fit_lanes
 
@@ -79,7 +79,9 @@ class ResponseLanes:
         constant_of = self.family.constant  # looked up once: an equinox module makes a new object each time
         constant = np.array([constant_of(row, frame.weights) for row in Y])
         stacked = eqx.tree_at(lambda d: (d.y, d.constant), self.design, (y, constant))
-        n_agq, auto = choose_nodes(self.options.method, self.options.n_agq, frame.terms)
+        n_agq, auto = 1, False
+        if frame.terms:
+            n_agq, auto = quadrature_rule(self.options.method, self.options.n_agq, frame.terms[0])
         solution = fit_lanes(
             self.family, Batch.of(stacked, self.owned), intercept=self.scaling.intercept, names=frame.names,
             n_agq=n_agq, auto=auto, tol=self.options.tol, max_iterations=self.options.max_iterations,

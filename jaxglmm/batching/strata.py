@@ -19,7 +19,7 @@ from jaxglmm.design.design import Design, RandomTerm
 from jaxglmm.design.groups import round_up, row_index
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
-from jaxglmm.fitting import choose_nodes
+from jaxglmm.fitting import quadrature_rule
 from jaxglmm.formula.frame import ModelFrame, TermFrame, model_frame
 from jaxglmm.formula.levels import factorize
 from jaxglmm.formula.table import open_table
@@ -105,7 +105,8 @@ class Strata:
                 grouping = replace(grouping, cells=grouping.cells[present])
             specs.append(replace(spec, grouping=grouping))
         return replace(
-            frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows], X=frame.X[rows],
+            frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows],
+            columns=tuple(column[rows] for column in frame.columns),
             terms=tuple(terms), rows=frame.rows[rows], n_dropped=0, dropped_by={},
             spec=replace(frame.spec, terms=tuple(specs)),
         )  # fmt: skip
@@ -290,7 +291,9 @@ class StratumLanes:
         indices = lambda d: [d.index, *(term.index for term in d.terms)]
         static = lambda i: [i.kind] + ([] if i.piece is None else [i.piece]) + ([i.head] if head is None else [])
         owned = eqx.tree_at(lambda d: [v for i in indices(d) for v in static(i)], owned, replace_fn=lambda _: False)
-        n_agq, auto = choose_nodes(self.options.method, self.options.n_agq, frame.terms)
+        n_agq, auto = 1, False
+        if frame.terms:
+            n_agq, auto = quadrature_rule(self.options.method, self.options.n_agq, frame.terms[0])
         solution = fit_lanes(
             self.family, Batch.of(design, owned), intercept=self.intercept, names=frame.names, n_agq=n_agq, auto=auto,
             tol=self.options.tol, max_iterations=self.options.max_iterations,

@@ -115,6 +115,7 @@ def summarise(fit) -> Summary:
         f"Formula: {fit.formula}",
         f"Family: {family.name} ({family.link} link)",
         *([f"Modelled: {fit.modelled}"] if fit.modelled else []),
+        *([f"Penalty: {fit.penalised['text']}; KKT residual {fit.penalised['kkt']:.1g}"] if fit.penalised else []),
         _rows_line(fit),
         _fit_line(fit),
     ]
@@ -126,6 +127,8 @@ def summarise(fit) -> Summary:
         parts.append(_dispersion_line(fit))
     if fit.names:
         parts.append(_fixed_block(fit))
+    if fit.penalised is not None:
+        kind = f"Penalised {kind[0].lower()}{kind[1:]}"
     return Summary(f"{kind} fit by {_METHODS[fit.method].format(fit.n_agq)}", parts + _convergence_lines(fit))
 
 
@@ -141,7 +144,7 @@ def _rows_line(fit) -> str:
 
 def _fit_line(fit) -> str:
     name = "REML log-likelihood" if fit.method == "reml" else "Log-likelihood"
-    return f"{name}: {fit.loglik:.4f} (df {fit.df}), AIC {fit.aic:.2f}, BIC {fit.bic:.2f}"
+    return f"{name}: {fit.loglik:.4f} (df {fit.df:.6g}), AIC {fit.aic:.2f}, BIC {fit.bic:.2f}"
 
 
 def _dispersion_line(fit) -> str:
@@ -196,6 +199,8 @@ def _convergence_lines(fit) -> list[str]:
     lines = [
         f"{state}: Newton decrement {c.decrement:.2g}, {c.iterations} evaluations, {c.passes:g} passes over the rows"
     ]
+    if c.loglik_se:
+        lines.append(f"The log-likelihood is an estimate, Monte-Carlo standard error {c.loglik_se:.2g} ({c.solver})")
     if c.gap is not None:
         lines.append(
             f"Quadrature: {c.n_agq} nodes per effect; log-likelihood {c.gap:+.4g} against Laplace at the same point"

@@ -30,7 +30,8 @@ def anova(*fits) -> Any:
     Raises
     ------
     DataError
-        When the fits are of different rows, families or kinds of likelihood, or REML fits of different fixed parts.
+        When a fit has a penalty or a prior, or the fits are of different rows, families or kinds of likelihood, or REML
+        fits of different fixed parts.
 
     References
     ----------
@@ -38,6 +39,8 @@ def anova(*fits) -> Any:
     """
     if len(fits) < 2:
         raise DataError("anova compares two or more fits: anova(smaller, larger)")
+    for fit in fits:
+        fit._unpenalised("a likelihood-ratio test")
     for other in fits[1:]:
         _check(fits[0], other)
     fits = sorted(fits, key=lambda fit: fit.df)

@@ -37,6 +37,7 @@ def confint(fit, method: str, level: float, wanted):
         from jaxglmm.inference.profile import profile_intervals
 
         fit._training("a profile")
+        fit._unpenalised("a profile")
         limits = profile_intervals(fit.state, fit._problem, chosen, quantile)
     else:
         limits = [wald(fit.state, parameter, quantile) for parameter in chosen]

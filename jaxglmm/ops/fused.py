@@ -14,7 +14,7 @@ from jaxglmm.ops import native
 
 
 # (name, link) -> number of the family in kernels/cpu/fused_pass.h.
-_FAMILIES = {
+FAMILIES = {
     ("gaussian", "identity"): 0,
     ("binomial", "logit"): 1,
     ("binomial", "probit"): 2,
@@ -32,7 +32,7 @@ def covers(family, design) -> bool:
     platforms = {device.platform for device in X.devices()} if placed else {jax.default_backend()}
     return (
         platforms == {"cpu"}
-        and (family.name, family.link) in _FAMILIES
+        and (family.name, family.link) in FAMILIES
         and len(design.terms) == 1
         and design.terms[0].z.shape[0] == 1
         and X.dtype == np.float64
@@ -65,7 +65,7 @@ def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=Tr
         "fused_pass", result,
         design.X, design.y, design.weights, design.offset, design.terms[0].z[0], start[0], sizes, pieces,
         psi, nodes.points[0], nodes.log_weights, jnp.asarray(nodes.count, jnp.int32),
-        block=np.int64(index.block), family=np.int64(_FAMILIES[family.name, family.link]),
+        block=np.int64(index.block), family=np.int64(FAMILIES[family.name, family.link]),
         determinant=np.int64(determinant), second=np.int64(second),
     )  # fmt: skip
     rows, terms = _normaliser(family, design.weights, psi[-1])

@@ -238,7 +238,9 @@ class _Fitter:
         else:
             rows, columns = self.covariance.entries
             for i in a:
-                base = base_factor(self.batch.lane(i), (None, None, self.groups.level[i]))
+                design = self.batch.lane(i)
+                z = np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0]
+                base = base_factor(self.covariance, z, self.groups.level[i])
                 block = base[np.ix_(rows, rows)] * (columns[:, None] == columns[None, :])
                 self.jacobian[i, self.part, self.part] = block
             factor = np.tile(self.covariance.raw(np.eye(self.S)), (self.B, 1))

@@ -168,7 +168,7 @@ class _Quadratics:
         self.scaled_gradient = self.g / self.d
         L = lanes.cholesky(lanes.lanes_last(self.scaled), least=1e-13)
         self.plain = lanes.cho_solve(L, lanes.lanes_last(self.scaled_gradient)).T
-        self.definite = np.isfinite(self.plain).all(1)
+        self.definite: np.ndarray = np.isfinite(self.plain).all(1)
         self.decrement = np.where(self.definite, np.sum(self.plain * self.scaled_gradient, 1), np.inf)
 
     def part(self, kept):
@@ -197,11 +197,11 @@ class _Quadratics:
         eigenvalues, vectors = np.linalg.eigh(scaled)
         along = np.einsum("bij,bi->bj", vectors, self.scaled_gradient[which])
         solve = lambda shift: along / (eigenvalues + shift[:, None])
-        size = lambda v: np.linalg.norm(v, axis=1)
+        size = lambda v: np.sqrt(np.sum(v * v, 1))
         low = np.maximum(0.0, -eigenvalues[:, 0]) + 1e-14 * np.maximum(1.0, np.abs(eigenvalues[:, -1]))
         short = solve(low)
         # The hard case: the gradient has no part along the direction of growth; add that direction.
-        hard = np.asarray(size(short) < radius)
+        hard = size(short) < radius
         missing = np.sqrt(np.maximum(radius**2 - np.sum(short**2, 1), 0.0))
         short[:, 0] += np.where(along[:, 0] >= 0, 1.0, -1.0) * np.where(hard, missing, 0.0)
         high = low + size(along) / radius

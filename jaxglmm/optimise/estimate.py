@@ -26,7 +26,8 @@ class Convergence:
         A variance is zero or a correlation is 1 in size.
     score_at_zero : float or None
         Derivative of the log-likelihood in the variance at zero variance, one scalar effect only. Where the fit began
-        at a sample of the groups it is taken near the fit without effects, not at its optimum.
+        at a sample of the groups it is taken near the fit without effects, not at its optimum; None where the sample
+        left no doubt of the random effects.
     warnings : list of str
     timings : dict of str to float
         Seconds by stage.
@@ -35,6 +36,12 @@ class Convergence:
         Log-likelihood and decrement after each step, those of the starting fit first.
     kernels : str
         What evaluated the likelihood: "native" kernels or "plain" JAX.
+    solver : str
+        With several factors, how systems with all their effects were solved, and why so.
+    loglik_se : float
+        Monte-Carlo standard error of the log-likelihood; 0 where it is exact.
+    scores_at_zero : dict of str to float
+        With several factors, as `score_at_zero` for each whose only variance was put at zero.
     """
 
     converged: bool = True
@@ -50,6 +57,9 @@ class Convergence:
     reason: str = "converged"
     trace: list[list] = field(default_factory=list)
     kernels: str = "plain"
+    solver: str = ""
+    loglik_se: float = 0.0
+    scores_at_zero: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,10 @@ class Estimate:
     convergence : Convergence
     vcov_jacobian : (q + 1, p, p) or None
         Gaussian models: derivatives of sigma^2 (X'V^-1X)^-1 in (theta, log sigma), for degrees of freedom.
+    penalised : dict or None
+        Of a fit with a penalty or a prior, plain values: "text", what was added to the likelihood; "df", the effective
+        number of parameters; "kkt", the largest violation of the optimality conditions; "lam" and "alpha"
+        of a penalty.
     """
 
     beta: np.ndarray
@@ -90,6 +104,7 @@ class Estimate:
     boundary: np.ndarray
     convergence: Convergence
     vcov_jacobian: np.ndarray | None = None
+    penalised: dict | None = None
 
 
 @dataclass(frozen=True)

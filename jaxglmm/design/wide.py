@@ -1,0 +1,126 @@
+"""Columns of X that are only partly read: some dense, some sparse, some dummies of a categorical kept as its codes.
+
+Columns are used as (x - center) / scale. Neither centring nor scaling is ever applied to what is stored.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class DensePart:
+    """Columns in slots (n_slots, k), already centred and scaled."""
+
+    X: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.X.shape[1]
+
+    def gather(self, columns: np.ndarray) -> np.ndarray:
+        return self.X if len(columns) == self.width else np.asarray(self.X)[:, columns]
+
+    def against(self, v: np.ndarray, total: float) -> np.ndarray:
+        return np.asarray(self.X).T @ v
+
+
+@dataclass(frozen=True)
+class SparsePart:
+    """A scipy.sparse CSC matrix (n, k) in the caller's rows."""
+
+    X: object
+    slot: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.X.shape[1]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def gather(self, columns: np.ndarray) -> np.ndarray:
+        return (self.X[:, columns].toarray() - self.center[columns]) / self.scale[columns]  # pyright: ignore
+
+    def against(self, v: np.ndarray, total: float) -> np.ndarray:
+        return (self.X.T @ v[self.slot] - self.center * total) / self.scale  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class IndexPart:
+    """All dummies of a categorical: codes (n,) of k levels."""
+
+    codes: np.ndarray
+    slot: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return len(self.center)
+
+    def gather(self, columns: np.ndarray) -> np.ndarray:
+        return ((self.codes[:, None] == columns) - self.center[columns]) / self.scale[columns]
+
+    def against(self, v: np.ndarray, total: float) -> np.ndarray:
+        sums = np.bincount(self.codes, v[self.slot], minlength=self.width)
+        return (sums - self.center * total) / self.scale
+
+
+@dataclass(frozen=True)
+class WideColumns:
+    """All columns of a model, part by part.
+
+    Attributes
+    ----------
+    parts : tuple
+    slot : int (n,)
+        Slot of each row, for parts that are kept in the caller's rows.
+    n_slots : int
+    """
+
+    parts: tuple
+    slot: np.ndarray
+    n_slots: int
+
+    @property
+    def width(self) -> int:
+        return sum(part.width for part in self.parts)
+
+    def gather(self, columns: np.ndarray) -> np.ndarray:
+        """The chosen columns, dense (n_slots, k)."""
+        out = np.zeros((self.n_slots, len(columns)))
+        first = 0
+        for part in self.parts:
+            mine = np.flatnonzero((columns >= first) & (columns < first + part.width))
+            if len(mine):
+                found = part.gather(columns[mine] - first)
+                if isinstance(part, DensePart):
+                    if len(mine) == len(columns):
+                        return found
+                    out[:, mine] = found
+                else:
+                    out[self.slot[:, None], mine] = found
+            first += part.width
+        return out
+
+    def against(self, v: np.ndarray) -> np.ndarray:
+        """X'v (p,) for v (n_slots,), 0 in slots without a row."""
+        total = float(v.sum())
+        return np.concatenate([part.against(v, total) for part in self.parts])
+
+
+def sparse_moments(X, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of the columns of a sparse matrix (n, k)."""
+    total = weights.sum()
+    mean = (X.T @ weights) / total
+    second = (X.multiply(X).T @ weights) / total
+    return mean, np.sqrt(np.maximum(second - mean**2, 0.0))
+
+
+def index_moments(codes: np.ndarray, levels: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of the dummies of a categorical."""
+    mean = np.bincount(codes, weights, minlength=levels) / weights.sum()
+    return mean, np.sqrt(mean * (1 - mean))

@@ -1,0 +1,87 @@
+"""Conditional modes of several factors' effects at once, by Newton's method with step halving.
+
+The joint log-density f(u) = sum_i l_i(eta_i + v_i'u) - u'u/2 is strictly concave for log-concave families; v_i holds
+Lambda'z_i for the level of each factor that row i has. Newton's system has the matrix H = I + V'WV (`modes.blocks`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxglmm.design.rows import RowDesign
+from jaxglmm.modes.blocks import normal_equations, standardised
+from jaxglmm.modes.solver import AbstractSolver
+from jaxglmm.ops.rows import FamilyRows
+
+
+_MAX_ITERATIONS = 200
+# The step from here leaves an error that is the square of a small one.
+_CLOSE = 1e-10
+
+
+class Modes(NamedTuple):
+    """Standardised modes u (q,), eta at them (n,), and whether the search reached them."""
+
+    u: np.ndarray
+    eta: np.ndarray
+    found: bool
+
+
+def linear_predictor(design: RowDesign, eta, factors, u) -> np.ndarray:
+    """eta + sum_t z_t'Lambda_t u_t of each row."""
+    for term, factor, part in zip(design.terms, factors, design.split(u), strict=True):
+        if factor.any():
+            eta = eta + term.at_rows(part @ factor.T)
+    return eta
+
+
+def effect_scores(design: RowDesign, factors, values) -> np.ndarray:
+    """V'values, (q,): what rows' derivatives in eta are in the standardised effects."""
+    out = np.empty(design.starts[-1])
+    for term, factor, part in zip(design.terms, factors, design.split(out), strict=True):
+        part[...] = term.sums(values) @ factor if factor.any() else 0.0
+    return out
+
+
+def find_modes(design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta, factors, log_phi, start) -> Modes:
+    """Modes of all effects.
+
+    Parameters
+    ----------
+    eta : (n,)
+        Offset and fixed part.
+    factors : sequence of (S, S)
+        Lambda of each term.
+    start : (q,)
+    """
+    if not any(factor.any() for factor in factors):
+        return Modes(np.zeros_like(start), eta, True)
+
+    def at(u):
+        shifted = linear_predictor(design, eta, factors, u)
+        value, s, w = rows.newton(shifted, log_phi)
+        return value - 0.5 * u @ u, shifted, s, w
+
+    u = start
+    f, shifted, s, w = at(u)
+    if not np.isfinite(f):
+        u = np.zeros_like(start)
+        f, shifted, s, w = at(u)
+    for _ in range(_MAX_ITERATIONS):
+        g = effect_scores(design, factors, s) - u
+        H = standardised(normal_equations(design, w), factors)
+        step = solver.cheap.factorise(design, H).solve(g[:, None])[:, 0]
+        decrement = step @ g
+        if decrement <= _CLOSE:
+            u = u + step
+            return Modes(u, linear_predictor(design, eta, factors, u), True)
+        shrink = 1.0
+        while True:
+            f_new, *new = at(u + shrink * step)
+            if f_new >= f - 1e-13 * (1 + abs(f)):
+                break
+            shrink *= 0.5
+            if shrink < 1e-8:
+                return Modes(u, shifted, False)
+        u, f, (shifted, s, w) = u + shrink * step, f_new, new
+    return Modes(u, shifted, False)

@@ -1,0 +1,119 @@
+"""What a solver for the modes of several factors is, and which one a design gets."""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import numpy as np
+
+from jaxglmm.design.rows import RowDesign
+from jaxglmm.errors import DataError
+from jaxglmm.modes.blocks import Blocks
+
+
+# Remaining effects after the largest factor is eliminated up to which the rest is a dense matrix.
+DENSE_LIMIT = 10_000
+# From here on conjugate gradients are cheaper than another factorisation.
+_COSTLY = 500
+SOLVERS = ("auto", "separable", "schur", "krylov")
+
+
+class AbstractFactorisation(abc.ABC):
+    """H = I + Lambda'Z'WZ Lambda at one point, in a form that solves with it.
+
+    Attributes
+    ----------
+    log_det : float
+    log_det_se : float
+        Monte-Carlo standard error of `log_det`; 0 where it is exact.
+    """
+
+    log_det: float
+    log_det_se: float = 0.0
+
+    @abc.abstractmethod
+    def solve(self, b: np.ndarray) -> np.ndarray:
+        """H^-1 b for b (q, k)."""
+
+    @abc.abstractmethod
+    def pattern(self) -> Blocks:
+        """The entries of H^-1 where levels meet in the data."""
+
+
+class AbstractSolver(eqx.Module):
+    """How systems with H are solved.
+
+    Attributes
+    ----------
+    name : str
+    reason : str
+        Why it was chosen.
+    exact : bool
+        Whether log-determinants and entries of the inverse are exact, and not estimated.
+    """
+
+    name: eqx.AbstractClassVar[str]
+    exact: ClassVar[bool] = True
+    reason: eqx.AbstractVar[str]
+
+    @property
+    def cheap(self) -> "AbstractSolver":
+        """A solver that finds the same solutions, where factorising costs many times what a product with H does."""
+        return self
+
+    @abc.abstractmethod
+    def factorise(self, design: RowDesign, H: Blocks) -> AbstractFactorisation:
+        """Prepare H for solving.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            Where H is not positive definite.
+        """
+
+
+def choose_solver(design: RowDesign, wanted: str = "auto") -> AbstractSolver:
+    """The solver that the structure calls for, or the one wanted.
+
+    Parameters
+    ----------
+    design : RowDesign
+    wanted : {"auto", "separable", "schur", "krylov"}
+
+    Raises
+    ------
+    DataError
+        For an unknown name, or a solver that the data do not allow.
+    """
+    from jaxglmm.modes.krylov import Krylov
+    from jaxglmm.modes.nested import Nested
+    from jaxglmm.modes.schur import Schur
+
+    if wanted not in SOLVERS:
+        raise DataError(f"solver must be one of {', '.join(map(repr, SOLVERS))}; found {wanted!r}")
+    sizes = [design.terms[t].n_levels * design.terms[t].n_effects for t in design.order]
+    rest = sum(sizes[1:])
+    asked = "" if wanted == "auto" else "; asked for by solver="
+    if wanted == "separable" and not design.nested:
+        raise DataError(
+            "solver='separable' needs factors each of which is nested in the next, and these cross: use 'schur' or "
+            "'auto'"
+        )
+    if wanted == "separable" or (wanted == "auto" and design.nested):
+        return Nested(reason="each factor is nested in the next: levels are eliminated one factor at a time" + asked)
+    if wanted == "schur" and rest > 4 * DENSE_LIMIT:
+        raise DataError(
+            f"solver='schur' would factor a dense matrix of order {rest:,}; at most {4 * DENSE_LIMIT:,} is possible: "
+            "use 'krylov' or 'auto'"
+        )
+    if wanted == "schur" or (wanted == "auto" and rest <= DENSE_LIMIT):
+        reason = (
+            f"crossed factors: the largest ({sizes[0]:,} effects) is eliminated and the other {rest:,} effects are "
+            "solved for by dense Cholesky"
+        )
+        return Schur(reason=reason + asked, helper=Krylov(reason="") if rest > _COSTLY else None)
+    return Krylov(
+        reason=f"crossed factors: beside the largest ({sizes[0]:,} effects) there are {rest:,} others, "
+        + (f"more than the {DENSE_LIMIT:,} of a dense matrix" if wanted == "auto" else "solved for by iteration")
+        + asked
+    )

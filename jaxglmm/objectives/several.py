@@ -1,0 +1,239 @@
+"""Laplace's approximation with several grouping factors: value, exact gradient, and the Hessian's fixed-effect block.
+
+    L(psi) = sum_i l_i(eta_i) - u'u/2 - (1/2) log det H,   H = I + V'WV,   V = Z Lambda,   u the mode
+
+With the leverages h_i = v_i'H^-1 v_i and the adjoint k = -(1/2) H^-1 V'(a h), which carries what falls on the mode,
+
+    dL/deta_i    = e_i = s_i - a_i h_i/2 - w_i (Vk)_i
+    dL/dLambda_t = sum_g (Z'e)_g u_g' + (Z's)_g k_g' - [Z'WZ Lambda H^-1]_gg
+    dL/dlog phi  = sum_i dl_i/dlog phi - (h_i/2) dw_i/dlog phi + (Vk)_i ds_i/dlog phi
+
+(s, w, a, c the derivatives of l as in `model.family`.) All of it needs H^-1 only where levels meet in the data.
+Derivation: the implicit function theorem at the mode; compare Kristensen et al. (2016), J. Stat. Softw. 70(5), who
+have it by automatic differentiation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxglmm.design.crossproducts import small_products, weighted_gram
+from jaxglmm.design.rows import RowDesign
+from jaxglmm.modes.blocks import Blocks, normal_equations, product, standardised, transposed
+from jaxglmm.modes.several import effect_scores, find_modes
+from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
+from jaxglmm.ops.rows import FamilyRows, RowDerivatives
+
+
+# Random vectors for the trace in the fixed-effect block: together they have about this many entries.
+_PROBE_ENTRIES, _MOST_PROBES = 50_000, 64
+
+
+@dataclass(frozen=True)
+class SeveralEvaluation:
+    """A design at a point.
+
+    Attributes
+    ----------
+    value : float
+        Minus infinity where the modes were not found or H is not positive definite there.
+    beta : (p,)
+        Gradient in the fixed effects.
+    factors : list of (S, S)
+        Gradient in all entries of each Lambda.
+    log_phi : float
+    u : (q,)
+        Standardised modes.
+    rows : RowDerivatives
+        At the modes.
+    leverage, bend : (n,)
+        h_i and (Vk)_i.
+    H : factorisation or None
+        None where every Lambda is zero.
+    value_se : float
+        Monte-Carlo standard error of the value.
+    """
+
+    value: float
+    beta: np.ndarray
+    factors: list[np.ndarray]
+    log_phi: float
+    u: np.ndarray
+    rows: RowDerivatives | None = None
+    leverage: np.ndarray | None = None
+    bend: np.ndarray | None = None
+    H: AbstractFactorisation | None = None
+    value_se: float = 0.0
+
+
+def evaluate_several(
+    design: RowDesign, rows: FamilyRows, solver: AbstractSolver, beta, factors, log_phi, start, *,
+    determinant: bool = True,
+) -> SeveralEvaluation:  # fmt: skip
+    """Value and exact gradient.
+
+    Parameters
+    ----------
+    beta : (p,)
+    factors : sequence of (S, S)
+        Lambda of each term, for scaled z.
+    log_phi : float
+    start : (q,)
+        Where the search for the modes begins.
+    determinant : bool
+        False for the joint likelihood.
+    """
+    fixed = design.offset + design.X @ beta
+    modes = find_modes(design, rows, solver, fixed, factors, log_phi, start)
+    nothing = SeveralEvaluation(-np.inf, np.zeros_like(beta), [np.zeros_like(f) for f in factors], 0.0, start)
+    if not modes.found:
+        return nothing
+    d, u = rows.derivatives(modes.eta, log_phi), modes.u
+    value = d.value - 0.5 * u @ u + design.constant
+    H, normal = None, None
+    if any(factor.any() for factor in factors):
+        normal = normal_equations(design, d.w)
+        try:
+            H = solver.factorise(design, standardised(normal, factors))
+        except np.linalg.LinAlgError:
+            return nothing
+    if determinant and H is not None:
+        value -= 0.5 * H.log_det
+        K = H.pattern()
+        h = leverages(design, factors, K)
+        adjoint = H.solve(effect_scores(design, factors, -0.5 * d.a * h)[:, None])[:, 0]
+        occam = _occam(design, normal, factors, K)
+    else:
+        h, adjoint, occam = np.zeros_like(d.s), np.zeros_like(u), [np.zeros_like(f) for f in factors]
+    bend = np.zeros_like(d.s)
+    for term, factor, k in zip(design.terms, factors, design.split(adjoint), strict=True):
+        if factor.any():
+            bend += term.at_rows(k @ factor.T)
+    e = d.s - 0.5 * d.a * h - d.w * bend
+    by_factor = [
+        term.sums(e).T @ part + term.sums(d.s).T @ k - change
+        for term, part, k, change in zip(design.terms, design.split(u), design.split(adjoint), occam, strict=True)
+    ]
+    by_phi = 0.0
+    if d.phi is not None:
+        l_phi, s_phi, w_phi = d.phi
+        by_phi = float(np.sum(l_phi) - 0.5 * h @ w_phi + bend @ s_phi)
+    se = 0.5 * H.log_det_se if determinant and H is not None else 0.0
+    return SeveralEvaluation(value, design.X.T @ e, by_factor, by_phi, u, d, h, bend, H, se)
+
+
+def covariance_pattern(factors, K: Blocks) -> Blocks:
+    """Lambda H^-1 Lambda' from H^-1: the covariance of the effects b given the parameters, where levels meet."""
+    around = lambda left, M, right: product(product(left, M), right.T)
+    return Blocks(
+        [around(factor, D, factor) for factor, D in zip(factors, K.diagonal, strict=True)],
+        {(t, u): around(factors[t], C, factors[u]) for (t, u), C in K.cross.items()},
+    )
+
+
+def leverages(design: RowDesign, factors, K: Blocks) -> np.ndarray:
+    """h_i = v_i'H^-1 v_i, (n,): the posterior variance of each row's eta given the parameters."""
+    C = covariance_pattern(factors, K)
+    h = np.zeros(len(design.y))
+    for t, term in enumerate(design.terms):
+        h += _row_forms(C.diagonal[t], term.codes, term.z, term.z)
+    for (t, u), pairs in design.pairs.items():
+        h += 2 * _row_forms(C.cross[t, u], pairs.row, design.terms[t].z, design.terms[u].z)
+    return h
+
+
+def _row_forms(C, codes, left, right):
+    total = np.zeros(())
+    for a, za in enumerate(left):
+        for b, zb in enumerate(right):
+            part = C[:, a, b][codes]
+            for z in (za, zb):
+                part = part if z is None else part * z
+            total = total + part
+    return total
+
+
+def _occam(design, normal: Blocks, factors, K: Blocks) -> list[np.ndarray]:
+    """d(log det H)/2 / d Lambda_t at fixed W: the sum over levels of the diagonal blocks of Z'WZ Lambda H^-1."""
+    out = [
+        product(product(A, factor), D).sum(0) for A, factor, D in zip(normal.diagonal, factors, K.diagonal, strict=True)
+    ]
+    for (t, u), A in normal.cross.items():
+        out[t] = out[t] + product(product(A, factors[u]), transposed(K.cross[t, u])).sum(0)
+        out[u] = out[u] + product(product(transposed(A), factors[t]), K.cross[t, u]).sum(0)
+    return out
+
+
+def fixed_hessian(design: RowDesign, e: SeveralEvaluation, factors, *, trace: bool = True) -> np.ndarray:
+    """Second derivatives of the value in the fixed effects (p, p).
+
+    With D = X - V H^-1 V'WX, the rows' derivatives of eta at the moving mode,
+
+        -X'WD - (1/2) D' diag(h c + 2 a Vk) D + (1/2) T,   T_jk = tr(H^-1 V' diag(a D_j) V H^-1 V' diag(a D_k) V)
+
+    T by random signs (Hutchinson 1990), fixed, so that its error is some thousandths of a small term; left out
+    where `trace` is False.
+    """
+    assert e.rows is not None and e.leverage is not None and e.bend is not None
+    X, d = design.X, e.rows
+    p = X.shape[1]
+    if e.H is None:
+        return -weighted_gram(X, d.w, np.zeros(p), np.ones(p))
+    moved = e.H.solve(-_column_scores(design, factors, d.w, X))
+    effects = [_scaled(f, part) for f, part in zip(factors, design.split(moved), strict=True)]
+    weight = e.leverage * d.c + 2 * d.a * e.bend
+    out = np.zeros((p, p))
+    for rows in design.row_pieces():
+        D = _moving(design, effects, rows)
+        out -= small_products(X[rows] * d.w[rows, None] + 0.5 * weight[rows, None] * D, D)
+    if trace:
+        out += 0.5 * _trace(design, e, factors, effects)
+    return 0.5 * (out + out.T)
+
+
+def _moving(design, effects, rows) -> np.ndarray:
+    D = design.X[rows].copy()
+    for term, part in zip(design.terms, effects, strict=True):
+        D += term.at_rows(part, rows)
+    return D
+
+
+def _scaled(factor, part):
+    return np.einsum("ab,gbk->gak", factor, part)
+
+
+def _column_scores(design, factors, weights, columns, rows=slice(None)) -> np.ndarray:
+    """V' diag(weights) columns over the given rows, (q, k)."""
+    out = np.empty((design.starts[-1], columns.shape[1]))
+    for term, factor, part in zip(design.terms, factors, design.split(out), strict=True):
+        part[...] = _scaled(factor.T, term.column_sums(weights, columns, rows))
+    return out
+
+
+def _at_rows(design, factors, v, rows) -> np.ndarray:
+    """V v of the given rows for v (q, k)."""
+    out = np.zeros((len(design.y[rows]), v.shape[1]))
+    for term, factor, part in zip(design.terms, factors, design.split(v), strict=True):
+        out += term.at_rows(_scaled(factor, part), rows)
+    return out
+
+
+def _trace(design, e, factors, effects) -> np.ndarray:
+    p, q = design.X.shape[1], int(design.starts[-1])
+    rng = np.random.default_rng(0)
+    probes = int(np.clip(_PROBE_ENTRIES // q, 1, _MOST_PROBES))
+    total = np.zeros((p, p))
+    for _ in range(probes):
+        z = rng.choice([-1.0, 1.0], (q, 1))
+        y = e.H.solve(z)
+        right = np.zeros((q, p))
+        for rows in design.row_pieces():
+            weight = e.rows.a[rows] * _at_rows(design, factors, z, rows)[:, 0]
+            right += _column_scores(design, factors, weight, _moving(design, effects, rows), rows)
+        Y = e.H.solve(right)
+        for rows in design.row_pieces():
+            weight = e.rows.a[rows] * _at_rows(design, factors, y, rows)[:, 0]
+            total += small_products(
+                _moving(design, effects, rows) * weight[:, None], _at_rows(design, factors, Y, rows)
+            )
+    return 0.5 * (total + total.T) / probes

@@ -1,0 +1,123 @@
+"""Fits with a penalty or a prior: from a model frame to the estimate."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from jaxglmm.design.checks import check_frame
+from jaxglmm.design.design import column_scaling, make_design
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitting import Problem, held_factors, quadrature_rule
+from jaxglmm.model.penalties import ElasticNet, column_factors
+from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.null_fit import Likelihood
+from jaxglmm.optimise.path import Weights
+from jaxglmm.optimise.penalised_fit import fit_penalised
+from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
+
+
+def lay_out(frame, family, penalty: ElasticNet, *, estimated: bool) -> tuple[Problem, Weights]:
+    """Check the unpenalised columns and lay the rows out; every family's in slots.
+
+    Parameters
+    ----------
+    frame : ModelFrame
+    family : AbstractFamily
+    penalty : ElasticNet
+        At lam = 0 all columns but those left out are unpenalised.
+    estimated : bool
+        Whether the covariance of the random effects is estimated.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
+    if len(frame.terms) > 1:
+        raise NotYetError(
+            f"penalties and priors take one grouping factor for now; the formula has {len(frame.terms)}: keep the one "
+            "that matters most, or join them as (1 | a:b)"
+        )
+    term = frame.terms[0] if frame.terms else None
+    scaling = column_scaling(frame.X, frame.weights, None if term is None else term.z)
+    f = column_factors(penalty.factors, frame.names, scaling.intercept)
+    if penalty.lam == 0:
+        f = np.where(np.isinf(f), np.inf, 0.0)
+    check_frame(frame, family, estimated=estimated, columns=np.flatnonzero(f == 0))
+    rows = {"weights": frame.weights, "offset": frame.offset}
+    if term is not None:
+        rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
+    constant = family.constant(frame.y, frame.weights)
+    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
+    weights = Weights(float(penalty.alpha), f, penalty_unit(scaling, frame.X, frame.weights, penalty.standardize))
+    return Problem(frame, family, scaling, jax.device_put(design), layout), weights
+
+
+def penalty_unit(scaling, X, weights, standardize: bool) -> np.ndarray:
+    """What a scaled coefficient is divided by to give the one that is penalised, (p,)."""
+    if not standardize:
+        return scaling.scale
+    if scaling.intercept is not None:
+        return np.ones(len(scaling.scale))
+    # Without an intercept columns are scaled by their root mean square.
+    mean = weights @ X / weights.sum()
+    sd = np.sqrt(np.maximum(scaling.scale**2 - mean**2, 0.0))
+    return scaling.scale / np.where(sd > 0, sd, scaling.scale)
+
+
+def choose_likelihood(problem: Problem, *, method, n_agq, theta, log_phi=None) -> Likelihood:
+    """Nodes and held parameters, from the arguments of a fit."""
+    term = problem.frame.terms[0] if problem.frame.terms else None
+    if term is None:
+        return Likelihood(log_phi=log_phi)
+    factor = None if theta is None else problem.scaling.factor_from_columns(held_factors(theta, problem.frame.terms)[0])
+    if (problem.family.name, problem.family.link) == ("gaussian", "identity"):  # Laplace's approximation is exact
+        nodes, auto = 1, False
+    else:
+        nodes, auto = quadrature_rule(method, n_agq, term)
+    return Likelihood(nodes, auto, method != "joint", factor, log_phi)
+
+
+def estimate_penalised(
+    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, tol=1e-11, max_iterations=100
+):
+    """Fit with a penalty or a prior. Needs x64.
+
+    Returns
+    -------
+    Problem, Estimate, tuple of Posterior
+    """
+    if penalty is not None and not isinstance(penalty, ElasticNet):
+        raise DataError(f"penalty must be jg.ElasticNet(...), jg.Ridge(...) or jg.Lasso(...); found {penalty!r}")
+    penalty = ElasticNet(0.0) if penalty is None else penalty
+    problem, weights = lay_out(frame, family, penalty, estimated=theta is None)
+    solution, found = fit_penalised(
+        family, problem.design, problem.scaling, float(penalty.lam), weights,
+        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta), names=frame.names, tol=tol,
+        max_iterations=max_iterations,
+    )  # fmt: skip
+    if frame.terms:
+        estimate = marginal_estimate(problem, solution, joint=method == "joint")
+        posteriors = (marginal_posterior(problem, solution),)
+    else:
+        convergence = solution.convergence
+        glm = NewtonResult(
+            solution.psi, solution.value, np.zeros(0), solution.hessian, convergence.decrement, convergence.iterations,
+            convergence.converged, convergence.reason, np.zeros(0),
+        )  # fmt: skip
+        estimate, posteriors = glm_estimate(problem, glm), ()
+        kept = len(estimate.boundary)
+        estimate = dataclasses.replace(estimate, convergence=convergence, boundary=~solution.free[:kept])
+    covariance = estimate.covariance
+    if penalty.lam > 0 and penalty.alpha > 0 and (weights.factors > 0).any():
+        # A lasso estimate's distribution is neither normal nor centred; its curvature says nothing of it.
+        covariance = np.full_like(covariance, np.nan)
+    found |= {"text": _described(penalty), "lam": float(penalty.lam), "alpha": float(penalty.alpha)}
+    estimate = dataclasses.replace(estimate, covariance=covariance, penalised=found)
+    return problem, estimate, posteriors
+
+
+def _described(penalty: ElasticNet) -> str:
+    names = {0.0: "ridge", 1.0: "lasso"}
+    name = names.get(float(penalty.alpha), f"elastic net (alpha {penalty.alpha:g})")
+    return f"{name} with lambda {penalty.lam:g}"
