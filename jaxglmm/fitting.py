@@ -136,7 +136,7 @@ def fit(
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
-    framed = time.perf_counter()
+    framed = laid_out = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
         if penalty is not None or prior is not None:
             from jaxglmm.penalised import estimate_penalised
@@ -147,6 +147,7 @@ def fit(
             )  # fmt: skip
         else:
             problem = make_problem(frame, family, estimated=theta is None)
+            laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
                 problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
                 max_iterations=max_iterations, callback=line.update,
@@ -154,7 +155,8 @@ def fit(
     convergence = estimate.convergence
     convergence.trace = line.steps
     convergence.timings["design"] = framed - began
-    convergence.timings["fit"] = time.perf_counter() - framed
+    convergence.timings["layout"] = laid_out - framed
+    convergence.timings["fit"] = time.perf_counter() - laid_out
     if throw and not convergence.converged:
         raise ConvergenceError(
             f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
