@@ -127,7 +127,7 @@ def fit(
     """
     began = time.perf_counter()
     family = get_family(family)
-    _check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
+    check_options(family, method, n_agq, theta, reml, penalty, prior, precision)
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
@@ -159,7 +159,13 @@ def fit(
     return Fit.from_training(problem, estimate, posteriors)
 
 
-def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+def check_options(family, method, n_agq, theta, reml=False, penalty=None, prior=None, precision="double"):
+    """Refuse options of a fit that are not known or do not go together.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
     if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or not 1 <= n_agq <= MOST_NODES):

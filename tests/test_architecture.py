@@ -25,7 +25,22 @@ TABLES = {
     "pyarrow",
 }  # what only the room `formula` and the outside know
 CORE = ("model", "ops", "design", "modes", "objectives", "optimise")  # arrays in, arrays out
-PRESENTATION = {"penalised", "fitted", "inference", "cli", "commands", "plots", "demo", "report", "doctor", "sklearn"}
+PRESENTATION = {
+    "penalised",
+    "paths",
+    "path_design",
+    "path_plots",
+    "path_result",
+    "fitted",
+    "inference",
+    "cli",
+    "commands",
+    "plots",
+    "demo",
+    "report",
+    "doctor",
+    "sklearn",
+}
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "ops": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
