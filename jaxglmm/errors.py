@@ -13,6 +13,10 @@ class NotYetError(DataError):
     """The request is understood, but this version cannot do it."""
 
 
+class ColumnsError(DataError):
+    """The fixed-effect columns have no unique estimate: constant, collinear, or more than the rows."""
+
+
 class ConvergenceError(RuntimeError):
     """The optimiser stopped before its certificate held."""
 

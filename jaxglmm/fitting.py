@@ -8,16 +8,19 @@ import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
+from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
+from jaxglmm.design.factor_products import FactorProducts, factor_products
 from jaxglmm.design.groups import Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
+from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
-from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
+from jaxglmm.optimise.gaussian_fit import factor_modes, fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
 from jaxglmm.optimise.report import (
     gaussian_estimate,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 METHODS = ("auto", "laplace", "agq", "joint")
 # A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
 JOINT_TOLERANCE = 1e-20
+# A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
+_PLACED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Problem:
     scaling: Scaling
     design: Design | None = None
     layout: Layout | None = None
-    cross: CrossProducts | None = None
+    cross: CrossProducts | FactorProducts | None = None
     rows: "RowDesign | None" = None
 
 
@@ -131,7 +136,7 @@ def fit(
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
-    framed = time.perf_counter()
+    framed = laid_out = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
         if penalty is not None or prior is not None:
             from jaxglmm.penalised import estimate_penalised
@@ -142,6 +147,7 @@ def fit(
             )  # fmt: skip
         else:
             problem = make_problem(frame, family, estimated=theta is None)
+            laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
                 problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
                 max_iterations=max_iterations, callback=line.update,
@@ -149,7 +155,8 @@ def fit(
     convergence = estimate.convergence
     convergence.trace = line.steps
     convergence.timings["design"] = framed - began
-    convergence.timings["fit"] = time.perf_counter() - framed
+    convergence.timings["layout"] = laid_out - framed
+    convergence.timings["fit"] = time.perf_counter() - laid_out
     if throw and not convergence.converged:
         raise ConvergenceError(
             f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
@@ -196,22 +203,23 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     ------
     DataError
         When columns are constant or collinear, or a factor does not group.
-    NotYetError
-        For several grouping factors.
     """
-    check_frame(frame, family, estimated=estimated)
+    X = Columns(frame.columns, len(frame.weights))
+    found = moments(X, frame.weights)
+    check_frame(frame, family, estimated=estimated, found=found)
     linear = (family.name, family.link) == ("gaussian", "identity")
     if len(frame.terms) > 1 and not linear:
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
-        names = ", ".join(repr(t.group) for t in frame.terms)
-        raise NotYetError(
-            f"the formula has {len(frame.terms)} grouping factors ({names}); this version fits one: keep the one "
-            "that matters most, or join them as (1 | a:b)"
-        )
+        scaling = column_scaling(X, frame.weights, None, found)
+        cross = factor_products(
+            frame.y, frame.X, terms=frame.terms, weights=frame.weights, offset=frame.offset, center=scaling.center,
+            scale=scaling.scale,
+        )  # fmt: skip
+        return Problem(frame, family, scaling, cross=cross)
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
-    scaling = column_scaling(frame.X, frame.weights, z)
+    scaling = column_scaling(X, frame.weights, z, found)
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
@@ -219,8 +227,11 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    return Problem(frame, family, scaling, jax.device_put(design), layout)
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    if design.X.nbytes > _PLACED_BYTES:
+        # The arrays are aligned and nobody else's: JAX takes them over without a copy.
+        design = jax.device_put(design, may_alias=True)
+    return Problem(frame, family, scaling, design, layout)
 
 
 def _problem_of_rows(frame, family) -> Problem:
@@ -259,15 +270,18 @@ def estimate_problem(
     start = Start()
     if factor is None and method != "joint":
         start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
-    # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
-    glm_tol = tol if start.psi is None else max(tol, 1e-2)
-    glm, groups = fit_glm(
-        family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
-    )
+    glm = groups = None
+    if start.base is None:
+        # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
+        glm_tol = tol if start.psi is None else max(tol, 1e-2)
+        glm, groups = fit_glm(
+            family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
+        )
     if method == "joint":
         tol = min(tol, JOINT_TOLERANCE)
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, passes=start.passes,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
+        passes=start.passes,
         fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
@@ -315,13 +329,14 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):
-    found = fit_gaussian(problem.cross, reml=reml, factor=factors[0] if factors else None, **options)
+    found = fit_gaussian(problem.cross, reml=reml, factor=side_by_side(factors) if factors else None, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:
         return estimate, ()
-    term = problem.frame.terms[0]
-    counts = np.bincount(term.codes, minlength=len(term.levels))
-    return estimate, (normal_posterior(*gaussian_modes(problem.cross, found), counts),)
+    counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
+    several = isinstance(problem.cross, FactorProducts)
+    modes = factor_modes(problem.cross, found) if several else [gaussian_modes(problem.cross, found)]
+    return estimate, tuple(normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True))
 
 
 def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:

@@ -40,6 +40,8 @@ PRESENTATION = {
     "report",
     "doctor",
     "sklearn",
+    "encoder",
+    "folds",
 }
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,

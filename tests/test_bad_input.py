@@ -174,7 +174,8 @@ CASES = [
          options={"levels": {"arm": "categoric"}}),
     Case("precision", "'half'", "'double'", options={"precision": "half"}, error=jg.NotYetError),
     Case("penalty", "penalty must be", "jg.Lasso", options={"penalty": 1.0}),
-    Case("two factors", "'g', 'arm'", "this version fits one", "y ~ x + (1 | g) + (1 | arm)", error=jg.NotYetError),
+    Case("one factor under two names", "'g' and 'h' are the same groups", "leave one of the bars out",
+         "y ~ x + (1 | g) + (1 | h)", {"h": [f"h{v}" for v in GOOD["g"]]}),
     # infinite estimates
     Case("separation by a number", "'x'", "drop or merge", "event ~ x + (1 | g)",
          {"event": (GOOD["x"] > 0).astype(int)}, BINARY, jg.SeparationError),

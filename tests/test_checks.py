@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxglmm as jg
-from jaxglmm.design.checks import _ROWS, check_columns, check_frame
+from jaxglmm.design.checks import _SAMPLE, check_columns, check_frame
 from jaxglmm.formula.frame import model_frame
 
 
@@ -117,7 +117,7 @@ def test_nearly_collinear_columns_pass(noise):
 
 
 def test_many_rows_go_by_pieces():
-    n = 2 * _ROWS + 17
+    n = 5 * _SAMPLE + 17  # enough for a sample of them to be looked at first
     X = np.stack([np.ones(n), RNG.normal(size=n), RNG.normal(size=n)], 1)
     check_columns(X, ["Intercept", "a", "b"])
     X[:, 2] = 3 - X[:, 1]

@@ -275,15 +275,15 @@ def test_help_and_mistakes_start_neither_jax_nor_pandas(tmp_path):
 
 WATCH = """
 import sys, jax.monitoring
-misses = 0
-def listen(name, **_):
-    global misses
-    misses += name == "/jax/compilation_cache/cache_misses"
-jax.monitoring.register_event_listener(listen)
+compiled = 0
+def listen(name, *_, **__):
+    global compiled
+    compiled += name == "/jax/core/compile/backend_compile_duration"
+jax.monitoring.register_event_duration_secs_listener(listen)
 from jaxglmm.cli import main
 assert main(sys.argv[1:]) == 0
 from jaxglmm.objectives.evaluate import _evaluate, evaluate_glm
-print(misses, _evaluate.jitted._cache_size(), evaluate_glm.jitted._cache_size())
+print(compiled, _evaluate.jitted._cache_size(), evaluate_glm.jitted._cache_size())
 """
 
 

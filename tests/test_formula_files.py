@@ -94,3 +94,23 @@ def test_damaged(tmp_path):
     (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="damaged, cut short"):
         frame_of(tmp_path / "cut.parquet")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv.gz"])
+def test_every_line_has_the_fields_of_the_header(tmp_path, ending):
+    separator, opener = (",", open) if ending == "csv" else ("\t", gzip.open)
+
+    def write(*lines):
+        with opener(tmp_path / f"a.{ending}", "wt") as file:
+            file.write("\n".join(line.replace(",", separator) for line in lines) + "\n")
+        return tmp_path / f"a.{ending}"
+
+    rows = [f"{i}.5,{i % 7},{'ab'[i % 2]},1" for i in range(300)]
+    quoted = f'1.5,2,"two{separator}\nlines",1'  # one row, whose field holds a separator and ends a line
+    frame = frame_of(write("y,x,f,junk", *rows, "", "  ", quoted))
+    assert len(frame.y) == 301 and frame.terms[0].levels[-1] == f"two{separator}\nlines"
+    for bad, count in {"1,2,a,1,9": 5, "1,2,a": 3, "1": 1}.items():
+        with pytest.raises(DataError, match=rf"a\.{ending}' has {count} fields in line 304, .* 4 columns"):
+            frame_of(write("y,x,f,junk", quoted, *rows, bad, rows[0]))
+    with pytest.raises(DataError, match=r"has 5 fields in line 2, .* row names"):
+        frame_of(write("y,x,f,junk", *(f"{i},{row}" for i, row in enumerate(rows))))

@@ -4,19 +4,22 @@ from itertools import combinations
 
 import numpy as np
 
+from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.crossproducts import weighted_gram
-from jaxglmm.errors import DataError
+from jaxglmm.errors import ColumnsError, DataError
 
 
-# Rows of X that are held a second time at once.
-_ROWS = 1 << 16
+# Rows of the sample that mostly shows that columns are no combinations of each other, and how many in one place.
+_SAMPLE, _PLACE = 1 << 15, 1 << 9
 # A column whose part outside the others is below this share of it is a combination of them (R's lm has the same).
 _COLLINEAR = 1e-7
 # Cross products lose half the digits: below this, look at the rows themselves.
 _SUSPECT = 1e-9
 
 
-def check_frame(frame, family, *, estimated: bool = True, columns: np.ndarray | None = None) -> None:
+def check_frame(
+    frame, family, *, estimated: bool = True, columns: np.ndarray | None = None, found: Moments | None = None
+) -> None:
     """Refuse data from which the model cannot be estimated.
 
     Parameters
@@ -27,6 +30,9 @@ def check_frame(frame, family, *, estimated: bool = True, columns: np.ndarray | 
         Whether the random effects' covariance is estimated (and not held by the caller).
     columns : int (k,), optional
         Columns that must be of full rank, when a penalty takes care of the others; all by default.
+
+    found : Moments, optional
+        Of all columns, where they have been measured.
 
     Raises
     ------
@@ -41,16 +47,16 @@ def check_frame(frame, family, *, estimated: bool = True, columns: np.ndarray | 
     if not used.any():
         raise DataError("no rows are left with a positive weight: a fit needs some")
     _check_response(frame.y if used.all() else frame.y[used], family, frame)
-    X, names = frame.X, frame.names
-    if columns is not None and len(columns) < X.shape[1]:
-        X, names = X[:, columns], [names[j] for j in columns]
-    n, p = int(used.sum()), X.shape[1]
+    X, names = Columns(frame.columns, len(frame.y)), frame.names
+    if columns is not None and len(columns) < len(names):
+        X, names, found = X.only(columns), [names[j] for j in columns], None
+    n, p = int(used.sum()), len(names)
     if n < p:
-        raise DataError(
+        raise ColumnsError(
             f"{n} rows cannot determine {p} fixed-effect columns ({_listed(names)}): drop columns, or merge "
             "levels of factors"
         )
-    check_columns(X, names, None if used.all() else used)
+    check_columns(X, names, frame.weights, found)
     for term in frame.terms:
         _check_term(term, used, frame, family, estimated)
     if estimated:
@@ -82,33 +88,29 @@ def _check_response(y, family, frame):
 # --- Fixed-effect columns ----------------------------------------------------------------------------------
 
 
-def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
+def check_columns(X, names, weights: np.ndarray | None = None, found: Moments | None = None) -> None:
     """Refuse columns that are zero, constant beside an intercept, or combinations of earlier ones.
 
     Parameters
     ----------
-    X : (n, p)
+    X : (n, p) or Columns
     names : sequence of str
-    used : bool (n,), optional
-        Rows that count.
+    weights : (n,), optional
+        Rows of weight 0 do not count.
+    found : Moments, optional
+        Of X, where they have been measured.
 
     Raises
     ------
     DataError
     """
-    p = X.shape[1]
-    if p == 0:
-        return
-    low, high = np.full(p, np.inf), np.full(p, -np.inf)
-    total, count = np.zeros(p), 0
-    for rows in _pieces(X, used):
-        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
-        total += rows.sum(0)
-        count += len(rows)
-    constant = low == high
-    zero = constant & (low == 0)
+    X = Columns.of(X)
+    n, p = X.shape
+    found = moments(X, weights) if found is None else found
+    constant = found.constant
+    zero = constant & (found.low == 0)
     if zero.any():
-        raise DataError(
+        raise ColumnsError(
             f"{_columns(names, zero)} 0 in every row: leave it out (a level of a factor, or a combination of levels, "
             "that does not occur gives such a column)"
         )
@@ -116,62 +118,76 @@ def check_columns(X: np.ndarray, names, used: np.ndarray | None = None) -> None:
     if len(intercepts) > 1:
         others = constant.copy()
         others[intercepts[0]] = False
-        raise DataError(
-            f"{_columns(names, others)} constant ({low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave it "
-            "out of the formula, or check the rows used"
+        raise ColumnsError(
+            f"{_columns(names, others)} constant ({found.low[intercepts[1]]:g}) beside {names[intercepts[0]]!r}: leave "
+            "it out of the formula, or check the rows used"
         )
     center = np.zeros(p)
     if len(intercepts):
-        center = total / count
+        center = found.mean.copy()
         center[intercepts[0]] = 0.0
-    counted = np.ones(len(X)) if used is None else used.astype(float)
-    gram = weighted_gram(X, counted, center, np.ones(p))
+    weights = np.broadcast_to(1.0, n) if weights is None else weights
+    size = np.sqrt(weights.sum() * (found.variance + np.square(found.mean - center)))
+    if p == 0 or _sample_has_rank(X, weights, center, size):
+        return
+    gram = weighted_gram(X, weights, center, np.ones(p))
     size = np.sqrt(np.diag(gram))
     gram /= np.outer(size, size)
-    _check_gram(gram, X, names, used, center, size)
-
-
-def _check_gram(gram, X, names, used, center, size):
-    """Eliminate column by column; what is left of a combination of earlier columns is nothing."""
-    kept: list[int] = []
-    L = np.zeros_like(gram)  # Cholesky rows of the columns kept, by their place in `kept`
-    for j in range(len(gram)):
-        m = len(kept)
-        row = np.zeros(m)
-        for k, i in enumerate(kept):
-            row[k] = (gram[j, i] - row[:k] @ L[k, :k]) / L[k, k]
-        rest = gram[j, j] - row @ row
+    for j, (rest, row, L) in enumerate(_eliminated(gram)):
         if rest < _SUSPECT:
-            weights = np.linalg.solve(L[:m, :m].T, row)
-            outside = 0.0
-            for rows in _pieces(X, used):
-                scaled = (rows[:, [*kept, j]] - center[[*kept, j]]) / size[[*kept, j]]
-                outside += float(np.sum(np.square(scaled[:, -1] - scaled[:, :-1] @ weights)))
-            if outside <= _COLLINEAR**2:
-                _refuse_combination(names, j, [kept[k] for k in np.flatnonzero(np.abs(weights) > 1e-6)], center)
-        L[m, :m], L[m, m] = row, np.sqrt(max(rest, 1e-300))
-        kept.append(j)
+            _check_rows(X, names, weights > 0, center, size, j, np.linalg.solve(L.T, row))
+
+
+def _sample_has_rank(X, weights, center, size) -> bool:
+    """Whether some of the rows already show that no column is a combination of others.
+
+    The cross products of some rows are at most those of all in the order of matrices, and so is what elimination
+    leaves of them: where that is no small share of the columns' sizes over all rows, all rows have full rank.
+    """
+    n, p = X.shape
+    if n < 4 * _SAMPLE:
+        return False
+    gram = np.zeros((p, p))
+    for begin in np.linspace(0, n - _PLACE, _SAMPLE // _PLACE).astype(int):
+        rows = X[begin : begin + _PLACE] - center
+        gram += (rows * weights[begin : begin + _PLACE, None]).T @ rows
+    gram /= np.outer(size, size)
+    return all(rest > 1e3 * _SUSPECT for rest, *_ in _eliminated(gram))
+
+
+def _eliminated(gram):
+    """For each column, what earlier ones leave of its diagonal entry, its row and theirs of the Cholesky factor."""
+    L = np.zeros_like(gram)  # Cholesky rows
+    for j in range(len(gram)):
+        row = np.zeros(j)
+        for k in range(j):
+            row[k] = (gram[j, k] - row[:k] @ L[k, :k]) / L[k, k]
+        rest = gram[j, j] - row @ row
+        yield rest, row, L[:j, :j]
+        L[j, :j], L[j, j] = row, np.sqrt(max(rest, 1e-300))
+
+
+def _check_rows(X, names, used, center, size, j, weights):
+    """Refuse column j if in the rows themselves nothing of it lies outside of this combination of earlier ones."""
+    outside = 0.0
+    for rows in X.pieces(None if used.all() else used):
+        scaled = (rows - center) / size
+        outside += float(np.sum(np.square(scaled[:, j] - scaled[:, :j] @ weights)))
+    if outside <= _COLLINEAR**2:
+        _refuse_combination(names, j, np.flatnonzero(np.abs(weights) > 1e-6), center)
 
 
 def _refuse_combination(names, j, others, center):
     beside = " and the intercept" if center.any() else ""
     if len(others) == 1:
-        raise DataError(
+        raise ColumnsError(
             f"columns {names[others[0]]!r} and {names[j]!r} carry the same information (one is a multiple of the other"
             f"{', plus a constant' if beside else ''}): leave one of them out"
         )
-    raise DataError(
+    raise ColumnsError(
         f"column {names[j]!r} is a linear combination of {_listed([names[i] for i in others])}{beside}: leave one of "
         "them out (all dummies of a factor beside an intercept are such a case)"
     )
-
-
-def _pieces(X, used):
-    for begin in range(0, len(X), _ROWS):
-        rows = X[begin : begin + _ROWS]
-        rows = rows if used is None else rows[used[begin : begin + _ROWS]]
-        if len(rows):
-            yield rows
 
 
 def _columns(names, which) -> str:

@@ -68,6 +68,15 @@ class CrossProducts(eqx.Module):
         """Number of random effects of a group, S; 0 without random effects."""
         return self.ztz.shape[1]
 
+    def mean_squares(self) -> np.ndarray:
+        """Mean of w z^2 of each effect, (S,); of numpy arrays."""
+        return np.array([self.ztz[:, a, a].sum() for a in range(self.n_effects)]) / float(self.n)
+
+    def reordered(self, order: np.ndarray) -> CrossProducts:
+        """With the effects of each group in another order."""
+        ztz, ztv = self.ztz[:, order][:, :, order], self.ztv[:, :, order]
+        return eqx.tree_at(lambda c: (c.ztz, c.ztv), self, (ztz, ztv))
+
 
 def cross_products(
     y: np.ndarray,
@@ -111,6 +120,46 @@ def cross_products(
     CrossProducts
         Of numpy arrays.
     """
+    scalars, w, r, column = row_products(y, X, weights=weights, offset=offset, center=center, scale=scale)
+    n, p = np.shape(X)
+    if codes is None:
+        empty = {"ztz": np.zeros((0, 0, 0, 0)), "ztv": np.zeros((0, p + 1, 0, 0))}
+        return CrossProducts(**empty, n_groups=np.int64(0), covariance=Covariance(()), **scalars)
+
+    codes = np.asarray(codes, np.intp)  # what bincount counts by: otherwise a copy at each call
+    z = np.ones((1, n)) if z is None else np.asarray(z, np.float64)
+    n_groups = int(codes.max()) + 1 if n_groups is None else n_groups
+    count, size = _block_shape(n_groups)
+    effects = len(z)
+
+    def per_group(values: np.ndarray) -> np.ndarray:
+        return np.bincount(codes, values, minlength=count * size).reshape(count, size)
+
+    ztz = np.empty((count, effects, effects, size))
+    ztv = np.empty((count, p + 1, effects, size))
+    for a in range(effects):
+        wz = w * z[a]
+        for b in range(a + 1):
+            ztz[:, a, b] = ztz[:, b, a] = per_group(wz * z[b])
+        for j in range(p):
+            ztv[:, j, a] = per_group(wz * column(j))
+        ztv[:, p, a] = per_group(wz * r)
+    covariance = Covariance(blocks or (tuple(range(effects)),))
+    return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
+
+
+def row_products(y, X, *, weights=None, offset=None, center=None, scale=None):
+    """What does not depend on groups; parameters as in `cross_products`.
+
+    Returns
+    -------
+    scalars : dict
+        `vtv`, `origin`, `n` and `log_weights` of `CrossProducts`.
+    w, r : (n,)
+        Weights, and residuals of ordinary least squares.
+    column : callable
+        j -> column j of X in use, (n,).
+    """
     X = np.asarray(X, np.float64)
     y = np.asarray(y, np.float64)
     n, p = X.shape
@@ -138,48 +187,29 @@ def cross_products(
         "n": np.float64(np.count_nonzero(present)),
         "log_weights": np.float64(0.0 if weights is None else np.log(w[present]).sum()),
     }
-    if codes is None:
-        empty = {"ztz": np.zeros((0, 0, 0, 0)), "ztv": np.zeros((0, p + 1, 0, 0))}
-        return CrossProducts(**empty, n_groups=np.int64(0), covariance=Covariance(()), **scalars)
-
-    codes = np.asarray(codes, np.intp)  # what bincount counts by: otherwise a copy at each call
-    z = np.ones((1, n)) if z is None else np.asarray(z, np.float64)
-    n_groups = int(codes.max()) + 1 if n_groups is None else n_groups
-    count, size = _block_shape(n_groups)
-    effects = len(z)
-
-    def per_group(values: np.ndarray) -> np.ndarray:
-        return np.bincount(codes, values, minlength=count * size).reshape(count, size)
-
-    ztz = np.empty((count, effects, effects, size))
-    ztv = np.empty((count, p + 1, effects, size))
-    for a in range(effects):
-        wz = w * z[a]
-        for b in range(a + 1):
-            ztz[:, a, b] = ztz[:, b, a] = per_group(wz * z[b])
-        for j in range(p):
-            ztv[:, j, a] = per_group(wz * ((X[:, j] - center[j]) / scale[j]))
-        ztv[:, p, a] = per_group(wz * r)
-    covariance = Covariance(blocks or (tuple(range(effects)),))
-    return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
+    return scalars, w, r, lambda j: (X[:, j] - center[j]) / scale[j]
 
 
 def weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """X'WX of centred and scaled columns.
-
-    A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,
-    which on a busy machine costs many times the arithmetic.
-    """
+    """X'WX of centred and scaled columns."""
     p = X.shape[1]
     gram = np.zeros((p, p))
     for begin in range(0, len(X), _ROWS):
         rows = (X[begin : begin + _ROWS] - center) / scale
-        weighted = rows * w[begin : begin + _ROWS, None]
-        pieces = len(rows) // _PIECE
-        whole = pieces * _PIECE
-        left, right = (v[:whole].reshape(pieces, _PIECE, p) for v in (weighted, rows))
-        gram += (left.transpose(0, 2, 1) @ right).sum(0) + weighted[whole:].T @ rows[whole:]
+        gram += small_products(rows * w[begin : begin + _ROWS, None], rows)
     return gram
+
+
+def small_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left'right for left (n, p), right (n, k), n of some ten thousands.
+
+    A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,
+    which on a busy machine costs many times the arithmetic.
+    """
+    pieces = len(left) // _PIECE
+    whole = pieces * _PIECE
+    first, second = (v[:whole].reshape(pieces, _PIECE, v.shape[1]) for v in (left, right))
+    return (first.transpose(0, 2, 1) @ second).sum(0) + left[whole:].T @ right[whole:]
 
 
 def _block_shape(n_groups: int) -> tuple[int, int]:

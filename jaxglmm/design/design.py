@@ -6,9 +6,11 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import Covariance
+from jaxglmm.ops.layout import aligned_zeros, scatter_rows
 
 
 class RandomTerm(eqx.Module):
@@ -98,30 +100,25 @@ class Scaling:
         return np.linalg.solve(self.to_columns(), beta)
 
 
-def column_scaling(X: np.ndarray, weights: np.ndarray, z: np.ndarray | None) -> Scaling:
-    """Weighted mean and standard deviation of each column; the root mean square of each effect's column."""
-    p = X.shape[1]
-    kept = weights > 0
-    rows = X[kept] if not kept.all() else X
-    low, high = (rows.min(0), rows.max(0)) if len(rows) else (np.zeros(p), np.zeros(p))
-    constant = np.flatnonzero((low == high) & (low != 0))
+def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments | None = None) -> Scaling:
+    """Weighted mean and standard deviation of each column; the root mean square of each effect's column.
+
+    `found` are the moments of X, where they have been measured.
+    """
+    found = moments(X, weights) if found is None else found
+    constant = np.flatnonzero(found.constant & (found.low != 0))
     intercept = int(constant[0]) if len(constant) else None
-    total = weights.sum()
-    center = weights @ X / total
-    # Column by column: no second copy of X.
-    second = np.array([weights @ np.square(X[:, j] - center[j]) for j in range(p)]) / total
-    second[constant] = 0.0  # not the rounding of the mean
-    scale = np.sqrt(second)
+    center, scale = found.mean.copy(), np.sqrt(found.variance)
     if intercept is None:
-        scale = np.sqrt(second + center**2)
-        center = np.zeros(p)
+        scale = np.sqrt(found.variance + center**2)
+        center = np.zeros_like(center)
     else:
         # The intercept may be any constant: dividing by it makes it 1, which is what takes up the centres.
-        scale[intercept], center[intercept] = low[intercept], 0.0
+        scale[intercept], center[intercept] = found.low[intercept], 0.0
     scale = np.where(scale > 0, scale, 1.0)
     z_scale = np.ones(0)
     if z is not None:
-        z_scale = np.sqrt(np.mean(np.square(z), axis=1))
+        z_scale = np.sqrt([np.mean(np.square(row)) if row.strides[0] else row[0] ** 2 for row in z])
         z_scale = np.where(z_scale > 0, z_scale, 1.0)
     return Scaling(center, scale, intercept, z_scale)
 
@@ -136,7 +133,7 @@ def make_design(
     ----------
     y, weights, offset : (n,)
         Response; prior weights (ones by default); offset on the link scale (zeros).
-    X : (n, p)
+    X : (n, p) or Columns
     codes : int (n,), optional
         Group of each row; None for a model without random effects.
     n_groups : int, optional
@@ -162,12 +159,12 @@ def make_design(
     DataError
         When lengths do not agree.
     """
-    y, X = np.asarray(y), np.asarray(X)
+    y = np.asarray(y)
     n = y.shape[0]
-    if X.ndim != 2 or X.shape[0] != n:
-        raise DataError(f"X must have shape ({n}, p), one row for each value of y; found {X.shape}")
-    weights = np.ones(n) if weights is None else np.asarray(weights)
-    offset = np.zeros(n) if offset is None else np.asarray(offset)
+    if len(np.shape(X) if not isinstance(X, Columns) else X.shape) != 2 or X.shape[0] != n:
+        raise DataError(f"X must have shape ({n}, p), one row for each value of y; found {np.shape(X)}")
+    weights = np.broadcast_to(1.0, n) if weights is None else np.asarray(weights)
+    offset = np.broadcast_to(0.0, n) if offset is None else np.asarray(offset)
     for name, values in (("weights", weights), ("offset", offset), ("codes", codes)):
         if values is not None and np.shape(values) != (n,):
             raise DataError(f"{name} must have shape ({n},), as y has; found {np.shape(values)}")
@@ -176,11 +173,13 @@ def make_design(
         terms = ()
     else:
         index, layout = build_index(codes, n_groups, blocked=blocked, block=block)
-        z = np.ones((1, n)) if z is None else np.atleast_2d(np.asarray(z))
-        if scaling is not None:
-            z = z / scaling.z_scale[:, None]
+        z = np.broadcast_to(1.0, (1, n)) if z is None else np.atleast_2d(np.asarray(z))
+        scale = np.ones(len(z)) if scaling is None else scaling.z_scale
+        slots = aligned_zeros((len(z), layout.n_slots), dtype)
+        for to, row, size in zip(slots, z, scale, strict=True):
+            scatter_rows([row], layout.slot, to, scale=[size])
         covariance = Covariance(blocks or (tuple(range(z.shape[0])),))
-        terms = (RandomTerm(index, layout.scatter(z, dtype=dtype), covariance),)
+        terms = (RandomTerm(index, slots, covariance),)
     return Design(
         # A slot without a row needs some valid response; its weight is 0.
         y=layout.scatter(y, fill=y[0] if n else 0.0, dtype=dtype),
@@ -194,13 +193,8 @@ def make_design(
 
 
 def _scatter_columns(X, layout, scaling, dtype):
-    out = np.zeros((layout.n_slots, X.shape[1]), dtype)
-    # In pieces, so that scaled rows exist twice only a piece at a time.
-    for begin in range(0, X.shape[0], 1 << 18):
-        rows = X[begin : begin + (1 << 18)]
-        if scaling is not None:
-            rows = (rows - scaling.center) / scaling.scale
-        out[layout.slot[begin : begin + (1 << 18)]] = rows
+    out = aligned_zeros((layout.n_slots, X.shape[1]), dtype)
+    scatter_rows(Columns.of(X).columns, layout.slot, out, *(() if scaling is None else (scaling.center, scaling.scale)))
     return out
 
 

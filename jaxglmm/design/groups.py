@@ -14,6 +14,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxglmm.ops.layout import aligned_zeros, scatter_rows, slots_of_rows
+
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 LONGEST = SIZES[-1]
@@ -87,8 +89,13 @@ class Layout:
 
     def scatter(self, values: np.ndarray, fill: float = 0.0, dtype=None) -> np.ndarray:
         """Rows (along the last axis) into slots; slots without a row hold `fill`."""
-        out = np.full((*values.shape[:-1], self.n_slots), fill, dtype or values.dtype)
-        out[..., self.slot] = values
+        dtype = dtype or values.dtype
+        out = aligned_zeros((*values.shape[:-1], self.n_slots), dtype)
+        if fill:
+            out[...] = fill
+        flat = out.reshape(-1, self.n_slots)
+        for to, row in zip(flat, values.reshape(len(flat), -1), strict=True):
+            scatter_rows([row], self.slot, to)
         return out
 
 
@@ -134,11 +141,6 @@ def build_index(
     counts = np.bincount(codes, minlength=n_groups)
     block = _choose_block(n, int(counts.max(initial=1)), block)
 
-    order = np.argsort(codes, kind="stable")
-    start = np.cumsum(counts) - counts
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n) - np.repeat(start, counts)
-
     # Where the group's first row goes (first), and how far apart its rows lie (stride).
     kinds = np.searchsorted(SIZES, np.maximum(counts, 1))
     first = np.zeros(n_groups, np.int64)
@@ -160,7 +162,6 @@ def build_index(
     kind_of_block.append(np.zeros(n_short - base, np.int32))
 
     long = np.flatnonzero(kinds == len(SIZES))
-    slot = first[codes] + rank * stride[codes]
     piece, n_long, n_long_groups = None, 0, 0
     if len(long):
         across = block // LONGEST
@@ -170,12 +171,10 @@ def build_index(
         # Pad pieces belong to the last (pad) group, whose sums nobody reads.
         piece = np.full(n_long * across, n_long_groups - 1, np.int32)
         piece[: pieces.sum()] = np.repeat(np.arange(len(long)), pieces)
-        first_piece = np.zeros(n_groups, np.int64)
-        first_piece[long] = np.cumsum(pieces) - pieces
-        inside = kinds[codes] == len(SIZES)
-        p = first_piece[codes[inside]] + rank[inside] // LONGEST
-        slot[inside] = (n_short + p // across) * block + (rank[inside] % LONGEST) * across + p % across
-        p = first_piece[long]
+        first[long] = np.cumsum(pieces) - pieces
+    slot = slots_of_rows(codes, first, stride, across=max(block // LONGEST, 1), block=block, base=n_short * block)
+    if len(long):
+        p = first[long]
         first[long] = (n_short + p // across) * block + p % across
 
     n_slots = (n_short + n_long) * block

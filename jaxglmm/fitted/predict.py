@@ -99,6 +99,7 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
     if new_levels == "error":
         for term, label, new, (z, _) in zip(state.terms, rows.labels, unseen, rows.effects, strict=True):
             _refuse_unseen(term.group, label, new, z)
+    several = len(rows.effects) > 1
     at_mode = rows.eta + _shift(rows, unseen, [posterior.mode for posterior in state.posteriors])
     if kind == "link":
         return at_mode
@@ -106,9 +107,9 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
     spread = np.zeros_like(at_mode)
     if new_levels == "integrate":
         spread += np.sum([np.where(where, v, 0.0) for where, v in zip(unseen, prior, strict=True)], axis=0)
-    if effects == "conditional" and len(rows.effects) > 1:
+    if effects == "conditional" and several:
         return _several_means(state, rows, unseen, spread)
-    posterior, (z, codes) = state.posteriors[0], rows.effects[0]
+    posterior, (z, codes) = state.posteriors[0], next(iter(rows.effects))
     if effects == "mode" or posterior.weights is None or posterior.root is None:
         out = rowwise(family, "mean", at_mode)
     else:

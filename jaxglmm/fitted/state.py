@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxglmm.formula.spec import ModelSpec
-from jaxglmm.model.covariance import Covariance
+from jaxglmm.model.covariance import Covariance, side_by_side
 from jaxglmm.model.family import AbstractFamily
 from jaxglmm.optimise.estimate import Estimate, Posterior
 
@@ -76,12 +76,8 @@ class State:
 
     @property
     def factor(self) -> np.ndarray:
-        """Lambda of all terms' effects side by side: the terms' own, on the diagonal."""
-        sizes = [len(factor) for factor in self.estimate.factors]
-        out = np.zeros((sum(sizes),) * 2)
-        for end, size, factor in zip(np.cumsum(sizes), sizes, self.estimate.factors, strict=True):
-            out[end - size : end, end - size : end] = factor
-        return out
+        """Lambda of all terms' effects side by side."""
+        return side_by_side(self.estimate.factors)
 
     @property
     def covariances(self) -> tuple[np.ndarray, ...]:

@@ -6,6 +6,7 @@ directly inside parentheses that belong to no function call, so `I((a > 1) | (b 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ def parse_formula(text: str) -> ParsedFormula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"the formula is of type {type(text).__name__}; expected text such as 'y ~ x + (1 | g)'.")
+    return _parse(text)
+
+
+@functools.lru_cache(256)
+def _parse(text: str) -> ParsedFormula:
     tildes = [i for i, char, depth in scan(text) if char == "~" and not depth]
     if len(tildes) != 1:
         count = "no '~'" if not tildes else f"{len(tildes)} '~'"

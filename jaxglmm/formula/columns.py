@@ -81,6 +81,11 @@ def read_column(name: str, values: Any) -> Column:
     """
     if isinstance(values, pd.Index | pd.Categorical):
         values = pd.Series(values)
+    kind = getattr(values, "dtype", None)
+    if isinstance(kind, pd.CategoricalDtype):
+        return _coded(name, "category", values.cat.codes.to_numpy(), values.cat.categories.to_numpy())
+    if isinstance(values, pd.Series) and isinstance(kind, np.dtype):  # most columns: no layer between is needed
+        return _from_numpy(name, values.to_numpy())
     try:
         series = nw.from_native(values, series_only=True)
     except TypeError:
@@ -104,11 +109,8 @@ def read_column(name: str, values: Any) -> Column:
         return _from_polars(name, series.to_native())
     if series.implementation.is_pyarrow() and dtype in (nw.String, nw.Categorical):
         return _from_arrow(name, series.to_native())
-    native = series.to_native()
-    if isinstance(getattr(native, "dtype", None), pd.CategoricalDtype):
-        return _coded(name, "category", native.cat.codes.to_numpy(), native.cat.categories.to_numpy())
     if dtype == nw.String:
-        return _from_text(name, native)
+        return _from_text(name, series.to_native())
     if dtype == nw.Object and not series.implementation.is_polars():
         return _from_numpy(name, series.to_numpy())
     raise _unusable(name, f"values of type {dtype}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -171,16 +172,11 @@ def check_expression(
     DataError
         For a name that is not a column.
     """
-    try:
-        tree = ast.parse(text, mode="eval")
-    except SyntaxError as error:
-        raise FormulaError(f"{text!r} cannot be read as an expression: {error.msg}.") from None
-    if isinstance(tree.body, ast.Tuple):
-        raise FormulaError(f"{text!r} is several expressions; expected one.")
-    callees = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    modules = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    nodes = _nodes(text)
+    callees = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    modules = {id(n.value) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
     needed: list[str] = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, NODES):
             raise FormulaError(f"{text!r} uses Python ({type(node).__name__}) that a formula may not; make a column.")
         if isinstance(node, ast.Compare):
@@ -199,6 +195,18 @@ def check_expression(
             elif not (known or (id(node) in modules and node.id in ("np", "contr"))):
                 raise unknown_column(node.id, columns, f"{text!r}")
     return list(dict.fromkeys(needed))
+
+
+@functools.lru_cache(256)
+def _nodes(text: str) -> tuple[ast.AST, ...]:
+    """Every node of an expression; the same text is checked when it is planned and whenever it is evaluated."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        raise FormulaError(f"{text!r} cannot be read as an expression: {error.msg}.") from None
+    if isinstance(tree.body, ast.Tuple):
+        raise FormulaError(f"{text!r} is several expressions; expected one.")
+    return tuple(ast.walk(tree))
 
 
 def _check_comparison(node: ast.Compare, text: str) -> None:

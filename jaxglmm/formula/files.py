@@ -84,10 +84,52 @@ def _open_csv(path: str, separator: str) -> tuple[tuple[str, ...], Reader, int |
                 low_memory=False,  # one type a column, not one a chunk
             )
 
+        _check_fields(path, separator, names, opener)
         frame = guarded(load)
         return {name: frame[name] for name in want}
 
     return names, read, None
+
+
+def _check_fields(path: str, separator: str, names: tuple[str, ...], opener: Callable[..., Any]) -> None:
+    """Refuse a line with more or fewer fields than the header, which pandas would cut or fill up without a word.
+
+    Arrow's parser counts at a fraction of the time that pandas takes to read, and holds one block of the file.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    wrong = []
+
+    def judge(row: Any) -> str:
+        if not row.text.strip():  # a line of blanks, which is no row
+            return "skip"
+        wrong.append(row)
+        return "error"
+
+    try:
+        with arrow.open_csv(
+            pa.input_stream(path, compression="gzip" if opener is gzip.open else None),
+            read_options=arrow.ReadOptions(block_size=1 << 23),
+            parse_options=arrow.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=judge),
+            convert_options=arrow.ConvertOptions(include_columns=names[:1], column_types={names[0]: pa.binary()}),
+        ) as batches:
+            for _ in batches:
+                pass
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError):  # what is no matter of fields, the reading itself tells
+        pass
+    if wrong:
+        found, line = wrong[0].actual_columns, ""
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:  # Arrow counts rows, an editor lines
+            reader = csv.reader(file, delimiter=separator)
+            for fields in reader:
+                if len(fields) != len(names) and "".join(fields).strip():
+                    found, line = len(fields), f" {reader.line_num}"
+                    break
+        raise DataError(
+            f"{path!r} has {found} fields in line{line}, and its header names {len(names)} columns: correct that line "
+            "(a value that holds the separator needs quotes, row names need a name in the header)."
+        )
 
 
 def _open_parquet(path: str) -> tuple[tuple[str, ...], Reader, int | None]:

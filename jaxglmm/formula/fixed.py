@@ -16,6 +16,7 @@ import pandas as pd
 from formulaic import Formula, ModelSpec
 from formulaic.errors import FormulaicError
 from formulaic.materializers import FormulaMaterializer, PandasMaterializer
+from formulaic.materializers.types import FactorValues
 from formulaic.parser.types import Factor
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
@@ -81,6 +82,11 @@ def plan(text: str, columns: Collection[str], full_rank: bool = True) -> Recipe:
     DataError
         When it uses a column that is not there.
     """
+    return _planned(text, tuple(columns), full_rank)
+
+
+@functools.lru_cache(64)
+def _planned(text: str, columns: tuple[str, ...], full_rank: bool) -> Recipe:
     rewritten = rewrite(text, columns)
     needed = _needed(_terms(rewritten.text, text), rewritten.aliases, columns)
     return Recipe(rewritten.text, needed, rewritten.display, rewritten.aliases, full_rank)
@@ -101,6 +107,11 @@ def _needed(terms: Iterable[Any], aliases: dict[str, str], columns: Collection[s
 
 def plan_expression(text: str, columns: Collection[str]) -> Expression:
     """Read one expression without touching the data; errors as `plan`."""
+    return replace(_planned_expression(text, tuple(columns)), transforms={})
+
+
+@functools.lru_cache(64)
+def _planned_expression(text: str, columns: tuple[str, ...]) -> Expression:
     rewritten = rewrite(text, columns, whole=True)
     if len(text) > 2 and text[0] == text[-1] == "`" and text[1:-1] in columns:  # `my column`
         return Expression(next(iter(rewritten.aliases), text[1:-1]), text, (text[1:-1],), rewritten.aliases)
@@ -195,6 +206,8 @@ def evaluate(expression: Expression, variables: Mapping[str, pd.Series]) -> Any:
     """The value of one expression: a Series, array or number. Its transforms' state is kept in it."""
     check_expression(expression.text, expression.aliases, expression.variables, FUNCTIONS)  # may come from a file
     data = dict(variables) | {alias: variables[name] for alias, name in expression.aliases.items()}
+    if expression.text in data:
+        return data[expression.text]
     try:
         with np.errstate(all="ignore"):
             value = stateful_eval(
@@ -218,7 +231,18 @@ def stack(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
 class _Materialiser(PandasMaterializer):
     """formulaic's pandas materialiser, with booleans as factors (as in R), strict levels and no copies."""
 
-    recipe: Recipe
+    def __init__(self, recipe: Recipe, columns: Mapping[str, Any], rows: int):
+        self.recipe, self.rows = recipe, rows
+        super().__init__(columns, context=FUNCTIONS)
+
+    @override
+    def _init(self) -> None:
+        """The columns stay a mapping."""
+
+    @override
+    @property
+    def nrows(self) -> int:
+        return self.rows
 
     @override
     def _is_categorical(self, values: Any) -> bool:
@@ -226,9 +250,25 @@ class _Materialiser(PandasMaterializer):
 
     @override
     def _encode_categorical(self, values, metadata, encoder_state, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]
+        """Treatment contrasts, as formulaic's own, straight from the codes: a dummy is only a comparison."""
+        values = pd.Series(getattr(values, "__wrapped__", values))
         if _is_boolean(values):
-            values = pd.Series(pd.Categorical(np.asarray(values), categories=[False, True]))
-        return super()._encode_categorical(values, metadata, encoder_state, spec, drop_rows, reduced_rank)
+            values = values.astype(pd.CategoricalDtype([False, True]))
+        elif not isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype("category")
+        if "categories" in encoder_state:
+            values = values.cat.set_categories(encoder_state["categories"])
+        codes, levels = values.cat.codes.to_numpy(), list(values.cat.categories)
+        encoder_state["categories"] = levels
+        return FactorValues(
+            {level: codes == code for code, level in enumerate(levels)},
+            kind=Factor.Kind.CATEGORICAL,
+            column_names=tuple(levels),
+            spans_intercept=True,
+            drop_field=levels[0] if levels else None,
+            format_reduced="{name}[T.{field}]",
+            encoded=True,
+        )
 
     @override
     def _encode_evaled_factor(self, factor, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]
@@ -280,9 +320,7 @@ def _materialise(
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     data = {name: variables[name] for name in recipe.variables}
     data |= {alias: variables[name] for alias, name in recipe.aliases.items()}
-    frame = pd.DataFrame(data, index=pd.RangeIndex(rows), copy=False)
-    materialiser: FormulaMaterializer = _Materialiser(frame, context=FUNCTIONS)
-    materialiser.recipe = recipe  # type: ignore[attr-defined]
+    materialiser: FormulaMaterializer = _Materialiser(recipe, data, rows)
     try:
         with np.errstate(all="ignore"):
             matrix = materialiser.get_model_matrix(spec, output="numpy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,10 @@ class ModelFrame:
         (n,) prior weights; for binomial counts the trials.
     offset
         (n,) sum of all offsets.
-    X
-        (n, p) float64, C order.
+    columns
+        p arrays (n,) of numbers of any kind: the fixed effects' columns, the caller's own where that is possible.
     names
-        (p,) names of its columns.
+        (p,) their names.
     terms
         One a grouping factor.
     rows
@@ -82,7 +83,7 @@ class ModelFrame:
     y: Any  # np.ndarray | None; most callers know that there is one
     weights: np.ndarray
     offset: np.ndarray
-    X: np.ndarray
+    columns: tuple[np.ndarray, ...]
     names: tuple[str, ...]
     terms: tuple[TermFrame, ...]
     rows: np.ndarray
@@ -91,6 +92,11 @@ class ModelFrame:
     spec: ModelSpec
     modelled: str | None
     native: str
+
+    @cached_property
+    def X(self) -> np.ndarray:
+        """The columns as one matrix (n, p), float64, C order; a copy, made when it is first asked for."""
+        return stack(self.columns, len(self.rows))
 
 
 def model_frame(
@@ -207,7 +213,7 @@ def model_frame(
         y=y,
         weights=prior,
         offset=total_offset,
-        X=stack(X_columns, n),
+        columns=tuple(X_columns),
         names=fixed.names,
         terms=tuple(terms),
         rows=rows,
@@ -250,10 +256,9 @@ def _term(
             f"the bars of {grouping.name!r} give the effect {twice[0]!r} twice; write (0 + x | {grouping.name}) in one "
             "of them to leave its intercept out."
         )
-    z = np.empty((len(made), len(rows)))
-    for row, name, column in zip(z, spec.names, made, strict=True):
+    for name, column in zip(spec.names, made, strict=True):
         check_finite(name, column, rows)
-        row[:] = column
+    z = np.stack(made, dtype=np.float64, casting="unsafe") if len(made) > 1 else np.asarray(made[0], np.float64)[None]
     return TermFrame(grouping.name, grouping.labels, codes, spec.names, z, spec.blocks), spec
 
 
@@ -271,7 +276,7 @@ def _number_column(what: str, column: Column, rows: np.ndarray) -> pd.Series:
 
 def _weights(weights: Any, variables: Mapping[str, pd.Series], rows: np.ndarray, total: int) -> np.ndarray:
     if weights is None:
-        return np.ones(len(rows))
+        return np.broadcast_to(1.0, len(rows))  # stored once
     if isinstance(weights, str):
         values = np.asarray(variables[weights], dtype=np.float64)
         label = f"weights={weights!r}"

@@ -194,6 +194,8 @@ class ModelSpec:
 
 def offset_of(spec: ModelSpec, variables: Mapping[str, pd.Series], rows: np.ndarray) -> np.ndarray:
     """The sum of the `offset(...)` terms and the offset column, (n,)."""
+    if not spec.offsets and spec.offset_column is None:
+        return np.broadcast_to(0.0, len(rows))
     total = np.zeros(len(rows))
     for expression in spec.offsets:
         value = np.asarray(evaluate(expression, variables))

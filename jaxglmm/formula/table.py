@@ -92,11 +92,11 @@ def _open_frame(data: Any) -> Table:
     module = type(data).__module__.partition(".")[0]
     if module == "pandas" and hasattr(data, "columns"):
         # read through pandas, because narwhals refuses a table with any repeated name
+        labels = {(c if isinstance(c, str) else str(c)): c for c in data.columns}
         names = tuple(c if isinstance(c, str) else str(c) for c in data.columns)
         if data.columns.nlevels > 1:
             raise DataError("the data frame's columns have several levels; flatten them to plain names first.")
-        place = {n: i for i, n in enumerate(names)}
-        return Table(names, "pandas", lambda want: {n: data.iloc[:, place[n]] for n in want}, len(data))
+        return Table(names, "pandas", lambda want: {n: data[labels[n]] for n in want}, len(data))
     if module == "pyarrow" and hasattr(data, "column_names"):
         return Table(tuple(data.column_names), "pyarrow", lambda want: {n: data.column(n) for n in want}, data.num_rows)
     try:

@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxglmm.errors import NotYetError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
-from jaxglmm.objectives.gaussian_expansion import expand
+from jaxglmm.objectives.gaussian_expansion import expander
 from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
@@ -113,8 +113,13 @@ class Likelihood:
 
     def __init__(self, state, problem, first: int | None = None):
         self.at = coordinates(state, first)
-        if problem.design is None:
+        if problem.cross is not None:
             self._evaluate = _gaussian(problem, self.at)
+        elif len(state.terms) > 1:
+            raise NotYetError(
+                "profiles take one grouping factor unless the response is Gaussian: use method='wald' for "
+                f"{' and '.join(repr(term.group) for term in state.terms)}"
+            )
         elif not state.terms:
             self._evaluate = _scaled(
                 lambda psi: evaluate_glm(problem.family, problem.design, psi)[:3], problem, self.at
@@ -167,11 +172,9 @@ class _Marginal:
 def _gaussian(problem, at):
     """Closed forms in (beta, T, log sigma) from the expansion of the cross products, then Lambda = sigma T."""
     cross = problem.cross
-    if len(at.order):
-        cross = eqx.tree_at(
-            lambda c: (c.ztz, c.ztv), cross, (cross.ztz[:, at.order][:, :, at.order], cross.ztv[:, :, at.order])
-        )
-    arrays = jax.tree.map(jnp.asarray, cross)
+    if (np.diff(at.order) < 0).any():
+        cross = cross.reordered(at.order)
+    expand = expander(cross)
     back = np.linalg.inv(problem.scaling.to_columns())
     p, q = at.p, len(at.entries[0])
     n, origin = float(cross.n), np.asarray(cross.origin)
@@ -179,7 +182,7 @@ def _gaussian(problem, at):
     def evaluate_x(x):
         log_sigma = x[-1]
         s, T = math.exp(-2 * log_sigma), x[p:-1] * math.exp(-log_sigma)
-        (log_det, Q), (log_det1, Q1), (log_det2, Q2) = expand(T, arrays)
+        (log_det, Q), (log_det1, Q1), (log_det2, Q2) = expand(T)
         v = np.append(origin - back @ x[:p], 1.0)
         Qv = Q @ v
         load = np.einsum("ijk,j->ik", Q1, v)

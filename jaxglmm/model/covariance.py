@@ -1,6 +1,6 @@
 """The covariance of one factor's effects, b = Lambda u with u ~ N(0, I), and its unconstrained parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -95,6 +95,15 @@ class Covariance(eqx.Module):
             else f"{'log_sd' if r in alone else 'log_cholesky'}[{effects[r]}|{group}]"
             for r, c in zip(rows, columns, strict=True)
         )
+
+
+def side_by_side(factors: Sequence[np.ndarray]) -> np.ndarray:
+    """Lambda of several factors' effects: each factor's own on the diagonal (numpy)."""
+    ends = np.cumsum([0, *map(len, factors)])
+    out = np.zeros((ends[-1],) * 2)
+    for begin, end, factor in zip(ends, ends[1:], factors, strict=False):
+        out[begin:end, begin:end] = factor
+    return out
 
 
 def _triangle(rows: np.ndarray) -> np.ndarray:

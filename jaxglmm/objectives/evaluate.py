@@ -21,6 +21,8 @@ from jaxglmm.ops.programs import program
 
 # Directions of the Hessian that are pushed at once through the long section, whose vectors do not fit in cache.
 _LONG_DIRECTIONS = 4
+# Nodes of the posterior are weighed so many at once that the vectors still fit in cache: slots times nodes.
+_NODE_SLOTS = 4096
 
 
 class Evaluation(NamedTuple):
@@ -132,24 +134,23 @@ def posterior_moments(family, design, nodes: Nodes, psi, start) -> Moments:
         u = find_modes(total, family, eta, v, y, weight, log_phi, start)
         L = small.cholesky(curvature(total, v, family.derivatives(eta + linear(v, u), y, weight, log_phi).w))
         M = jnp.swapaxes(small.inverse_lower(L), 0, 1)
-        at = lambda k: u + jnp.sqrt(2.0).astype(u.dtype) * small.matvec(M, nodes.points[:, k, None])
+        spread = jnp.sqrt(2.0).astype(u.dtype) * M
         log_density = lambda u: (
             total(family.derivatives(eta + linear(v, u), y, weight, log_phi).l) - 0.5 * jnp.sum(u * u, 0)
         )
         peak = log_density(u)
-
-        def weigh(carry, k):
-            mass, first, second = carry
-            uk = at(k)
-            pi = jnp.where(k < nodes.count, jnp.exp(nodes.log_weights[k] + log_density(uk) - peak), 0.0)
-            centred = uk - u
-            return (mass + pi, first + pi * centred, second + pi * centred[:, None] * centred[None]), pi
-
-        zero = (jnp.zeros_like(eta), jnp.zeros_like(u), jnp.zeros_like(M))
-        (mass, first, second), weights = jax.lax.scan(weigh, zero, jnp.arange(nodes.points.shape[1]))
-        shift = first / mass
-        covariance = second / mass - shift[:, None] * shift[None]
-        return (), Moments(u, M, u + shift, covariance, weights / mass)
+        weigh = lambda node: jnp.exp(node[1] + log_density(u + small.matvec(spread, node[0][:, None])) - peak)
+        # A loop over few nodes at once has less to do than one over each where a block is short.
+        at_once = min(nodes.log_weights.shape[0], max(1, _NODE_SLOTS // eta.shape[0]))
+        weights = jax.lax.map(weigh, (nodes.points.T, nodes.log_weights), batch_size=at_once)
+        weights = weights / jnp.sum(weights, axis=0)
+        # Moments of the nodes themselves, then of u = mode + spread * node.
+        first = jnp.matmul(nodes.points, weights, precision="highest")
+        squares = nodes.points[:, None] * nodes.points[None]
+        second = jnp.matmul(squares, weights, precision="highest") - first[:, None] * first[None]
+        product = lambda A, B: jnp.sum(A[:, :, None] * B[None], axis=1)
+        covariance = product(product(spread, second), jnp.swapaxes(spread, 0, 1))
+        return (), Moments(u, M, u + small.matvec(spread, first), covariance, weights)
 
     rows = (design.y, design.weights, design.offset, term.z, start)
     return map_groups(body, design.index, rows, design.X)[1]

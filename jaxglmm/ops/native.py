@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-KERNELS = 2  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+KERNELS = 5  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
 
 REMEDY = "install with a C++ compiler at hand (in a checkout: pip install -e .); `jaxglmm doctor` tells more"
 
@@ -126,19 +126,31 @@ def register() -> None:
         _register()
 
 
+def library() -> ctypes.CDLL:
+    """The loaded library itself, for its plain functions.
+
+    Raises
+    ------
+    NativeError
+        When there is none.
+    """
+    status, found = _load()
+    if found is None:
+        raise NativeError(f"{status.reason}; {REMEDY}")
+    return found
+
+
 _lock = threading.Lock()
 
 
 @functools.cache
 def _register() -> None:
-    status, library = _load()
-    if library is None:
-        raise NativeError(f"{status.reason}; {REMEDY}")
+    found = library()
     import jax
 
-    library.jaxglmm_handlers.restype = ctypes.c_char_p
-    for name in library.jaxglmm_handlers().decode().split():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    found.jaxglmm_handlers.restype = ctypes.c_char_p
+    for name in found.jaxglmm_handlers().decode().split():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, name)), platform="cpu")
 
 
 @functools.cache

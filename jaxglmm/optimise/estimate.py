@@ -26,7 +26,8 @@ class Convergence:
         A variance is zero or a correlation is 1 in size.
     score_at_zero : float or None
         Derivative of the log-likelihood in the variance at zero variance, one scalar effect only. Where the fit began
-        at a sample of the groups it is taken near the fit without effects, not at its optimum.
+        at a sample of the groups it is taken near the fit without effects, not at its optimum; None where the sample
+        left no doubt of the random effects.
     warnings : list of str
     timings : dict of str to float
         Seconds by stage.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.crossproducts import CrossProducts
-from jaxglmm.errors import DataError
+from jaxglmm.design.factor_products import FactorProducts
+from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.objectives.gaussian import conditional_modes
-from jaxglmm.objectives.gaussian_expansion import expand
+from jaxglmm.objectives.gaussian_expansion import expander
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
+from jaxglmm.objectives.gaussian_several import Slopes, average_hessian, conditional_effects
 from jaxglmm.optimise.newton import maximise
 
 
@@ -21,6 +23,10 @@ from jaxglmm.optimise.newton import maximise
 _SMALL = 1e-4
 # A zero stands when the likelihood loses no more than this by it, relative to its size.
 _SLACK = 1e-12
+# Standard errors from zero beyond which a zero is not tried.
+_FAR = 12.0
+# Order of a dense matrix from which on BLAS may use all threads; and the largest that is factorised.
+_MANY_THREADS, _MOST_DENSE = 3_000, 12_000
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class GaussianFit:
     ----------
     beta : (p,)
     factor : (S, S) or None
-        Absolute Lambda, lower triangular, non-negative diagonal: Var(b) = Lambda Lambda'. None without random
-        effects.
+        Absolute Lambda, lower triangular, non-negative diagonal: Var(b) = Lambda Lambda'. Those of several factors
+        lie on its diagonal. None without random effects.
     sigma : float
         Residual standard deviation.
     loglik : float
@@ -83,7 +89,7 @@ class GaussianFit:
 
 
 def fit_gaussian(
-    cross: CrossProducts,
+    cross: CrossProducts | FactorProducts,
     *,
     reml: bool = False,
     factor: np.ndarray | None = None,
@@ -95,11 +101,11 @@ def fit_gaussian(
 
     Parameters
     ----------
-    cross : CrossProducts
+    cross : CrossProducts or FactorProducts
         Without groups: the linear model.
     reml : bool
     factor : (S, S), optional
-        Absolute Lambda to hold; estimated when absent.
+        Absolute Lambda to hold, those of several factors on the diagonal; estimated when absent.
     tol : float
         Largest Newton decrement at the end.
     max_iterations : int
@@ -128,7 +134,13 @@ def fit_gaussian(
             "the groups and the residual variance cannot be told apart; expected groups of several rows. "
             "Leave the random effect out, or hold it by theta="
         )
-    with jax.enable_x64(True):
+    if isinstance(cross, FactorProducts) and cross.n_dense > _MOST_DENSE:
+        raise NotYetError(
+            f"beside the factor with most levels, crossed factors have {cross.n_dense:,} effects in all; the exact fit "
+            f"factorises a dense matrix of at most {_MOST_DENSE:,}. Leave out a factor, or merge levels of one that is "
+            "not the largest"
+        )
+    with jax.enable_x64(True), _calm(cross):
         criterion = _Criterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
@@ -137,12 +149,28 @@ def fit_gaussian(
         return _fit_factor(criterion, tol, max_iterations, callback)
 
 
+def _calm(cross):
+    """BLAS in one thread where products are small: on a busy machine its threads wait for each other at each of them,
+    which at order 1,000 was seen to cost twenty times the arithmetic."""
+    if not isinstance(cross, FactorProducts) or cross.n_dense > _MANY_THREADS:
+        return contextlib.nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")
+
+
 def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
-    """Conditional modes (G, S) and covariances (G, S, S) of the effects given the estimates (numpy)."""
+    """Conditional modes (G, S) and covariances (G, S, S) of one factor's effects given the estimates (numpy)."""
     with jax.enable_x64(True):
         mode, covariance = conditional_modes(fit.factor, fit.beta, fit.sigma, cross)
     groups = int(cross.n_groups)
     return np.asarray(mode)[:groups], np.asarray(covariance)[:groups]
+
+
+def factor_modes(products: FactorProducts, fit: GaussianFit) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `gaussian_modes`, of each of several factors, in the formula's order."""
+    with _calm(products):
+        return conditional_effects(products, fit.beta, fit.factor, fit.sigma)
 
 
 def reliability(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -166,15 +194,17 @@ class _Criterion:
 
     def __init__(self, cross: CrossProducts, reml: bool):
         self.cross, self.reml = cross, reml
-        self.arrays = jax.tree.map(jnp.asarray, cross)  # on the device once, not at each evaluation
+        self.expand = expander(cross)
         self.covariance = cross.covariance
         self.rows, self.columns = cross.covariance.entries
         self.diagonal = cross.covariance.diagonal
-        square = np.array([cross.ztz[:, a, a].sum() for a in range(cross.n_effects)]) / float(cross.n)
+        square = cross.mean_squares()
         self.scale = 1 / np.sqrt(np.where(square > 0, square, 1.0))[self.rows]
 
     def profile(self, raw: np.ndarray, log_sigma: float | None = None) -> GaussianProfile:
-        expansion = expand(raw, self.arrays)
+        return self._profile(self.expand(raw), raw, log_sigma)
+
+    def _profile(self, expansion, raw, log_sigma=None) -> GaussianProfile:
         try:
             return GaussianProfile(expansion, self.cross, raw, reml=self.reml, log_sigma=log_sigma)
         except np.linalg.LinAlgError:
@@ -185,8 +215,14 @@ class _Criterion:
             ) from None
 
     def __call__(self, x: np.ndarray):
-        at = self.profile(x * self.scale)
-        return at.value, at.gradient * self.scale, at.hessian * np.outer(self.scale, self.scale)
+        if isinstance(self.cross, FactorProducts):
+            slopes = Slopes(x * self.scale, self.cross)
+            at = self._profile(slopes.expansion, slopes.raw)
+            hessian = average_hessian(slopes, at)
+        else:
+            at = self.profile(x * self.scale)
+            hessian = at.hessian
+        return at.value, at.gradient * self.scale, hessian * np.outer(self.scale, self.scale)
 
     def maximise(self, x: np.ndarray, free: np.ndarray, **options):
         """From x over the entries `free`; the others stay."""
@@ -299,7 +335,7 @@ def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
     x, result = criterion.maximise(criterion.diagonal.astype(float), np.ones(criterion.diagonal.shape, bool), **options)
     best, iterations = result.value, result.iterations
     held = np.zeros(len(x), bool)
-    for columns in _zero_candidates(criterion, x):
+    for columns in _zero_candidates(criterion, x, result):
         zero = held | np.isin(criterion.columns, columns)
         trial = np.where(zero, 0.0, x)
         value, _, hessian = criterion(trial)
@@ -315,10 +351,19 @@ def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
     return criterion.report(criterion.profile(x * criterion.scale), result, held, iterations=iterations)
 
 
-def _zero_candidates(criterion, x) -> list[tuple[int, ...]]:
-    """Sets of columns of the factor that may be zero: those found small, each block, all of them."""
+def _zero_candidates(criterion, x, result) -> list[tuple[int, ...]]:
+    """Sets of columns of the factor that may be zero: those found small, each block, all of them.
+
+    Blocks that lie many standard errors away from zero are left out.
+    """
     small = criterion.diagonal & (np.abs(x) < _SMALL)
-    blocks = criterion.covariance.blocks
+    covariance = _inverse(-result.hessian)
+    blocks = []
+    for block in criterion.covariance.blocks:
+        inside = np.isin(criterion.columns, block)
+        wald = x[inside] @ np.linalg.lstsq(covariance[np.ix_(inside, inside)], x[inside], rcond=None)[0]
+        if not wald > _FAR**2:
+            blocks.append(block)
     found = tuple(int(k) for k in criterion.columns[small])
-    every = tuple(range(criterion.covariance.n_effects))
+    every = tuple(range(criterion.covariance.n_effects)) if len(blocks) == len(criterion.covariance.blocks) else ()
     return list(dict.fromkeys([c for c in (found, *blocks, every) if c]))

@@ -6,9 +6,9 @@ correlation near -1 for no other reason than the column's mean, and Lambda_0 tak
 psi = (beta, free entries of Lambda, log dispersion) of an evaluation is linear.
 """
 
+import math
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.errors import DataError, SeparationError
@@ -64,7 +64,7 @@ def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
             f"are possible: lower n_agq to {int(_CAPACITIES[-1] ** (1 / n_effects))} or less"
         )
     nodes = gauss_hermite(n_agq, n_effects, capacity=capacity)
-    return Nodes(jnp.asarray(nodes.points), jnp.asarray(nodes.log_weights), jnp.int32(nodes.count))
+    return Nodes(nodes.points, nodes.log_weights, np.int32(nodes.count))
 
 
 def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-12, callback=None):
@@ -91,8 +91,8 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     x0[p] = log_phi0
 
     def at(x):
-        value, gradient, hessian, groups = evaluate_glm(family, design, jnp.asarray(x))
-        return value, np.asarray(gradient), np.asarray(hessian), groups
+        value, gradient, hessian, groups = evaluate_glm(family, design, x)
+        return float(value), np.asarray(gradient), np.asarray(hessian), groups
 
     x0 = x0 if start is None else start
     result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
@@ -102,18 +102,22 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
 
 def maximise_free(at, x0, free, even, **options) -> NewtonResult:
     """Maximise over the free coordinates, the others held; the result is about all of them."""
-    base = np.array(x0, float)
+    x0, kept = np.asarray(x0, float), np.flatnonzero(free)
+    block = (kept[:, None], kept)
+
+    def whole(x, others):
+        out = others.copy()
+        out[kept] = x
+        return out
 
     def restricted(x):
-        base[free] = x
-        value, gradient, hessian, *extra = at(base)
-        return value, gradient[free], hessian[np.ix_(free, free)], gradient, hessian, *extra
+        value, gradient, hessian, *extra = at(whole(x, x0))
+        return value, gradient[kept], hessian[block], gradient, hessian, *extra
 
-    r = maximise(restricted, base[free], log_coordinates=even[free], **options)
+    r = maximise(restricted, x0[kept], log_coordinates=even[kept], **options)
     gradient, hessian, *extra = r.extra
-    x, move = base.copy(), np.zeros_like(base)
-    x[free], move[free] = r.x, r.step
-    return replace(r, x=x, gradient=gradient, hessian=hessian, step=move, extra=tuple(extra))
+    x, step = whole(r.x, x0), whole(r.step, np.zeros_like(x0))
+    return replace(r, x=x, gradient=gradient, hessian=hessian, step=step, extra=tuple(extra))
 
 
 def check_separation(design, result, names, intercept):
@@ -145,13 +149,15 @@ def check_separation(design, result, names, intercept):
 
 
 def fit_marginal(
-    family, design, glm: NewtonResult, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    near=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
+    family, design, glm: NewtonResult | None, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
+    near=None, base=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
     Parameters
     ----------
+    glm, groups
+        From `fit_glm`; None where `near` and `base` make it unnecessary.
     n_agq : int
         Nodes per effect; 1 is Laplace.
     auto : bool
@@ -162,6 +168,8 @@ def fit_marginal(
         False for the joint likelihood.
     near : (m,), optional
         Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
+    base : (S, S), optional
+        Lambda_0, by default from `groups`.
     passes : float
         Passes over the rows that led here, but for those of `glm`.
     """
@@ -169,19 +177,22 @@ def fit_marginal(
     p, q = design.X.shape[1], len(covariance.diagonal)
     even = np.concatenate([np.zeros(p, bool), covariance.diagonal, [False]])
     free = np.append(np.ones(p + q, bool), family.dispersion_name is not None)
-    base = np.eye(S)
-    if fixed_factor is None:
+    if base is None and fixed_factor is not None:
+        base = np.eye(S)
+    elif base is None:
         base = base_factor(covariance, np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0], groups[2])
     factor = np.eye(S) if fixed_factor is None else fixed_factor
     if fixed_factor is not None:
         free[p : p + q] = False
-    elif S == 1:
+    elif near is None and S == 1:
         score, spread, _ = groups
         first = np.sqrt(max(2 * score[0] / max(spread[0], 1e-300), 0.0))
         factor = np.clip(first / base, 0.1, 1.0)
     state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
-    x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
-    if near is not None:
+    if near is None:
+        assert glm is not None
+        x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
+    else:
         x = np.linalg.solve(state.jacobian, near)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
 
@@ -200,7 +211,7 @@ def fit_marginal(
                 break
     result, free = state.settle(result, nodes)
     # With a zero variance the fit without random effects is a rival that an interior start may not reach.
-    if fixed_factor is None and glm.value > result.value + 1e-9 * abs(glm.value):
+    if fixed_factor is None and glm is not None and glm.value > result.value + 1e-9 * abs(glm.value):
         free = state.free.copy()
         free[p : p + q] = False
         result = state.climb(np.concatenate([glm.x[:p], np.zeros(q), glm.x[p:]]), nodes, free=free)
@@ -210,7 +221,7 @@ def fit_marginal(
         decrement=float(max(result.decrement, 0.0)),
         n_agq=used if determinant else None,
         singular=fixed_factor is None and not free[p : p + q].all(),
-        score_at_zero=float(groups[0][0]) if S == 1 else None,
+        score_at_zero=float(groups[0][0]) if S == 1 and groups is not None else None,
         kernels="native" if fused.covers(family, design) else "plain",
     )
     if determinant and used > 1:
@@ -218,7 +229,7 @@ def fit_marginal(
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
     _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + glm.iterations + 1 + passes)
+    convergence.passes = float(state.evaluations + (0 if glm is None else glm.iterations + 1) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
@@ -272,7 +283,7 @@ class _State:
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
-        self.modes = jnp.zeros_like(design.terms[0].z)
+        self.modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
         self.evaluations = 0
         # Entries of Lambda_0 R are linear in those of R.
         rows, columns = self.covariance.entries
@@ -284,12 +295,13 @@ class _State:
 
     def at(self, x, nodes):
         """Value, gradient and Hessian in x."""
-        psi, J = jnp.asarray(self.psi(x)), self.jacobian
-        e = evaluate(self.family, self.design, nodes, psi, self.modes, determinant=self.determinant)
+        J = self.jacobian
+        e = evaluate(self.family, self.design, nodes, J @ x, self.modes, determinant=self.determinant)
         self.evaluations += 1
-        if np.isfinite(float(e.value)):
+        value = float(e.value)
+        if math.isfinite(value):
             self.modes = e.modes
-        return float(e.value), J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
+        return value, J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
 
     def climb(self, x, nodes, *, loose=False, free=None, steps=None):
         free = self.free if free is None else free

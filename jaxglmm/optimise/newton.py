@@ -10,6 +10,7 @@ where the function, seen as even in them, is concave and falls towards zero: the
 stationary point, and the sign of the curvature there decides the boundary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,13 +86,14 @@ def maximise(
     """
     x = np.array(x0, float)
     even = np.zeros(x.shape, bool) if log_coordinates is None else np.asarray(log_coordinates, bool)
+    any_even = bool(even.any())
     value, gradient, hessian, extra = _checked(evaluate, x)
-    radius, iterations, reason = np.inf, 0, "limit"
+    radius, iterations, reason = math.inf, 0, "limit"
     move = np.zeros_like(x)
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         return NewtonResult(x, value, gradient, hessian, np.inf, 0, False, "not finite", move, extra)
     while True:
-        logged = even & ~_falls_to_zero(x, gradient, hessian)
+        logged = even & ~_falls_to_zero(x, gradient, hessian) if any_even else even
         g, H = _transform(x, gradient, hessian, logged)
         model = _Quadratic(g, H, logged)
         decrement = model.decrement
@@ -102,22 +104,25 @@ def maximise(
             break
         if iterations >= max_iterations:
             break
-        if not np.isfinite(radius) and not model.definite:
-            radius = max(np.linalg.norm(model.scaled_gradient), 1e-8)
+        if math.isinf(radius) and not model.definite:
+            radius = max(_length(model.scaled_gradient), 1e-8)
         rounding = 1e-14 * (abs(value) + 1.0)
         accepted = False
         while iterations < max_iterations:
             step = model.step(radius)
-            longest = np.max(np.abs(step[logged]), initial=0.0)
-            if longest > _LONGEST_LOG_STEP:
-                step = step * (_LONGEST_LOG_STEP / longest)
+            if any_even:
+                longest = np.max(np.abs(step[logged]), initial=0.0)
+                if longest > _LONGEST_LOG_STEP:
+                    step = step * (_LONGEST_LOG_STEP / longest)
             predicted = model.gain(step)
-            trial = np.where(logged, x * np.exp(np.where(logged, step, 0.0)), x + step)
+            trial = x + step
+            if any_even:
+                trial[logged] = x[logged] * np.exp(step[logged])
             move = trial - x
             new = _checked(evaluate, trial)
             iterations += 1
             gain = new[0] - value
-            if np.isfinite(gain) and gain >= 1e-4 * predicted - 8 * rounding:
+            if math.isfinite(gain) and gain >= 1e-4 * predicted - 8 * rounding:
                 accepted = True
                 break
             radius = _SHRINK * model.norm(step)
@@ -142,7 +147,7 @@ def _checked(evaluate, x):
     value, gradient, hessian, *extra = evaluate(x)
     value, gradient, hessian = float(value), np.asarray(gradient, float), np.asarray(hessian, float)
     if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
-        value = -np.inf
+        value = -math.inf
     return value, gradient, hessian, tuple(extra)
 
 
@@ -156,10 +161,16 @@ def _falls_to_zero(x, gradient, hessian):
 
 def _transform(x, gradient, hessian, logged):
     """Gradient and Hessian in the logarithm of the logged parameters."""
+    if not logged.any():
+        return gradient, 0.5 * (hessian + hessian.T)
     scale = np.where(logged, x, 1.0)
     g = scale * gradient
     H = scale[:, None] * hessian * scale[None, :] + np.diag(np.where(logged, g, 0.0))
     return g, 0.5 * (H + H.T)
+
+
+def _length(v):
+    return math.sqrt(v @ v)  # numpy's own norm takes as long as a whole small evaluation
 
 
 class _Quadratic:
@@ -167,22 +178,22 @@ class _Quadratic:
 
     def __init__(self, g, H, logged):
         self.g, self.H = g, H
-        diagonal = np.abs(np.diag(H))
+        diagonal = np.abs(H.diagonal())
         # A logarithm has a unit of its own: where its curvature vanishes, as towards zero, it must not take up the
         # whole step. For others a bound keeps the scale above zero.
-        largest = np.max(diagonal, initial=1e-180)
+        largest = max(diagonal.max(initial=0.0), 1e-180)
         floor = np.where(logged, 0.1 * np.abs(g) + 1e-4 * largest, 1e-12 * g * g + 1e-20 * largest)
         self.d = np.sqrt(np.maximum(diagonal, floor))
-        scaled = -H / self.d[:, None] / self.d[None, :]
+        scaled = H / -(self.d[:, None] * self.d)
         self.scaled_gradient = g / self.d
         self.eigenvalues, self.vectors = np.linalg.eigh(scaled)
         self.along = self.vectors.T @ self.scaled_gradient
         lowest = self.eigenvalues[0] if len(g) else 1.0
         self.definite = lowest > 1e-13
-        self.decrement = float(np.sum(self.along**2 / self.eigenvalues)) if self.definite else np.inf
+        self.decrement = float(self.along @ (self.along / self.eigenvalues)) if self.definite else math.inf
 
     def norm(self, step):
-        return float(np.linalg.norm(step * self.d))
+        return _length(step * self.d)
 
     def gain(self, step):
         return float(self.g @ step + 0.5 * step @ self.H @ step)
@@ -192,18 +203,18 @@ class _Quadratic:
         solve = lambda shift: self.along / (self.eigenvalues + shift)
         if self.definite:
             plain = solve(0.0)
-            if np.linalg.norm(plain) <= radius:
+            if _length(plain) <= radius:
                 return (self.vectors @ plain) / self.d
         low = max(0.0, -self.eigenvalues[0]) + 1e-14 * max(1.0, abs(self.eigenvalues[-1]))
         short = solve(low)
-        if np.linalg.norm(short) < radius:
+        if _length(short) < radius:
             # The hard case: the gradient has no part along the direction of growth; add that direction.
             short[0] += np.sqrt(max(radius**2 - np.sum(short**2), 0.0)) * (1.0 if self.along[0] >= 0 else -1.0)
             return (self.vectors @ short) / self.d
-        high = low + np.linalg.norm(self.along) / radius
+        high = low + _length(self.along) / radius
         for _ in range(100):
             middle = 0.5 * (low + high)
-            if np.linalg.norm(solve(middle)) > radius:
+            if _length(solve(middle)) > radius:
                 low = middle
             else:
                 high = middle

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxglmm.errors import SeparationError
 from jaxglmm.ops import fused
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, fit_glm, fit_marginal
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, base_factor, fit_glm, fit_marginal
 
 
 # From this many slots on; a design of so many holds about 50,000 groups of three rows.
@@ -17,6 +17,8 @@ _SHARE = 0.02
 _SLOTS_A_COLUMN = 200
 _FEWEST_BLOCKS = 24
 _TOLERANCE = 1e-3
+# Gain in the sample's log-likelihood by the random effects that leaves no doubt of them in all rows.
+_CLEAR = 20.0
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class Start:
         Of (beta, log dispersion) without random effects; None where no sample was fitted.
     psi : (m,) or None
         Of all parameters; None also where the sample's fit is singular or did not converge.
+    base : (S, S) or None
+        Lambda_0 of the sample, where the random effects are so clear in it that all rows need no fit without them: a
+        sample that no direction separates cannot lie within rows that one does.
     passes : float
         What it cost, in passes over all rows.
     """
 
     glm: np.ndarray | None = None
     psi: np.ndarray | None = None
+    base: np.ndarray | None = None
     passes: float = 0.0
 
 
@@ -91,5 +97,13 @@ def sampled_start(family, design, intercept, *, names, n_agq=1, auto=False) -> S
         return Start()
     nodes = NODE_LADDER[1][0] if auto else n_agq
     solution = fit_marginal(family, part, glm, groups, n_agq=nodes, tol=_TOLERANCE)
-    good = solution.convergence.converged and not solution.convergence.singular
-    return Start(glm.x, solution.psi if good else None, share * solution.convergence.passes)
+    passes = share * solution.convergence.passes
+    if not solution.convergence.converged or solution.convergence.singular:
+        return Start(glm.x, passes=passes)
+    clear = solution.value - glm.value > _CLEAR
+    return Start(glm.x, solution.psi, _base(part, groups) if clear else None, passes)
+
+
+def _base(part, groups):
+    term = part.terms[0]
+    return base_factor(term.covariance, np.asarray(term.z)[:, np.asarray(part.weights) > 0], groups[2])

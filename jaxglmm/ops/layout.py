@@ -1,0 +1,111 @@
+"""The caller's rows on their way into tile storage: where each goes, and the copying; natively where that can be.
+
+Host code on NumPy arrays, before anything is traced.
+"""
+
+import ctypes
+import os
+
+import numpy as np
+
+from jaxglmm.ops import native
+
+
+_ALIGN = 64  # what JAX asks of memory that it takes over without a copy
+_TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int64): 2, np.dtype(bool): 3,
+          np.dtype(np.uint8): 3}  # fmt: skip
+_PIECE = 1 << 16  # rows that the plain form holds a second time
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """`numpy.zeros` that begins at a multiple of 64 bytes."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + _ALIGN, np.uint8)
+    start = -memory.ctypes.data % _ALIGN
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -> np.ndarray:
+    """Slot of every row, the rows of a group in the order in which they come.
+
+    Parameters
+    ----------
+    codes : int (n,)
+        Group of each row.
+    first, stride : int64 (G,)
+        The k-th row of group g goes to first + k stride; where the stride is 0 the group is stored in pieces of 32
+        rows, and `first` is the number of its first piece.
+    across, block, base : int
+        Pieces in a block, slots in a block, first slot of the pieces.
+
+    Returns
+    -------
+    int64 (n,)
+    """
+    n = len(codes)
+    if native.use_native():
+        codes, slot, seen = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64), np.zeros(len(first), np.int32)
+        _library().jaxglmm_slots(
+            _i64(n), _at(codes), _at(first), _at(stride), _i64(across), _i64(block), _i64(base), _at(seen), _at(slot)
+        )
+        return slot
+    order = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes, minlength=len(first))
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    slot = first[codes] + rank * stride[codes]
+    if not stride.all():
+        inside = stride[codes] == 0
+        k, piece = rank[inside], first[codes[inside]] + rank[inside] // 32
+        slot[inside] = base + piece // across * block + k % 32 * across + piece % across
+    return slot
+
+
+def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
+    """out[slot[i], j] = (columns[j][i] - center[j]) / scale[j].
+
+    Parameters
+    ----------
+    columns : sequence of p arrays (n,)
+        Of any numeric type and stride.
+    slot : int64 (n,)
+    out : float (n_slots, p) or, for one column, (n_slots,)
+        C-contiguous, float64 or float32.
+    center, scale : (p,), optional
+        Zeros and ones by default.
+    """
+    n, p = len(slot), len(columns)
+    center = np.zeros(p) if center is None else np.asarray(center, np.float64)
+    scale = np.ones(p) if scale is None else np.asarray(scale, np.float64)
+    if native.use_native() and out.dtype in (np.float64, np.float32):
+        columns = [c if c.dtype in _TYPES else c.astype(np.float64) for c in columns]
+        strides = np.array([c.strides[0] for c in columns], np.int64)
+        types = np.array([_TYPES[c.dtype] for c in columns], np.int32)
+        pointers = (ctypes.c_void_p * p)(*(c.ctypes.data for c in columns))
+        _library().jaxglmm_scatter(
+            _i64(n), _i64(p), pointers, _at(strides), _at(types), _at(center), _at(scale), _at(slot),
+            ctypes.c_int32(out.dtype == np.float32), _at(out), _i64(threads()),
+        )  # fmt: skip
+        return
+    for begin in range(0, n, _PIECE):
+        rows = np.stack([c[begin : begin + _PIECE] for c in columns], 1, dtype=np.float64, casting="unsafe")
+        out.reshape(len(out), p)[slot[begin : begin + _PIECE]] = (rows - center) / scale
+
+
+def _library():
+    library = native.library()
+    library.jaxglmm_slots.restype = library.jaxglmm_scatter.restype = None
+    return library
+
+
+_i64 = ctypes.c_int64
+
+
+def _at(array: np.ndarray):
+    return ctypes.c_void_p(array.ctypes.data)

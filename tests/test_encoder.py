@@ -1,0 +1,141 @@
+"""The encoder: features out of fold against separate fits, rows held out by time, scikit-learn's own checks."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+import jaxglmm as jg
+
+
+sklearn = pytest.importorskip("sklearn")
+
+from sklearn.model_selection import KFold, RepeatedKFold  # noqa: E402
+from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
+
+from jaxglmm.errors import DataError, DataWarning  # noqa: E402
+from jaxglmm.sklearn import RandomEffectEncoder  # noqa: E402
+
+
+def members(n_groups=60, seed=0):
+    """Binary rows of members with one to nine rows each, in random order, with a shop beside them."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 10, n_groups)
+    codes = rng.permutation(np.repeat(np.arange(n_groups), sizes))
+    effect = rng.normal(0, 1.2, n_groups)
+    y = rng.random(len(codes)) < 1 / (1 + np.exp(0.3 - effect[codes]))
+    shop = rng.choice(["north", "south", "west"], len(codes))
+    return pd.DataFrame({"member": [f"m{c}" for c in codes], "shop": shop}), np.where(y, "yes", "no")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return members()
+
+
+def test_features_of_all_rows_are_the_posterior_of_a_fit(data):
+    X, y = data
+    encoder = RandomEffectEncoder().set_output(transform="pandas").fit(X[["member"]], y)
+    fit = jg.fit("y ~ 1 + (1 | member)", X.assign(y=(y == "yes") * 1.0), family="binomial")
+    effects = fit.ranef("member").set_index("level")
+    found = encoder.transform(pd.DataFrame({"member": ["m1", "m7", "nobody", None]}))
+    assert list(found.columns) == ["member_mean", "member_sd", "member_reliability", "member_log_count"]
+    assert list(encoder.classes_) == ["no", "yes"]
+    expected = effects.loc[["m1", "m7"], ["mean", "sd_mean", "reliability"]].to_numpy()
+    np.testing.assert_allclose(found.to_numpy()[:2, :3], expected, rtol=1e-7)
+    np.testing.assert_allclose(found["member_log_count"][:2], np.log1p(effects.loc[["m1", "m7"], "n"]))
+    tau = fit.varcorr[0]["sd"]
+    np.testing.assert_allclose(found.to_numpy()[2:], [[0, tau, 0, 0]] * 2, rtol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["binomial", "gaussian"])
+def test_features_of_a_row_are_those_of_a_fit_without_its_fold(data, family):
+    X, y = data
+    rng = np.random.default_rng(1)
+    y = (y == "yes") * 1.0 if family == "binomial" else (y == "yes") + rng.normal(0, 0.5, len(y))
+    folds = KFold(3, shuffle=True, random_state=0)
+    found = RandomEffectEncoder(folds, features=("mean", "sd")).fit_transform(X[["member"]], y)
+    table = X.assign(y=y)
+    train, test = next(folds.split(X))
+    fit = jg.fit("y ~ 1 + (1 | member)", table.iloc[train], family=family)
+    effects = fit.ranef("member").set_index("level")[["mean", "sd_mean"]]
+    expected = effects.reindex(table["member"].iloc[test]).fillna({"mean": 0, "sd_mean": fit.varcorr[0]["sd"]})
+    np.testing.assert_allclose(found[test], expected, atol=1e-7)
+
+
+def test_no_feature_moves_with_the_response_beside_it(data):
+    """Changing a row's response changes the features of other folds' rows, never its own fold's."""
+    X, y = data
+    folds = KFold(4)
+    encode = lambda y: RandomEffectEncoder(folds).fit_transform(X[["member"]], y)
+    other = y.copy()
+    other[3] = "no" if y[3] == "yes" else "yes"
+    held = next(test for _, test in folds.split(X) if 3 in test)
+    moved = np.abs(encode(y) - encode(other)).max(axis=1) > 1e-9
+    assert not moved[held].any()
+    assert moved[np.setdiff1d(np.arange(len(y)), held)].all()
+
+
+def test_theta_of_all_rows_may_serve_the_folds(data):
+    X, y = data
+    encoder = RandomEffectEncoder(KFold(3), theta="full", features=("sd", "log_count"))
+    found = encoder.fit_transform(X[["member"]], y)
+    unseen = found[:, 1] == 0
+    assert unseen.any()
+    np.testing.assert_allclose(found[unseen, 0], encoder.tau_["member"], rtol=1e-6)
+
+
+def test_by_time_only_earlier_rows_count(data):
+    X, y = data
+    day = np.arange(len(y)) % 50
+    found = RandomEffectEncoder(cv=4, time="day", features=("mean", "log_count")).fit_transform(
+        X[["member"]].assign(day=pd.Timestamp("2026-01-01") + pd.to_timedelta(day, unit="D")), y
+    )
+    blocks = np.searchsorted(np.unique(np.sort(day)[[len(y) * k // 5 for k in range(1, 5)]]), day, side="right")
+    assert (found[blocks == 0] == 0).all()
+    last = blocks == 4
+    earlier = X["member"][~last].value_counts()
+    np.testing.assert_allclose(found[last, 1], np.log1p(X["member"][last].map(earlier).fillna(0)))
+
+
+def test_several_columns_and_tables_of_other_kinds(data):
+    X, y = data
+    frame = pl.from_pandas(X)
+    encoder = RandomEffectEncoder(random_state=0).set_output(transform="polars")
+    found = encoder.fit_transform(frame, y)
+    assert isinstance(found, pl.DataFrame) and found.shape == (len(y), 8)
+    again = RandomEffectEncoder(random_state=0).fit_transform(X.astype("category"), y)
+    np.testing.assert_array_equal(found.to_numpy(), again)
+    codes = np.unique(X["member"], return_inverse=True)[1]
+    array = RandomEffectEncoder(random_state=0).fit_transform(codes[:, None], y)
+    np.testing.assert_allclose(array, again[:, :4], atol=1e-9)
+
+
+def test_what_cannot_be_encoded_is_named(data):
+    X, y = data
+    with pytest.raises(DataError, match="holds some rows out twice"):
+        RandomEffectEncoder(RepeatedKFold(n_splits=2, n_repeats=2)).fit_transform(X, y)
+    with pytest.raises(DataError, match="features must be some of"):
+        RandomEffectEncoder(features=("median",)).fit(X, y)
+    with pytest.raises(DataError, match="time='week' is not a column of X"):
+        RandomEffectEncoder(time="week").fit_transform(X, y)
+    with pytest.warns(DataWarning, match="column 'own'.*says? nothing about a variance between IDs"):
+        RandomEffectEncoder().fit(pd.DataFrame({"own": np.arange(len(y))}), y)
+    determined = (X["member"].str[-1] > "4") * 1.0
+    with pytest.warns(DataWarning, match="every ID gets its own mean"):
+        encoder = RandomEffectEncoder(family="gaussian").fit(X[["member"]], determined)
+    assert np.ptp(encoder.transform(X[["member"]])[:, 0]) == 1
+
+
+# `fit_transform` is out of fold by design, so that it is not `fit` and `transform` (scikit-learn's own encoder by the
+# response has the same exception).
+EXPECTED = {
+    name: "fit_transform is out of fold"
+    for name in ("check_transformer_general", "check_transformer_data_not_an_array")
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the checks' data are degenerate, and said to be so
+def test_scikit_learns_checks_of_a_transformer():
+    results = check_estimator(RandomEffectEncoder(cv=2, method="laplace"), expected_failed_checks=EXPECTED, on_fail=None)
+    assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}

@@ -1,0 +1,114 @@
+"""The estimators: the same numbers as `jaxglmm.fit`, in pipelines and searches, and scikit-learn's own checks."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+import jaxglmm as jg
+
+
+sklearn = pytest.importorskip("sklearn")
+
+from sklearn.compose import make_column_transformer  # noqa: E402
+from sklearn.model_selection import GridSearchCV, GroupKFold  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
+
+from jaxglmm.errors import ConvergenceWarning, DataError  # noqa: E402
+from jaxglmm.sklearn import GLMMClassifier, GLMMRegressor  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(3)
+    codes = rng.permutation(np.repeat(np.arange(50), 6))
+    X = pd.DataFrame({"age": rng.normal(50, 9, 300), "ward": rng.choice(["a", "b"], 300), "member": codes})
+    eta = (X["age"] - 50) / 9 + rng.normal(0, 1, 50)[codes]
+    y = np.where(rng.random(300) < 1 / (1 + np.exp(-eta)), "sick", "well")
+    return X, y, np.asarray(eta + rng.normal(0, 0.5, 300))
+
+
+def test_a_classifier_predicts_what_the_fit_predicts(data):
+    X, y, _ = data
+    model = GLMMClassifier(groups="member", method="laplace").fit(X, y)
+    fit = jg.fit("y ~ age + ward + (1 | member)", X.assign(y=(y == "well") * 1), family="binomial", method="laplace")
+    new = X.head(5).assign(member=[*X["member"][:4], 999])
+    expected = fit.predict(new)
+    np.testing.assert_allclose(model.predict_proba(new), np.column_stack([1 - expected, expected]), rtol=1e-9)
+    np.testing.assert_allclose(model.decision_function(new), np.log(expected / (1 - expected)), rtol=1e-9)
+    assert list(model.predict(new)) == list(np.where(expected > 0.5, "well", "sick"))
+    assert list(model.classes_) == ["sick", "well"]
+    np.testing.assert_allclose(list(model.fit_.fixef.values()), list(fit.fixef.values()), rtol=1e-8)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(new), model.predict_proba(new))
+
+
+def test_weights_of_a_classifier_repeat_rows(data):
+    X, y, _ = data
+    times = np.random.default_rng(0).integers(0, 3, len(y))
+    weighted = GLMMClassifier(groups="member", method="laplace").fit(X, y, sample_weight=times)
+    rows = np.repeat(np.arange(len(y)), times)
+    repeated = GLMMClassifier(groups="member", method="laplace").fit(X.iloc[rows], y[rows])
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
+
+
+def test_a_regressor_takes_positions_of_an_array_and_tables_of_other_kinds(data):
+    X, _, y = data
+    numbers = X[["age", "member"]]
+    by_name = GLMMRegressor(groups=["member"]).fit(numbers, y)
+    fit = jg.fit("y ~ age + (1 | member)", numbers.assign(y=y))
+    np.testing.assert_allclose(by_name.predict(numbers), fit.predict(), rtol=1e-9)
+    by_position = GLMMRegressor(groups=1).fit(numbers.to_numpy(), y)
+    np.testing.assert_allclose(by_position.predict(numbers.to_numpy()), fit.predict(), rtol=1e-9)
+    other = GLMMRegressor(groups="member").fit(pl.from_pandas(numbers), y)
+    np.testing.assert_allclose(other.predict(pl.from_pandas(numbers)), fit.predict(), rtol=1e-9)
+
+
+def test_in_a_pipeline_and_a_grid_search(data):
+    X, _, y = data
+    scaled = make_column_transformer((StandardScaler(), ["age"]), remainder="passthrough")
+    scaled.set_output(transform="pandas").verbose_feature_names_out = False
+    model = make_pipeline(scaled, GLMMRegressor(groups="member"))
+    grid = {"glmmregressor__penalty": [jg.Ridge(0.01), jg.Ridge(100.0)]}
+    search = GridSearchCV(model, grid, cv=GroupKFold(3)).fit(X, y, groups=X["member"])
+    assert search.best_params_["glmmregressor__penalty"].lam == 0.01
+    age = (X["age"] - X["age"].mean()) / X["age"].std(ddof=0)
+    fit = jg.fit("y ~ age + ward + (1 | member)", X.assign(y=y, age=age))
+    found = GLMMRegressor(groups="member").fit(scaled.fit_transform(X), y)
+    np.testing.assert_allclose(list(found.fit_.fixef.values()), list(fit.fixef.values()), atol=1e-8)
+
+
+def test_columns_without_an_estimate_get_a_small_ridge(data):
+    X, _, y = data
+    twice = X[["age", "member"]].assign(again=X["age"], one=1.0)
+    with pytest.warns(ConvergenceWarning, match=r"no unique finite estimate .*ridge"):
+        model = GLMMRegressor(groups="member").fit(twice, y)
+    plain = GLMMRegressor(groups="member").fit(twice[["age", "member"]], y)
+    np.testing.assert_allclose(model.predict(twice), plain.predict(twice[["age", "member"]]), atol=1e-3)
+    effects = model.fit_.fixef
+    np.testing.assert_allclose(effects["age"], effects["again"], rtol=1e-4)
+
+
+def test_what_cannot_be_fitted_is_named(data):
+    X, _, numbers = data
+    with pytest.raises(DataError, match="'doctor' is not a column of X"):
+        GLMMRegressor(groups="doctor").fit(X, numbers)
+    with pytest.raises(DataError, match="Only binary classification"):
+        GLMMClassifier().fit(X[["age"]], np.arange(300) % 3)
+    with pytest.raises(DataError, match="one class only"):
+        GLMMClassifier().fit(X[["age"]], np.zeros(300))
+    with pytest.raises(DataError, match="GLMMClassifier"):
+        GLMMRegressor(family="binomial").fit(X[["age"]], numbers)
+    with pytest.raises(DataError, match=r"1 rows of X have missing values.*age"):
+        GLMMRegressor().fit(X[["age"]].mask(X["age"] == X["age"].max()), numbers)
+
+
+@pytest.mark.filterwarnings("ignore")  # separated and collinear data get their penalty with a warning
+@pytest.mark.parametrize("estimator", [GLMMRegressor(), GLMMClassifier()], ids=["regressor", "classifier"])
+def test_scikit_learns_checks(estimator):
+    results = check_estimator(estimator, on_fail=None, on_skip=None)
+    assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}
