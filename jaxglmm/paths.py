@@ -87,7 +87,7 @@ def fit_path(
     began = time.perf_counter()
     family = get_family(family)
     check_alpha(alpha)
-    check_options(family, method, n_agq, theta)
+    check_options(family, method, n_agq, False, None, None, "double", theta)
     _check_scale(scale, family)
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
