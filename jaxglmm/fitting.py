@@ -174,7 +174,7 @@ def fit(
 
 
 def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
-    """Refuse arguments of `fit` that do not go together.
+    """Refuse options of a fit that are not known or do not go together.
 
     Raises
     ------
