@@ -12,6 +12,7 @@ from jaxglmm.model.families import AbstractFamily
 from jaxglmm.objectives.glm import glm_loglik
 from jaxglmm.objectives.marginal import gauss_hermite, group_gradient, group_value
 from jaxglmm.objectives.params import Params, check_dtypes
+from jaxglmm.ops import fused, modes
 from jaxglmm.ops.group import map_groups
 
 
@@ -46,20 +47,32 @@ class AdaptiveQuadrature(eqx.Module):
         nodes = eqx.tree_at(lambda v: v.count, nodes, self.nodes**term.covariance.n_effects)
         factor = term.covariance.factor(params.theta)
         value = _loglik(
-            self.family, nodes.count, True,
+            self.family, nodes.count, True, fused.covers(self.family, design),
             eta, factor, params.log_dispersion, design.y, design.weights, term.z, term.index, nodes,
         )  # fmt: skip
         return value + design.constant
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _loglik(family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes):
-    gradient = _gradient(family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes)
+# A tower of derivatives: the value's tangent is the inner product with the gradient; the gradient's is the Hessian's
+# product with the direction; of that, the tangent is left to the plain form. Each step is a native kernel where there
+# is one for the family and the design.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _loglik(family, count, determinant, native, eta, factor, log_phi, y, weight, z, index, nodes):
+    gradient = _gradient(family, count, determinant, native, eta, factor, log_phi, y, weight, z, index, nodes)
     return gradient[0]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _gradient(family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _gradient(family, count, determinant, native, *arrays):
+    """Value (), and its derivatives in eta (n_slots,), the factor (S, S) and log_phi ()."""
+    if native:
+        return modes.group_gradient(family, count, determinant, *arrays)
+    return _plain_gradient(family, count, determinant, *arrays)
+
+
+def _plain_gradient(family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes):
     nodes = eqx.tree_at(lambda v: v.count, nodes, count)
 
     def body(total, head, rows, _):
@@ -73,11 +86,41 @@ def _gradient(family, count, determinant, eta, factor, log_phi, y, weight, z, in
     return value, d_eta, d_factor, d_phi
 
 
-@_gradient.defjvp
-def _gradient_jvp(family, count, determinant, primals, tangents):
+@functools.partial(_gradient.defjvp, symbolic_zeros=True)
+def _gradient_jvp(family, count, determinant, native, primals, tangents):
+    direction = _filled(tangents[:3])
+    if native and all(isinstance(t, SymbolicZero) for t in tangents[3:6]):
+        found = _gradient(family, count, determinant, native, *primals)
+        d_eta, d_factor, d_phi = found[1:]
+        slope = jnp.sum(d_eta * direction[0]) + jnp.sum(d_factor * direction[1]) + d_phi * direction[2]
+        return found, (slope, *_push(family, count, determinant, *primals, *direction))
     # The rule that JAX would find by itself, as a step of its own: reverse over reverse differentiation through the
     # scan would otherwise try to transpose the search for the modes.
-    return jax.jvp(functools.partial(_gradient.fun, family, count, determinant), primals, tangents)
+    return jax.jvp(_of_rows(family, count, determinant, primals), primals[:6], _filled(tangents[:6]))
+
+
+def _of_rows(family, count, determinant, primals):
+    return lambda *rows: _plain_gradient(family, count, determinant, *rows, *primals[6:8])
+
+
+def _filled(tangents):
+    return tuple(jnp.zeros(t.shape, t.dtype) if isinstance(t, SymbolicZero) else t for t in tangents)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _push(family, count, determinant, *arrays):
+    """The Hessian's product with a direction (t_eta, t_factor, t_phi), the last three of the arrays."""
+    return modes.group_push(family, count, determinant, *arrays)
+
+
+@_push.defjvp
+def _push_jvp(family, count, determinant, primals, tangents):
+    def plain(*rows):
+        of_rows = _of_rows(family, count, determinant, primals)
+        return jax.jvp(lambda *psi: of_rows(*psi, *rows[3:6]), rows[:3], rows[6:])[1][1:]
+
+    rows, t_rows = (*primals[:6], *primals[8:]), (*tangents[:6], *tangents[8:])
+    return _push(family, count, determinant, *primals), jax.jvp(plain, rows, t_rows)[1]
 
 
 def _reference(family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes):
@@ -95,18 +138,17 @@ def _reference(family, count, determinant, eta, factor, log_phi, y, weight, z, i
 
 
 @functools.partial(_loglik.defjvp, symbolic_zeros=True)
-def _loglik_jvp(family, count, determinant, primals, tangents):
+def _loglik_jvp(family, count, determinant, native, primals, tangents):
     eta, factor, log_phi, y, weight, z, index, nodes = primals
     t_eta, t_factor, t_phi, *t_data = tangents[:6]
-    value, d_eta, d_factor, d_phi = _gradient(family, count, determinant, *primals)
+    value, d_eta, d_factor, d_phi = _gradient(family, count, determinant, native, *primals)
     tangent = jnp.zeros_like(value)
     for derivative, t in ((d_eta, t_eta), (d_factor, t_factor), (d_phi, t_phi)):
         if not isinstance(t, SymbolicZero):
             tangent = tangent + jnp.sum(derivative * t)
     if not all(isinstance(t, SymbolicZero) for t in t_data):
-        filled = [jnp.zeros(t.shape, t.dtype) if isinstance(t, SymbolicZero) else t for t in t_data]
         by_data = lambda y, weight, z: _reference(
             family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes
         )
-        tangent = tangent + jax.jvp(by_data, (y, weight, z), tuple(filled))[1]
+        tangent = tangent + jax.jvp(by_data, (y, weight, z), _filled(t_data))[1]
     return value, tangent

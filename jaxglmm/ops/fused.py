@@ -72,17 +72,15 @@ def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=Tr
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((), psi.dtype), ((m,), psi.dtype), ((m, m), psi.dtype), ((S, slots), start.dtype))
     ]
-    sizes = jnp.asarray(SIZES, jnp.int32)[jnp.asarray(index.kind)]
-    pieces = np.zeros(0, np.int32) if index.piece is None else index.piece
     value, gradient, hessian, modes = native.call(
         "fused_pass", result,
-        design.X, design.y, design.weights, design.offset, term.z, start, sizes, pieces,
+        design.X, design.y, design.weights, design.offset, term.z, start, *storage(index),
         jnp.zeros(m, psi.dtype).at[kept].set(psi), nodes.points, nodes.log_weights, jnp.asarray(nodes.count, jnp.int32),
         block=np.int64(index.block), family=np.int64(FAMILIES[family.name, family.link]),
         determinant=np.int64(determinant), second=np.int64(second),
     )  # fmt: skip
     gradient, hessian = gradient[kept], hessian[np.ix_(kept, kept)]
-    rows, terms = _normaliser(family, design.weights, psi[-1])
+    rows, terms = normaliser(family, design.weights, psi[-1])
     value, gradient = value + rows * terms[0], gradient.at[-1].add(rows * terms[1])
     if second:
         hessian = hessian.at[-1, -1].add(rows * terms[2])
@@ -97,7 +95,13 @@ def _places(covariance, p):
     return np.concatenate([np.arange(p), p + entries, [p + S * (S + 1) // 2]])
 
 
-def _normaliser(family, weights, log_phi):
+def storage(index):
+    """Sizes of the short blocks' classes and groups of the pieces, int32, as kernels take them."""
+    pieces = np.zeros(0, np.int32) if index.piece is None else index.piece
+    return jnp.asarray(SIZES, jnp.int32)[jnp.asarray(index.kind)], pieces
+
+
+def normaliser(family, weights, log_phi):
     """How often the term of the log-density without eta counts, and that term with two derivatives in log_phi."""
     zero = jnp.zeros_like(log_phi)
     if family.name == "gaussian":

@@ -36,6 +36,7 @@ struct MutableColumn {
   void* at = nullptr;
   bool narrow = false;
 
+  explicit operator bool() const { return at != nullptr; }
   void set(int64_t i, double v) const {
     if (narrow)
       static_cast<float*>(at)[i] = static_cast<float>(v);
@@ -60,6 +61,10 @@ struct Problem {
   Family family;
   bool determinant, second;
   MutableColumn modes;  // (effects, slots)
+  // What group_modes and group_push want besides, slot by slot; null elsewhere.
+  MutableColumn d_eta, curvature, pushed;  // (slots,), (pairs, slots), (slots,)
+  Column t_eta;                            // (slots,) and (unknowns,): a direction
+  const double* t_unknowns = nullptr;
 
   int64_t unknowns() const { return effects * (effects + 1) / 2 + 1; }  // entries of Lambda, and log_phi
 };
@@ -88,12 +93,15 @@ struct Sums {
   int64_t padded, unknowns;
 
   int64_t head() const {
-    return (1 + unknowns + unknowns * (unknowns + 1) / 2 + 7) / 8 * 8;
+    return (1 + 2 * unknowns + unknowns * (unknowns + 1) / 2 + 7) / 8 * 8;
   }  // aligns what follows
   int64_t size() const { return head() + (1 + unknowns) * padded + padded * padded; }
   double& value() const { return at[0]; }
   double* first() const { return at + 1; }
   double* second() const { return first() + unknowns; }
+  double* pushed() const {
+    return second() + unknowns * (unknowns + 1) / 2;
+  }  // the mixed part times a direction
   double* gradient() const { return at + head(); }
   double* mixed(int64_t unknown) const { return gradient() + (1 + unknown) * padded; }
   double* hessian() const { return mixed(unknowns); }

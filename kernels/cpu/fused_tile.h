@@ -38,6 +38,8 @@ class TilePass {
     pass.modes = take(S * width);
     pass.pairs = entries_of(q, tile) ? take(entries_of(q, tile) * width) : nullptr;
     pass.nodes = tile.joined ? take((1 + S) * q.nodes) : nullptr;
+    pass.curvatures = q.curvature ? take(Pass::kPairs * width) : nullptr;
+    pass.direction = q.t_unknowns;
     x = take(tile.size * slice * padded);
     scaled = take(tile.size * slice * padded);
     vectors = at;
@@ -45,25 +47,36 @@ class TilePass {
 
   static int64_t workspace(const Problem& q, const Tile& tile) {
     const int64_t width = lanes_of(tile), padded = padded_columns(q.columns);
-    const int64_t slice = tile.joined ? kLanes : width, slack = 6 * 8;
+    const int64_t slice = tile.joined ? kLanes : width, slack = 7 * 8;
     const int64_t kept = tile.joined ? (4 * kForm + 2 * q.nodes + 1) * padded + (1 + S) * q.nodes : 0;
-    return (R::arrays * tile.size + S + entries_of(q, tile)) * width + 2 * tile.size * slice * padded + kept +
-           slack;
+    const int64_t curvatures = q.curvature ? Pass::kPairs : 0;
+    return (R::arrays * tile.size + S + curvatures + entries_of(q, tile)) * width +
+           2 * tile.size * slice * padded + kept + slack;
   }
 
   void run() {
-    if (load_rows()) {
+    const bool live = load_rows();
+    if (live) {
       if (tile.joined)
         pass.evaluate(0, width);
       else
         for (int64_t v = 0; v < width; v += kLanes) pass.evaluate(v, v + kLanes);
-      add_columns();
+      if (q.columns) add_columns();
       add_totals();
     }
-    for (int a = 0; a < S; ++a)
-      for (int64_t k = 0; k < tile.size; ++k)
-        for (int64_t j = 0; j < tile.lanes; ++j)
-          q.modes.set(a * q.slots + tile.slot(j) + k * tile.stride, pass.modes[a * width + j]);
+    each_slot([&](int64_t slot, int64_t i, int64_t j) {
+      const auto put = [&](const MutableColumn& to, int64_t which, double v) {
+        if (to) to.set(which * q.slots + slot, v);
+      };
+      for (int a = 0; a < S; ++a) put(q.modes, a, pass.modes[a * width + j]);
+      put(q.d_eta, 0, live ? pass.r[R::d_eta][i] : 0.0);
+      put(q.pushed, 0, live ? pass.r[R::pushed][i] : 0.0);
+      for (int a = 0; a < S; ++a)
+        for (int b = a; b < S; ++b) {
+          const int p = pair_at(S, a, b);
+          if (q.curvature) put(q.curvature, p, live ? pass.curvatures[p * width + j] : a == b ? 1.0 : 0.0);
+        }
+    });
   }
 
  private:
@@ -81,7 +94,14 @@ class TilePass {
 
   static int64_t lanes_of(const Tile& tile) { return (tile.lanes + kLanes - 1) / kLanes * kLanes; }
   static int64_t entries_of(const Problem& q, const Tile& tile) {
-    return q.second && !tile.joined ? tile.size * (tile.size + 1) / 2 : 0;
+    return q.second && !q.t_unknowns && !tile.joined ? tile.size * (tile.size + 1) / 2 : 0;
+  }
+
+  // Calls body(slot, row of the tile, lane) for every slot of the tile.
+  template <class Body>
+  void each_slot(const Body& body) const {
+    for (int64_t k = 0; k < tile.size; ++k)
+      for (int64_t j = 0; j < tile.lanes; ++j) body(tile.slot(j) + k * tile.stride, k * width + j, j);
   }
 
   // One of the problem's columns into the tile's rows, lanes beyond the tile filled.
@@ -108,6 +128,7 @@ class TilePass {
     }
     load(q.y, 1.0, r[R::y]);
     load(q.offset, 0.0, r[R::eta]);
+    if (q.t_unknowns) load(q.t_eta, 0.0, r[R::t]);
     for (int a = 0; a < S; ++a) {
       load(q.z.from(a * q.slots), 0.0, r[R::z + a]);
       double* mode = pass.modes + a * width;
@@ -119,7 +140,7 @@ class TilePass {
     if (F::kLogResponse)
       for (int64_t i = 0; i < tile.size * width; i += kLanes)
         store(r[R::y] + i, log(jaxglmm::JAXGLMM_TARGET::load(r[R::y] + i)));
-    for (int64_t j = 0; j < width; j += slice) {
+    for (int64_t j = 0; j < width && q.columns; j += slice) {
       load_columns(q, tile, j, slice, padded, x);
       const double* at = x;
       for (int64_t k = 0; k < tile.size; ++k)
@@ -132,6 +153,7 @@ class TilePass {
   void add_totals() {
     sums.value() += sum(pass.totals.value);
     for (int k = 0; k < kUnknowns; ++k) sums.first()[k] += sum(pass.totals.first[k]);
+    for (int k = 0; k < kUnknowns; ++k) sums.pushed()[k] += sum(pass.totals.pushed[k]);
     for (int k = 0; k < pairs_of(kUnknowns); ++k) sums.second()[k] += sum(pass.totals.second.at[k]);
   }
 

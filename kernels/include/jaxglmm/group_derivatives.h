@@ -220,5 +220,32 @@ void GroupPass<F, S>::fill_pairs(int64_t v0) {
   }
 }
 
+// The Hessian's product with a direction: its part in eta row by row, and of the unknowns' part what comes
+// from eta.
+template <class F, int S>
+void GroupPass<F, S>::push(const Group& g, int64_t v0, int64_t v1) {
+  const bool laplace = q.nodes == 1;
+  V along_g[kForm] = {}, along_r[kForm] = {}, to[kForm];
+  each_row(v0, v1, [&](int64_t i) {
+    const RowForm x = form_of(i);
+    const V t = load(r[R::t] + i);
+    for (int k = 0; k < kForm; ++k) along_g[k] += x.g[k] * t, along_r[k] += x.r[k] * t;
+    for (int y = 0; y < kUsed; ++y) totals.pushed[y] += load(r[R::mixed + y] + i) * t;
+  });
+  total(along_g), total(along_r);
+  for (int k = 0; k < kForm; ++k) {
+    to[k] = along_r[k];
+    for (int j = 0; j < kForm; ++j) to[k] += form.entry[k][j] * along_g[j];
+  }
+  each_row(v0, v1, [&](int64_t i) {
+    const RowForm x = form_of(i);
+    V out = load(r[R::diagonal] + i) * load(r[R::t] + i);
+    if (!laplace) out += load(r[R::pushed] + i) - load(r[R::mean_spread] + i) * g.along;
+    for (int k = 0; k < kForm; ++k) out += x.g[k] * to[k] + x.r[k] * along_g[k];
+    for (int y = 0; y < kUsed; ++y) out += load(r[R::mixed + y] + i) * direction[y];
+    store(r[R::pushed] + i, out);
+  });
+}
+
 }  // namespace JAXGLMM_TARGET
 }  // namespace jaxglmm

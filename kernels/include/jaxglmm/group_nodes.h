@@ -133,6 +133,12 @@ void GroupPass<F, S>::over_nodes(Group& g, int64_t v0, int64_t v1) {
       for (int x = 0; x < kUsed; ++x) add(r[R::varied + x] + i, pi * spread * by[x]);
       store(r[R::spread] + i, spread);
     });
+    if (direction) {
+      V along{};
+      each_row(v0, v1, [&](int64_t i) { along += load(r[R::spread] + i) * load(r[R::t] + i); });
+      along = total(along), g.along += pi * along;
+      each_row(v0, v1, [&](int64_t i) { add(r[R::pushed] + i, pi * along * load(r[R::spread] + i)); });
+    }
     if (n_pairs == 0) continue;
     double* pair = pairs + v0;
     for (int64_t i = v0; i < size * width; i += width) {
@@ -143,6 +149,7 @@ void GroupPass<F, S>::over_nodes(Group& g, int64_t v0, int64_t v1) {
   }
 
   const V per = 1.0 / g.mass;
+  g.along *= per;
   for (int a = 0; a < S; ++a) g.f1[a] *= per;
   for (int p = 0; p < kPairs; ++p) {
     g.f2.at[p] *= per;
@@ -160,7 +167,7 @@ void GroupPass<F, S>::over_nodes(Group& g, int64_t v0, int64_t v1) {
   each_row(v0, v1, [&](int64_t i) {
     const auto scale = [&](int which) { store(r[which] + i, load(r[which] + i) * per); };
     for (int k = R::mean_s; k < R::node_s; ++k) scale(k);
-    scale(R::mean_spread);
+    scale(R::mean_spread), scale(R::pushed);
     for (int x = 0; x < kUsed; ++x) {
       const V mean = load(r[R::mean_spread] + i);
       store(r[R::varied + x] + i, load(r[R::varied + x] + i) * per - mean * g.x[x].spread);

@@ -52,6 +52,7 @@ struct Rows {
     eta,
     y,
     weight,
+    t,  // a direction in eta, of which the Hessian's product is wanted
     z,
     s = z + S,  // s, w, a, c and their derivatives in log_phi at the mode
     w,
@@ -75,7 +76,9 @@ struct Rows {
     spread,  // f_x + f_u (a_x + U_x e) - f_x(u^), its mean, and with what it varies
     mean_spread,
     varied,
-    arrays = varied + kUnknowns
+    pushed = varied +
+        kUnknowns,  // V_xy times the direction; until the end, its part from the spread over nodes
+    arrays
   };
   double* base;
   int64_t length;
@@ -88,6 +91,7 @@ struct Totals {
   static constexpr int kUnknowns = pairs_of(S) + 1;
   V value{}, first[kUnknowns] = {};
   Symmetric<kUnknowns> second{};
+  V pushed[kUnknowns] = {};  // the Hessian's mixed part times a direction in eta
 };
 
 template <class F, int S>
@@ -119,7 +123,9 @@ class GroupPass {
   double* modes = nullptr;  // (S, width)
   double* pairs =
       nullptr;  // (size (size + 1) / 2, width): the Hessian in eta of each group; only if not joined
-  double* nodes = nullptr;  // (1 + S, nodes): weight and f_u of each node; only if joined
+  double* curvatures = nullptr;       // (pairs, width): -f_uu before it is made the identity; where wanted
+  const double* direction = nullptr;  // in the unknowns, where the Hessian's product is wanted
+  double* nodes = nullptr;            // (1 + S, nodes): weight and f_u of each node; only if joined
   Totals<S> totals;
   Form form;
   Vector<S> mode_shift;  // Lambda u^ and Lambda M of the last group
@@ -184,6 +190,7 @@ class GroupPass {
     Symmetric<S + 1> H[kPairs];  // E[H_ab (1, e)(1, e)']
     Unknown x[kUnknowns];
     Symmetric<kUnknowns> second, cov;  // E[f_xy], Cov
+    V along;                           // mean over the nodes of the spread of all rows along the direction
   };
 
   JAXGLMM_INLINE V total(V v) const { return joined ? splat(sum(v)) : v; }
@@ -221,6 +228,7 @@ class GroupPass {
   void first_order(const Group& g, V once, int64_t v0, int64_t v1);
   void second_order(Group& g, V once, int64_t v0, int64_t v1);
   void fill_pairs(int64_t v0);
+  void push(const Group& g, int64_t v0, int64_t v1);
 };
 
 template <class F, int S>
@@ -269,6 +277,11 @@ void GroupPass<F, S>::evaluate(int64_t v0, int64_t v1) {
   for (int64_t v = v0; v < v1; v += kLanes)
     for (int a = 0; a < S; ++a) store(modes + a * width + v, g.u[a]);
   at_mode(g, v0, v1);
+  if (curvatures) {
+    const Symmetric<S> H = curvature(g.w);
+    for (int64_t v = v0; v < v1; v += kLanes)
+      for (int p = 0; p < kPairs; ++p) store(curvatures + p * width + v, H.at[p]);
+  }
   if (q.nodes == 1)
     one_node(g);
   else
@@ -280,7 +293,8 @@ void GroupPass<F, S>::evaluate(int64_t v0, int64_t v1) {
   first_order(g, once, v0, v1);
   if (!q.second) return;
   second_order(g, once, v0, v1);
-  if (!joined) fill_pairs(v0);
+  if (pairs) fill_pairs(v0);
+  if (direction) push(g, v0, v1);
 }
 
 }  // namespace JAXGLMM_TARGET

@@ -1,0 +1,146 @@
+"""The functional core on native kernels: all orders of derivative against plain JAX, and how often they are called."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.design.design import make_design
+from jaxglmm.objectives.marginal import gauss_hermite
+from jaxglmm.objectives.params import Params
+from jaxglmm.ops import fused, modes, native
+
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture(autouse=True)
+def library():
+    """Need the library: an error where the environment insists on it, else a skip that says why."""
+    if not native.use_native():
+        pytest.skip(f"native library: {native.native_status()}")
+
+
+def problem(family, effects=1, longest=36, dtype=np.float64):
+    rng = np.random.default_rng(effects)
+    codes = np.repeat(np.arange(6), (1, 2, 3, 3, 5, longest))
+    n = len(codes)
+    X = np.stack([np.ones(n), rng.standard_normal(n)], 1)
+    z = rng.standard_normal((effects, n)) + 0.5
+    y = rng.poisson(1.0, n) * 1.0 if family.name != "binomial" else (rng.random(n) < 0.4) * 1.0
+    design, _ = make_design(y, X, codes=codes, z=z, weights=rng.integers(0, 3, n) * 1.0, dtype=dtype)
+    theta = np.array([-0.4, 0.3, -0.7])[: effects * (effects + 1) // 2]
+    return Params(*(np.asarray(v, dtype) for v in ([0.2, -0.3], theta, 0.4))), design
+
+
+CASES = [(jg.Binomial(), 1, 1), (jg.NegativeBinomial(), 1, 5), (jg.NegativeBinomial(), 2, 3)]
+
+
+@pytest.mark.parametrize(("family", "effects", "nodes"), CASES, ids=["laplace", "quadrature", "two effects"])
+def test_derivatives_are_those_of_the_fused_pass(x64, family, effects, nodes):
+    """Its derivatives are in the entries of Lambda, ours in their log-Cholesky parameters."""
+    params, design = problem(family, effects)
+    covariance, p = design.terms[0].covariance, len(params.beta)
+
+    def psi(flat):
+        factor = covariance.factor(flat[p:-1])[covariance.entries]
+        return jnp.concatenate([flat[:p], factor, flat[-1:]])
+
+    flat = jnp.concatenate([params.beta, params.theta, params.log_dispersion[None]])
+    value = lambda v: jg.AdaptiveQuadrature(family, nodes)(Params(v[:p], v[p:-1], v[-1]), design)
+    rule, start = gauss_hermite(nodes, effects), jnp.zeros_like(design.terms[0].z)
+    wanted, slope, curvature, _ = fused.fused_pass(family, design, rule, psi(flat), start)
+    J, bend = jax.jacfwd(psi)(flat), jax.jacfwd(jax.jacfwd(psi))(flat)
+    np.testing.assert_allclose(value(flat), wanted + design.constant, rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(value)(flat), slope @ J, rtol=1e-10, atol=1e-10)
+    hessian = J.T @ curvature @ J + jnp.einsum("a,aij->ij", slope, bend)
+    np.testing.assert_allclose(jax.jit(jax.hessian(value))(flat), hessian, rtol=1e-9, atol=1e-9)
+
+
+def test_the_third_order_is_that_of_the_second(x64):
+    family = jg.Binomial()
+    params, design = problem(family, longest=6)
+    others = (params.theta, params.log_dispersion)
+    hessian = jax.hessian(lambda beta: jg.LaplaceMarginal(family)(Params(jnp.asarray(beta), *others), design))
+    step = 1e-4 * np.array([1.0, 0.0])
+    _, third = jax.jit(lambda b, t: jax.jvp(hessian, (b,), (t,)))(jnp.asarray(params.beta), jnp.asarray([1.0, 0.0]))
+    slope = (hessian(params.beta + step) - hessian(params.beta - step)) / 2e-4
+    np.testing.assert_allclose(third, slope, rtol=1e-6, atol=1e-7)
+
+
+def test_reverse_over_reverse_and_batches(x64):
+    family, effects, nodes = CASES[1]
+    params, design = problem(family, effects)
+    value = lambda beta: jg.AdaptiveQuadrature(family, nodes)(Params(beta, params.theta, params.log_dispersion), design)
+    beta = jnp.asarray(params.beta)
+    forward = jax.jit(jax.jacfwd(jax.grad(value)))(beta)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(jax.jacrev(value)))(beta), forward, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.jacfwd(value)))(beta), forward, rtol=1e-12)
+    betas = jnp.stack([beta, beta + 0.2, -beta])
+    hessians = jax.jit(jax.vmap(jax.hessian(value)))(betas)
+    np.testing.assert_allclose(hessians[0], forward, rtol=1e-12)
+    np.testing.assert_allclose(hessians[2], jax.hessian(value)(betas[2]), rtol=1e-12)
+
+
+def test_how_often_kernels_are_called(x64):
+    """One call for value and gradient together, and one more for a Hessian in any number of coefficients."""
+    family, effects, nodes = CASES[0]
+    params, design = problem(family, effects)
+    value = lambda p: jg.AdaptiveQuadrature(family, nodes)(p, design)
+    calls = lambda f, kernel: (
+        jax.jit(f).lower(params).compile().as_text().count(f'custom_call_target="jaxglmm_{kernel}"')
+    )
+    assert calls(value, "group_modes") == 1
+    assert (calls(jax.value_and_grad(value), "group_modes"), calls(jax.value_and_grad(value), "group_push")) == (1, 0)
+    assert (calls(jax.hessian(value), "group_modes"), calls(jax.hessian(value), "group_push")) == (1, 1)
+
+
+def test_float32_while_x64_is_off():
+    family = jg.Poisson()
+    params, design = problem(family, dtype=np.float32)
+    with jax.enable_x64(True):
+        wide, wide_design = problem(family)
+        wanted = jax.value_and_grad(lambda p: jg.LaplaceMarginal(family)(p, wide_design))(wide)
+    found = jax.value_and_grad(lambda p: jg.LaplaceMarginal(family)(p, design))(params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4)
+
+
+def test_modes_and_curvatures_of_an_eta_that_is_given(x64):
+    """Against Newton's equations: Lambda' Z's = u at the mode, and H from the rows there."""
+    family = jg.Poisson()
+    _, design = problem(family, effects=2)
+    term, factor = design.terms[0], np.array([[0.7, 0.0], [0.3, 0.5]])
+    eta = 0.3 * jnp.asarray(design.X)[:, 1] ** 2
+    rule = gauss_hermite(1, 2)
+    found = modes.group_modes(
+        family, 1, True, eta, jnp.asarray(factor), jnp.asarray(0.0), design.y, design.weights, term.z, term.index, rule
+    )
+    u, curvature = np.asarray(found[4]), np.asarray(found[5])
+    v = factor.T @ term.z
+    d = family.derivatives(eta + (v * u).sum(0), design.y, design.weights, 0.0)
+    # Slots of one group share their mode.
+    groups = {tuple(mode) for mode in u.T if mode.any()}
+    assert len(groups) == 6
+    for mode in groups:
+        rows = (u == np.array(mode)[:, None]).all(0)
+        np.testing.assert_allclose(v[:, rows] @ np.asarray(d.s)[rows], mode, atol=1e-9)
+        H = np.eye(2) + (np.asarray(d.w)[rows] * v[:, rows]) @ v[:, rows].T
+        np.testing.assert_allclose(curvature[:, rows].T, np.broadcast_to(H[np.triu_indices(2)], (rows.sum(), 3)))
+
+
+@pytest.mark.parametrize("wrong", ["y", "unknowns", "count"])
+def test_operands_that_do_not_fit_are_named(x64, wrong):
+    family = jg.Poisson()
+    _, design = problem(family)
+    term, rule = design.terms[0], gauss_hermite(1, 1)
+    y = np.ones(3) if wrong == "y" else design.y
+    factor = np.eye(2) if wrong == "unknowns" else np.eye(1)
+    count = 2 if wrong == "count" else 1
+    with pytest.raises((ValueError, TypeError, jax.errors.JaxRuntimeError), match=r"group_modes|broadcast"):
+        jax.block_until_ready(modes.group_modes(
+            family, count, True, jnp.zeros(design.y.shape), jnp.asarray(factor), jnp.asarray(0.0), y, design.weights,
+            term.z, term.index, rule,
+        ))  # fmt: skip
