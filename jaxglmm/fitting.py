@@ -13,7 +13,7 @@ from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.factor_products import FactorProducts, factor_products
 from jaxglmm.design.groups import Layout
-from jaxglmm.errors import ConvergenceError, DataError, NotYetError
+from jaxglmm.errors import ConvergenceError, DataError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.model.covariance import side_by_side
