@@ -64,7 +64,7 @@ class Problem:
 def fit(
     formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
     penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double",
-    solver="auto", tol=1e-12, max_iterations=100, progress=None, throw=True,
+    solver="auto", devices=None, tol=1e-12, max_iterations=100, progress=None, throw=True,
 ) -> Fit:  # fmt: skip
     """Fit a generalized linear mixed model.
 
@@ -107,6 +107,8 @@ def fit(
     solver : {"auto", "separable", "schur", "krylov"}
         With several grouping factors, how systems with all effects are solved; by default as the data's structure
         calls for, which `fit.convergence.solver` tells.
+    devices : sequence of jax.Device, optional
+        Spread the groups over these devices (one grouping factor, responses that are not Gaussian).
     tol : float
         Newton decrement at which to stop.
     max_iterations : int
@@ -139,6 +141,8 @@ def fit(
     framed = laid_out = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
         if penalty is not None or prior is not None:
+            if devices is not None:
+                raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")
             from jaxglmm.penalised import estimate_penalised
 
             problem, estimate, posteriors = estimate_penalised(
@@ -146,7 +150,7 @@ def fit(
                 max_iterations=max_iterations,
             )  # fmt: skip
         else:
-            problem = make_problem(frame, family, estimated=theta is None)
+            problem = make_problem(frame, family, estimated=theta is None, devices=devices)
             laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
                 problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
@@ -183,7 +187,7 @@ def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
-def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Problem:
+def make_problem(frame: ModelFrame, family, *, estimated: bool = True, devices=None) -> Problem:
     """Check the columns and lay the rows out.
 
     Parameters
@@ -192,6 +196,8 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     family : AbstractFamily
     estimated : bool
         Whether the covariance of the random effects is to be estimated; some data can only serve one that is held.
+    devices : sequence of jax.Device, optional
+        To spread the groups over.
 
     Raises
     ------
@@ -202,6 +208,10 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     found = moments(X, frame.weights)
     check_frame(frame, family, estimated=estimated, found=found)
     linear = (family.name, family.link) == ("gaussian", "identity")
+    if devices is not None and (linear or len(frame.terms) != 1):
+        raise NotYetError(
+            "devices= spreads the groups of one factor, for responses that are not Gaussian; leave it out here"
+        )
     if len(frame.terms) > 1 and not linear:
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
@@ -221,8 +231,9 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
-    if design.X.nbytes > _PLACED_BYTES:
+    mesh = None if devices is None else jax.sharding.Mesh(np.asarray(devices), ("groups",))
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, mesh=mesh, **rows)
+    if mesh is None and design.X.nbytes > _PLACED_BYTES:
         # The arrays are aligned and nobody else's: JAX takes them over without a copy.
         design = jax.device_put(design, may_alias=True)
     return Problem(frame, family, scaling, design, layout)

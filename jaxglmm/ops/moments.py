@@ -11,7 +11,8 @@ from jaxglmm.ops.programs import program
 
 def covers(family, design) -> bool:
     """Whether the native library is there and has this family and design: one scalar effect, on CPU."""
-    return fused.covers(family, design) and len(design.terms) == 1 and design.terms[0].z.shape[0] == 1
+    one = len(design.terms) == 1 and design.terms[0].z.shape[0] == 1 and design.index.mesh is None
+    return one and fused.covers(family, design)
 
 
 def group_moments(family, design, nodes, psi, modes, first):
