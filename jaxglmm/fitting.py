@@ -20,7 +20,7 @@ from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
-from jaxglmm.optimise.gaussian_fit import factor_modes, fit_gaussian, gaussian_modes
+from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
 from jaxglmm.optimise.report import (
     gaussian_estimate,
@@ -339,8 +339,7 @@ def _estimate_gaussian(problem, *, reml, factors, **options):
     if not problem.frame.terms:
         return estimate, ()
     counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
-    several = isinstance(problem.cross, FactorProducts)
-    modes = factor_modes(problem.cross, found) if several else [gaussian_modes(problem.cross, found)]
+    modes = found.effects or [gaussian_modes(problem.cross, found)]
     return estimate, tuple(normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True))
 
 

@@ -199,6 +199,8 @@ def _convergence_lines(fit) -> list[str]:
     lines = [
         f"{state}: Newton decrement {c.decrement:.2g}, {c.iterations} evaluations, {c.passes:g} passes over the rows"
     ]
+    if c.loglik_se:
+        lines.append(f"The log-likelihood is an estimate, Monte-Carlo standard error {c.loglik_se:.2g} ({c.solver})")
     if c.gap is not None:
         lines.append(
             f"Quadrature: {c.n_agq} nodes per effect; log-likelihood {c.gap:+.4g} against Laplace at the same point"
