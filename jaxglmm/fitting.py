@@ -1,7 +1,7 @@
 """From a formula and a table to a fitted model: the four stages, one after the other."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,7 +12,7 @@ from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.factor_products import FactorProducts, factor_products
-from jaxglmm.design.groups import Layout
+from jaxglmm.design.groups import GroupIndex, Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 
 METHODS = ("auto", "laplace", "agq", "joint")
+PRECISIONS = ("double", "mixed", "single")
+# Newton decrement at which a fit in single precision stops: a three-hundredth of a standard error.
+_SINGLE_TOLERANCE = 1e-5
 # A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
 JOINT_TOLERANCE = 1e-20
 # A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
@@ -59,6 +62,13 @@ class Problem:
     layout: Layout | None = None
     cross: CrossProducts | FactorProducts | None = None
     rows: "RowDesign | None" = None
+
+    @property
+    def storage(self) -> tuple[GroupIndex, Layout] | None:
+        """Index and layout of the rows, where there are some and one device has them all."""
+        if self.design is None or self.layout is None or self.design.index.mesh is not None:
+            return None
+        return self.design.index, self.layout
 
 
 def fit(
@@ -103,7 +113,10 @@ def fit(
         Column -> list of levels in order, or "categorical".
     full_rank : bool
         False keeps a dummy column for every level.
-    precision : {"double"}
+    precision : {"double", "mixed", "single"}
+        "mixed" stores rows in float32, half of the memory, and computes in float64. "single" computes with rows in
+        float32 too where there is no native kernel, and stops at a decrement of 1e-5. Gaussian models, and those of
+        several grouping factors or with a penalty, compute in float64 always.
     solver : {"auto", "separable", "schur", "krylov"}
         With several grouping factors, how systems with all effects are solved; by default as the data's structure
         calls for, which `fit.convergence.solver` tells.
@@ -134,7 +147,7 @@ def fit(
     """
     began = time.perf_counter()
     family = get_family(family)
-    _check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
+    check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
@@ -150,7 +163,8 @@ def fit(
                 max_iterations=max_iterations,
             )  # fmt: skip
         else:
-            problem = make_problem(frame, family, estimated=theta is None, devices=devices)
+            problem = make_problem(frame, family, estimated=theta is None, precision=precision, devices=devices)
+            tol = max(tol, _SINGLE_TOLERANCE) if precision == "single" else tol
             laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
                 problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
@@ -170,7 +184,13 @@ def fit(
     return Fit.from_training(problem, estimate, posteriors)
 
 
-def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+    """Refuse options of a fit that are not known or do not go together.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
     if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or not 1 <= n_agq <= MOST_NODES):
@@ -179,15 +199,17 @@ def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta
         raise DataError(f"n_agq={n_agq} goes with method='agq'; found method={method!r}")
     if reml and (family.name, family.link) != ("gaussian", "identity"):
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
-    if precision != "double":
-        raise NotYetError(f"precision must be 'double' for now; found {precision!r}")
+    if precision not in PRECISIONS:
+        raise DataError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; found {precision!r}")
     if reml and (penalty is not None or prior is not None):
         raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
-def make_problem(frame: ModelFrame, family, *, estimated: bool = True, devices=None) -> Problem:
+def make_problem(
+    frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double", devices=None
+) -> Problem:
     """Check the columns and lay the rows out.
 
     Parameters
@@ -196,6 +218,8 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, devices=N
     family : AbstractFamily
     estimated : bool
         Whether the covariance of the random effects is to be estimated; some data can only serve one that is held.
+    precision : {"double", "mixed", "single"}
+        As in `fit`.
     devices : sequence of jax.Device, optional
         To spread the groups over.
 
@@ -232,7 +256,11 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, devices=N
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
     mesh = None if devices is None else jax.sharding.Mesh(np.asarray(devices), ("groups",))
-    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, mesh=mesh, **rows)
+    design, layout = make_design(
+        frame.y, X, scaling=scaling, constant=constant, dtype=np.float64 if precision == "double" else np.float32,
+        single=precision == "single", mesh=mesh, **rows,
+    )  # fmt: skip
+    design = replace(design, constant=np.asarray(constant, np.float64))
     if mesh is None and design.X.nbytes > _PLACED_BYTES:
         # The arrays are aligned and nobody else's: JAX takes them over without a copy.
         design = jax.device_put(design, may_alias=True)

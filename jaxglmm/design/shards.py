@@ -139,7 +139,7 @@ def refuse_scattered(design) -> None:
         scattered = isinstance(X, jax.Array) and not X.is_fully_replicated
     if scattered:
         raise DataError(
-            "the rows of this design are spread over several devices, which its index does not know of: give the mesh "
-            "to make_design(..., mesh=), which spreads whole groups; or call the function inside of shard_map; or bring "
-            "the rows to one device with jax.device_put"
+            "the rows of this design are spread over several devices, which its index does not know of: give the "
+            "mesh to make_design(..., mesh=), which spreads whole groups; or call the function inside of shard_map; or "
+            "bring the rows to one device with jax.device_put"
         )

@@ -51,7 +51,8 @@ def _group_moments(family, design, nodes, psi, modes, level, *, levels):
     result = [jax.ShapeDtypeStruct((levels, k), np.float64) for k in (3, nodes.points.shape[1])]
     return native.call(
         "group_moments", result,
-        design.X, design.y, design.weights, design.offset, design.terms[0].z[0], modes[0],
+        design.X, design.y, design.weights, design.offset, design.terms[0].z[0],
+        modes[0].astype(design.X.dtype),
         jnp.asarray(SIZES, jnp.int32)[index.kind], np.zeros(0, np.int32) if index.piece is None else index.piece,
         level, psi, nodes.points[0], nodes.log_weights,
         block=np.int64(index.block), family=np.int64(fused.FAMILIES[family.name, family.link]),
