@@ -20,7 +20,7 @@ from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
-from jaxglmm.optimise.gaussian_fit import factor_modes, fit_gaussian, gaussian_modes
+from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
 from jaxglmm.optimise.report import (
     gaussian_estimate,
@@ -132,7 +132,7 @@ def fit(
     """
     began = time.perf_counter()
     family = get_family(family)
-    _check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
+    check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
@@ -166,7 +166,13 @@ def fit(
     return Fit.from_training(problem, estimate, posteriors)
 
 
-def _check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
+    """Refuse arguments of `fit` that do not go together.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
     if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or not 1 <= n_agq <= MOST_NODES):
@@ -328,8 +334,7 @@ def _estimate_gaussian(problem, *, reml, factors, **options):
     if not problem.frame.terms:
         return estimate, ()
     counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
-    several = isinstance(problem.cross, FactorProducts)
-    modes = factor_modes(problem.cross, found) if several else [gaussian_modes(problem.cross, found)]
+    modes = found.effects or [gaussian_modes(problem.cross, found)]
     return estimate, tuple(normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True))
 
 

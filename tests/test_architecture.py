@@ -26,6 +26,8 @@ TABLES = {
 }  # what only the room `formula` and the outside know
 CORE = ("model", "ops", "design", "modes", "objectives", "optimise")  # arrays in, arrays out
 PRESENTATION = {
+    "batch",
+    "batching",
     "penalised",
     "fitted",
     "inference",

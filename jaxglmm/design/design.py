@@ -183,7 +183,7 @@ def make_design(
     return Design(
         # A slot without a row needs some valid response; its weight is 0.
         y=layout.scatter(y, fill=y[0] if n else 0.0, dtype=dtype),
-        X=_scatter_columns(X, layout, scaling, dtype),
+        X=scatter_columns(X, layout, scaling, dtype),
         offset=layout.scatter(offset, dtype=dtype),
         weights=layout.scatter(weights, dtype=dtype),
         terms=terms,
@@ -192,7 +192,8 @@ def make_design(
     ), layout
 
 
-def _scatter_columns(X, layout, scaling, dtype):
+def scatter_columns(X, layout, scaling, dtype):
+    """Rows of X (n, p) or Columns, scaled if there is a `scaling`, into slots (n_slots, p)."""
     out = aligned_zeros((layout.n_slots, X.shape[1]), dtype)
     scatter_rows(Columns.of(X).columns, layout.slot, out, *(() if scaling is None else (scaling.center, scaling.scale)))
     return out
