@@ -2,8 +2,8 @@
 
 Logistic regression with a random intercept: intercept -0.5, groups of 1 to 8 rows. Of each replicate the share of
 groups whose effect lies within its nominal 95 % interval, with the parameters' uncertainty
-(`fit.ranef(interval=0.95)`) and without; replicates whose estimated standard deviation is zero count. The mean over replicates has the standard error
-printed beside it.
+(`fit.ranef(interval=0.95)`) and without; replicates whose estimated standard deviation is zero count. The mean over
+replicates has the standard error printed beside it.
 """
 
 import argparse

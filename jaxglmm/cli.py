@@ -94,7 +94,7 @@ effects to zero."""
 RANK = """Ranks the members of DATA by their effects, the parameters of the model frozen and each member judged by its
 rows in DATA: expected rank and percentile with interval, probability of the top, r-values. The largest come first."""
 SCORE = """Writes the posterior of every member in DATA given its rows there, the parameters of the model frozen. The
-file may be longer than memory, a member's rows need not lie together, and a run that was killed goes on where it was."""
+file may be longer than memory and a member's rows need not lie together; a run that was killed goes on where it was."""
 DEMO = """Fits the bundled toenail trial by quadrature and by Laplace's approximation, ranks the patients, and writes a
 report with pictures."""
 

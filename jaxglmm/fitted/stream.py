@@ -122,7 +122,7 @@ def _write(path: Path, write) -> None:
 def _spill(state: State, source: Path, chunk: int, work: Path, buckets: int) -> int:
     """Rows of each chunk, by bucket, in a file each; returns the number of chunks."""
     import pyarrow as pa
-    from pandas.util import hash_array
+    from pandas.core.util.hashing import hash_array
 
     done = work / "chunks.json"
     if done.exists():
