@@ -68,8 +68,8 @@ def compare_shrinkage(
 
     "random intercept": tau by the marginal likelihood, predictions averaged over the posterior; "ridge, lambda
     implied": one-hot ridge at the lambda = 1/tau^2 (Gaussian: sigma^2/tau^2) that this tau is; "ridge, lambda by
-    cross-validation": at the best of nine; "no pooling": an estimate of its own for each group, where all of these exist; "complete
-    pooling": none. No one-hot matrix is formed: ridge is the joint likelihood at a held tau.
+    cross-validation": at the best of nine; "no pooling": an estimate of its own for each group, where all of these
+    exist; "complete pooling": none. No one-hot matrix is formed: ridge is the joint likelihood at a held tau.
 
     Parameters
     ----------
