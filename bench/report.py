@@ -78,6 +78,8 @@ def remarks(case: Case, entry: Entry, entries: list[Entry]) -> list[str]:
             found.append(f"objective worse by {gap:.3g}")
     if max(entry.loads) > BUSY:
         found.append(f"busy machine: {max(entry.loads):.1f} cores")
+    if "ingest" in entry.result:
+        found.append(f"{entry.result['ingest']:.3f} s without the fit")
     if "passes" in entry.result:
         found.append(f"{entry.result['passes']:.1f} passes")
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 __version__ = "0.1.0"
 
 if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architecture.py compares the two
+    from .batch import fit_each as fit_each, fit_many as fit_many
     from .design.design import Design as Design, make_design as make_design
     from .errors import (
         ConvergenceError as ConvergenceError,
@@ -22,6 +23,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
         SeparationError as SeparationError,
     )
     from .fitted.fit import Fit as Fit
+    from .fitted.fits import Fits as Fits
     from .fitted.io import load as load
     from .fitting import fit as fit
     from .formula.frame import model_frame as model_frame
@@ -42,8 +44,11 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .objectives.params import Params as Params
     from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
     from .ops.native import native_status as native_status
+    from .path_result import Path as Path
+    from .paths import fit_path as fit_path
 
 _EXPORTS = {  # module -> its public names
+    "batch": ("fit_each", "fit_many"),
     "design.design": ("Design", "make_design"),
     "errors": (
         "ConvergenceError",
@@ -55,6 +60,7 @@ _EXPORTS = {  # module -> its public names
         "SeparationError",
     ),
     "fitted.fit": ("Fit",),
+    "fitted.fits": ("Fits",),
     "fitted.io": ("load",),
     "fitting": ("fit",),
     "formula.frame": ("model_frame",),
@@ -67,6 +73,8 @@ _EXPORTS = {  # module -> its public names
     "objectives.params": ("Params",),
     "objectives.quadrature": ("AdaptiveQuadrature",),
     "ops.native": ("native_status",),
+    "path_result": ("Path",),
+    "paths": ("fit_path",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

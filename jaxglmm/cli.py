@@ -1,4 +1,4 @@
-"""The command line: `jaxglmm fit`, `predict`, `demo` and `doctor`.
+"""The command line: `jaxglmm fit`, `predict`, `rank`, `demo` and `doctor`.
 
 Nothing heavy is imported before a command needs it, and a mistake of the caller's is one line on standard error.
 """
@@ -61,6 +61,16 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--new-levels", default="integrate", choices=("integrate", "population", "error"))
     predict.add_argument("--out", metavar="FILE", help=".csv or .parquet; by default CSV on standard output")
 
+    rank = commands.add_parser("rank", help="rank the members of a file by a fitted model", description=RANK)
+    rank.add_argument("model", metavar="DIR", help="folder that `jaxglmm fit --out DIR` wrote")
+    rank.add_argument("data", metavar="DATA", help=".csv, .csv.gz or .parquet file with the members' rows")
+    rank.add_argument("--top", type=float, metavar="T", help="the first only: a share such as 0.1, or a number")
+    rank.add_argument("--alpha", type=float, default=0.1, help="share of the members that p_top is about (0.1)")
+    rank.add_argument("--order", default="rank", choices=("rank", "top", "r_value", "mean", "threshold"))
+    rank.add_argument("--threshold", type=float, metavar="C", help="effect on the link scale that p_above is about")
+    rank.add_argument("--r-values", action="store_true", help="add the column r_value")
+    rank.add_argument("--out", metavar="FILE", help=".csv or .parquet; by default CSV on standard output")
+
     demo = commands.add_parser("demo", help="a real data set from the raw table to a report", description=DEMO)
     demo.add_argument("--out", metavar="DIR", default="jaxglmm-demo", help="folder of the report")
 
@@ -75,6 +85,8 @@ to do."""
 PREDICT = """Writes the rows of DATA with a column `prediction`. "conditional" uses what is known of each group,
 "mode" plugs in its conditional mode, "marginal" averages over groups in every row, "population" sets the group
 effects to zero."""
+RANK = """Ranks the members of DATA by their effects, the parameters of the model frozen and each member judged by its
+rows in DATA: expected rank and percentile with interval, probability of the top, r-values. The largest come first."""
 DEMO = """Fits the bundled toenail trial by quadrature and by Laplace's approximation, ranks the patients, and writes a
 report with pictures."""
 
@@ -158,6 +170,12 @@ def _predict(options) -> int:
     return predict(options)
 
 
+def _rank(options) -> int:
+    from jaxglmm.commands import rank
+
+    return rank(options)
+
+
 def _demo(options) -> int:
     from jaxglmm.cache import use_cache_folder
     from jaxglmm.demo import run
@@ -173,7 +191,7 @@ def _doctor(options) -> int:
     return doctor(json=options.json)
 
 
-_COMMANDS = {"fit": _fit, "predict": _predict, "demo": _demo, "doctor": _doctor}
+_COMMANDS = {"fit": _fit, "predict": _predict, "rank": _rank, "demo": _demo, "doctor": _doctor}
 
 
 def _fail(error: BaseException, status: int) -> int:

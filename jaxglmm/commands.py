@@ -1,4 +1,4 @@
-"""What `jaxglmm fit` and `jaxglmm predict` do, from their parsed options."""
+"""What `jaxglmm fit`, `predict` and `rank` do, from their parsed options."""
 
 import contextlib
 import dataclasses
@@ -81,7 +81,25 @@ def predict(options) -> int:
     use_cache_folder()
     model = load(options.model)
     values = model.predict(options.data, kind=options.kind, effects=options.effects, new_levels=options.new_levels)
-    table = _with_column(options.data, values)
+    return _write_table(_with_column(options.data, values), out)
+
+
+def rank(options) -> int:
+    """`jaxglmm rank`: the members of a file in order of their effects."""
+    out = None if options.out is None else _table_path(options.out)
+    from jaxglmm.cache import use_cache_folder
+    from jaxglmm.fitted.io import load
+
+    use_cache_folder()
+    table = load(options.model).rank(
+        top=options.top, alpha=options.alpha, order=options.order, threshold=options.threshold,
+        r_values=options.r_values, data=options.data,
+    )  # fmt: skip
+    return _write_table(table, out)
+
+
+def _write_table(table, out: Path | None) -> int:
+    """A pandas table to a file, or as CSV to standard output."""
     if out is None:
         table.to_csv(sys.stdout, index=False)
         return 0

@@ -33,3 +33,38 @@ class Progress:
             text = f"step {iteration}: log-likelihood {value:.6f}, decrement {decrement:.1e}, {seconds:.1f} s"
             print(f"\r{text:<78}", end="", file=sys.stderr, flush=True)
             self.written = True
+
+
+class Tally:
+    """Rewrites one line on standard error: how many of many fits are done, how fast, and the time left.
+
+    Parameters
+    ----------
+    total : int
+    show : bool, optional
+        As in `Progress`.
+    """
+
+    def __init__(self, total: int, show: bool | None = None):
+        self.total, self.show, self.began, self.done, self.written = total, show, time.perf_counter(), 0, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.written:
+            print(file=sys.stderr)
+
+    def add(self, count: int, *, skipped: bool = False):
+        """So many more are done; `skipped` ones took no time and say nothing about the rate."""
+        self.done += count
+        if skipped:
+            self.total, self.done = self.total - count, self.done - count
+        seconds = time.perf_counter() - self.began
+        wanted = self.show if self.show is not None else sys.stderr.isatty() and seconds > 2
+        if wanted and self.done:
+            rate = self.done / max(seconds, 1e-9)
+            left = (self.total - self.done) / rate
+            text = f"{self.done:,} of {self.total:,} fits, {rate:,.0f} a second, {left:,.0f} s left"
+            print(f"\r{text:<78}", end="", file=sys.stderr, flush=True)
+            self.written = True

@@ -26,7 +26,13 @@ TABLES = {
 }  # what only the room `formula` and the outside know
 CORE = ("model", "ops", "design", "modes", "objectives", "optimise")  # arrays in, arrays out
 PRESENTATION = {
+    "batch",
+    "batching",
     "penalised",
+    "paths",
+    "path_design",
+    "path_plots",
+    "path_result",
     "fitted",
     "inference",
     "cli",

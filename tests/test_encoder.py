@@ -137,5 +137,7 @@ EXPECTED = {
 
 @pytest.mark.filterwarnings("ignore")  # the checks' data are degenerate, and said to be so
 def test_scikit_learns_checks_of_a_transformer():
-    results = check_estimator(RandomEffectEncoder(cv=2, method="laplace"), expected_failed_checks=EXPECTED, on_fail=None)
+    results = check_estimator(
+        RandomEffectEncoder(cv=2, method="laplace"), expected_failed_checks=EXPECTED, on_fail=None
+    )
     assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}

@@ -101,7 +101,7 @@ def test_moments_slopes_and_effects_are_those_of_dense_matrices(name, zero):
 def test_second_derivatives_by_central_differences():
     *_, products = problem("nested and crossed")
     raw = np.array([0.4, 0.7, 0.5, -0.2, 0.3])
-    found = expand_factors(raw, products).second
+    found = expand_factors(Slopes(raw, products)).second
     for k, step in enumerate(1e-4 * np.eye(5)):
         up, down = (Slopes(raw + s * step, products).expansion.first for s in (1, -1))
         np.testing.assert_allclose(found.log_det[k], (up.log_det - down.log_det) / 2e-4, atol=1e-4)

@@ -36,8 +36,8 @@ def library():
         pytest.skip(f"native library: {native.native_status()}")
 
 
-def problem(family, counts, columns=4, seed=0, **storage):
-    """A design with weights of 0 to 3, an effect's column that is not constant, and fixed effects near its own."""
+def problem(family, counts, columns=4, seed=0, effects=1, **storage):
+    """A design with weights of 0 to 3, effects' columns that are not constant, and fixed effects near its own."""
     rng = np.random.default_rng(seed)
     codes = np.repeat(np.arange(len(counts)), counts)
     n = len(codes)
@@ -56,14 +56,15 @@ def problem(family, counts, columns=4, seed=0, **storage):
     order = rng.permutation(n)
     design, _ = make_design(
         y[order], X[order], codes=codes[order], n_groups=len(counts), weights=rng.integers(0, 4, n) * 1.0,
-        offset=0.3 * rng.standard_normal(n), z=0.5 + rng.random((1, n)), **storage,
+        offset=0.3 * rng.standard_normal(n), z=0.5 - 1.5 * np.arange(effects)[:, None] + rng.random((effects, n)),
+        **storage,
     )  # fmt: skip
     return design, beta
 
 
 def native_and_plain(monkeypatch, family, design, psi, n_agq=1, **options):
-    rule, start = padded_nodes(n_agq, 1), jnp.zeros_like(design.terms[0].z)
-    found = []
+    start = jnp.zeros_like(design.terms[0].z)
+    rule, found = padded_nodes(n_agq, len(start)), []
     for kernels in ("native", "plain"):
         monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
         found.append(jax.tree.map(np.asarray, evaluate(family, design, rule, jnp.asarray(psi), start, **options)))
@@ -87,6 +88,41 @@ def test_every_family_gives_what_the_plain_pass_gives(x64, monkeypatch, name):
         psi = np.array([*beta, tau, log_phi])
         psi[0] += intercept
         assert_close(*native_and_plain(monkeypatch, family, design, psi, n_agq))
+
+
+LAMBDA = np.array([[0.7, 0.0, 0.0], [-0.4, 0.5, 0.0], [0.2, 0.3, 0.4]])
+
+
+@pytest.mark.parametrize(
+    ("name", "effects", "longest", "second"),
+    [("logit", 2, 11, True), ("negativebinomial", 2, 70, False), ("logit", 3, 70, False)],
+)
+def test_several_effects_give_what_the_plain_pass_gives(x64, monkeypatch, name, effects, longest, second):
+    family = FAMILIES[name]
+    design, beta = problem(family, (1, 2, 3, 5, 11, longest), effects=effects)
+    covariance = design.terms[0].covariance
+    for factor, log_phi, n_agq in [
+        (LAMBDA, 0.3, 1), (LAMBDA, 0.3, 3), (4 * LAMBDA, 1.0, 3), (0 * LAMBDA, 0.3, 3), (LAMBDA * [1, 0, 0], -0.5, 1),
+    ]:  # fmt: skip
+        psi = np.array([*beta, *covariance.raw(factor[:effects, :effects]), log_phi])
+        assert_close(*native_and_plain(monkeypatch, family, design, psi, n_agq, second=second))
+
+
+def test_effects_that_do_not_covary(x64):
+    """They are a factor with zeros, of which no derivative is wanted."""
+    family = FAMILIES["poisson"]
+    apart, beta = problem(family, MIXED, effects=3, blocks=((0, 2), (1,)))
+    together, _ = problem(family, MIXED, effects=3)
+    at_row, at_column = apart.terms[0].covariance.entries
+    factor = np.zeros((3, 3))
+    factor[at_row, at_column] = raw = np.array([0.6, -0.2, 0.3, 0.5])
+    rule, start, found = padded_nodes(2, 3), jnp.zeros_like(apart.terms[0].z), []
+    for design, entries in ((apart, raw), (together, together.terms[0].covariance.raw(factor))):
+        found.append(fused.fused_pass(family, design, rule, jnp.asarray([*beta, *entries, 0.0]), start))
+    kept = np.r_[:4, 4, 6, 9, 7, 10]
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1][kept])
+    np.testing.assert_array_equal(found[0][2], found[1][2][np.ix_(kept, kept)])
 
 
 def test_long_groups_and_the_other_forms_of_the_pass(x64, monkeypatch):
@@ -118,13 +154,16 @@ def test_every_storage_is_read(x64, monkeypatch, counts, storages):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n_agq", [1, 7])
-@pytest.mark.parametrize("name", ["logit", "negativebinomial"])
-def test_derivatives_against_finite_differences(x64, name, n_agq):
+@pytest.mark.parametrize(
+    ("name", "n_agq", "effects"),
+    [*((n, k, 1) for n in ("logit", "negativebinomial") for k in (1, 7)), *((n, 3, 2) for n in FAMILIES),
+     ("gamma", 1, 2), ("probit", 2, 3), ("negativebinomial", 2, 3)],
+)  # fmt: skip
+def test_derivatives_against_finite_differences(x64, name, n_agq, effects):
     family = FAMILIES[name]
-    design, beta = problem(family, MIXED, columns=3, seed=2)
-    rule, start = padded_nodes(n_agq, 1), jnp.zeros_like(design.terms[0].z)
-    psi = np.array([*beta, 0.7, 0.4])
+    design, beta = problem(family, MIXED, columns=3, seed=2, effects=effects)
+    rule, start = padded_nodes(n_agq, effects), jnp.zeros_like(design.terms[0].z)
+    psi = np.array([*beta, *design.terms[0].covariance.raw(LAMBDA[:effects, :effects]), 0.4])
     at = lambda x: fused.fused_pass(family, design, rule, jnp.asarray(x), start)
     _, gradient, hessian, _ = at(psi)
     for k in range(len(psi) - (family.dispersion_name is None)):
@@ -157,6 +196,11 @@ def test_modes_are_found_from_anywhere(x64):
     design, _ = problem(family, (3, 8, 40), columns=1)
     rule, psi = padded_nodes(1, 1), jnp.asarray([0.5, 3.0, 0.0])
     modes = [fused.fused_pass(family, design, rule, psi, jnp.full_like(design.terms[0].z, u))[3] for u in (0, 60, -200)]
+    np.testing.assert_allclose(modes[1], modes[0], atol=1e-9)
+    np.testing.assert_allclose(modes[2], modes[0], atol=1e-9)
+    design, _ = problem(family, (3, 8, 40), columns=1, effects=2)
+    rule, psi = padded_nodes(1, 2), jnp.asarray([0.5, 1.0, 0.3, 0.8, 0.0])
+    modes = [fused.fused_pass(family, design, rule, psi, jnp.full_like(design.terms[0].z, u))[3] for u in (0, 20, -40)]
     np.testing.assert_allclose(modes[1], modes[0], atol=1e-9)
     np.testing.assert_allclose(modes[2], modes[0], atol=1e-9)
 
@@ -202,16 +246,16 @@ def test_under_jit_and_vmap(x64):
 
 def operands(blocks=2, long_blocks=1, columns=3):
     slots = (blocks + long_blocks) * 480
-    rows = [np.ones(slots) for _ in range(5)]
+    rows = [np.ones(slots) for _ in range(3)]
     return [
-        np.ones((slots, columns)), *rows, np.full(blocks, 2, np.int32), np.zeros(15 * long_blocks, np.int32),
-        np.ones(columns + 2), np.zeros(4), np.zeros(4), np.int32(1),
+        np.ones((slots, columns)), *rows, np.ones((1, slots)), np.ones((1, slots)), np.full(blocks, 2, np.int32),
+        np.zeros(15 * long_blocks, np.int32), np.ones(columns + 2), np.zeros((1, 4)), np.zeros(4), np.int32(1),
     ]  # fmt: skip
 
 
 def call(operands, slots=1440, columns=3, block=480, family=1):
     m = columns + 2
-    result = [jax.ShapeDtypeStruct(shape, np.float64) for shape in ((), (m,), (m, m), (slots,))]
+    result = [jax.ShapeDtypeStruct(shape, np.float64) for shape in ((), (m,), (m, m), (1, slots))]
     settings = {"block": block, "family": family, "determinant": 1, "second": 1}
     out = native.call("fused_pass", result, *operands, **{k: np.int64(v) for k, v in settings.items()})
     return jax.block_until_ready(out)
@@ -221,6 +265,10 @@ def call(operands, slots=1440, columns=3, block=480, family=1):
     ("change", "message"),
     [
         (lambda o: o.__setitem__(1, np.ones(1439)), "y"),
+        (lambda o: o.__setitem__(1, np.ones(1440, np.int32)), "y must be float32 or float64"),
+        (lambda o: o.__setitem__(0, np.ones(1440)), "expected X"),
+        (lambda o: o.__setitem__(4, np.ones((4, 1440))), "4 effects"),
+        (lambda o: o.__setitem__(5, np.ones((2, 1440))), "start"),
         (lambda o: o.__setitem__(8, np.ones(4)), "psi"),
         (lambda o: o.__setitem__(10, np.zeros(3)), "log_weights"),
         (lambda o: o.__setitem__(6, np.full(3, 2, np.int32)), "3 blocks of 480 slots"),

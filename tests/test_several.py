@@ -172,6 +172,38 @@ def test_a_joint_fit_of_two_factors_is_a_ridge_on_their_one_hot_columns(unbalanc
         np.testing.assert_allclose(sums, np.asarray(table["estimate"]) / sd**2, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def grid():
+    """Two balanced crossed factors of 150 levels each, 10 rows a level."""
+    rng = np.random.default_rng(8)
+    levels, n = 150, 1500
+    a, b = np.tile(np.arange(levels), 10), np.concatenate([rng.permutation(levels) for _ in range(10)])
+    x, z = rng.standard_normal((2, n))
+    eta = 0.5 * x + 0.5 * rng.standard_normal(levels)[a] + 0.5 * rng.standard_normal(levels)[b]
+    y = (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(int)
+    return {"y": y, "x": x, "z": z, "a": a, "b": b, "c": rng.integers(0, 30, n)}
+
+
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | a) + (1 | b)", "y ~ x + (1 | a) + (1 + z || b) + (1 | c)"])
+def test_an_iterative_fit_is_the_exact_one_up_to_its_stated_error(grid, formula, monkeypatch):
+    monkeypatch.setattr("jaxglmm.modes.solver._COSTLY", 100)  # the exact one begins at an iterative one
+    iterative = jg.fit(formula, grid, family="binomial", solver="krylov", throw=False)
+    exact = jg.fit(formula, grid, family="binomial", throw=False)
+    assert exact.convergence.solver.startswith("schur") and exact.convergence.loglik_se == 0
+    assert iterative.convergence.converged and exact.convergence.converged
+    assert 0 < iterative.convergence.loglik_se < 0.1
+    assert abs(iterative.loglik - exact.loglik) < 5 * iterative.convergence.loglik_se
+    errors = np.array(list(exact.fixef_se.values()))
+    away = np.subtract(list(iterative.fixef.values()), list(exact.fixef.values())) / errors
+    assert np.abs(away).max() < 0.05
+    np.testing.assert_allclose(list(iterative.fixef_se.values()), errors, rtol=5e-3)
+    for one, other in zip(iterative.varcorr, exact.varcorr, strict=True):
+        assert one["sd"] == pytest.approx(other["sd"], rel=0.02)
+    np.testing.assert_allclose(iterative.ranef("a")["estimate"], exact.ranef("a")["estimate"], atol=0.02)
+    np.testing.assert_allclose(iterative.ranef("a")["sd"], exact.ranef("a")["sd"], rtol=0.05)
+    assert "Monte-Carlo" in str(iterative.summary()) and "Monte-Carlo" not in str(exact.summary())
+
+
 def test_solvers_may_be_chosen_where_the_data_allow(unbalanced):
     with pytest.raises(DataError, match="solver must be one of"):
         jg.fit("y ~ x + (1 | a) + (1 | b)", unbalanced, family="binomial", solver="cholesky")

@@ -191,21 +191,25 @@ def row_products(y, X, *, weights=None, offset=None, center=None, scale=None):
 
 
 def weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """X'WX of centred and scaled columns.
-
-    A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,
-    which on a busy machine costs many times the arithmetic.
-    """
+    """X'WX of centred and scaled columns."""
     p = X.shape[1]
     gram = np.zeros((p, p))
     for begin in range(0, len(X), _ROWS):
         rows = (X[begin : begin + _ROWS] - center) / scale
-        weighted = rows * w[begin : begin + _ROWS, None]
-        pieces = len(rows) // _PIECE
-        whole = pieces * _PIECE
-        left, right = (v[:whole].reshape(pieces, _PIECE, p) for v in (weighted, rows))
-        gram += (left.transpose(0, 2, 1) @ right).sum(0) + weighted[whole:].T @ rows[whole:]
+        gram += small_products(rows * w[begin : begin + _ROWS, None], rows)
     return gram
+
+
+def small_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left'right for left (n, p), right (n, k), n of some ten thousands.
+
+    A sum of products so small that BLAS does each in one thread: its threads wait for each other at every product,
+    which on a busy machine costs many times the arithmetic.
+    """
+    pieces = len(left) // _PIECE
+    whole = pieces * _PIECE
+    first, second = (v[:whole].reshape(pieces, _PIECE, v.shape[1]) for v in (left, right))
+    return (first.transpose(0, 2, 1) @ second).sum(0) + left[whole:].T @ right[whole:]
 
 
 def _block_shape(n_groups: int) -> tuple[int, int]:

@@ -47,6 +47,9 @@ class Design(eqx.Module):
         Of the first term, or of single rows when there is none.
     constant : ()
         The part of the log-likelihood that depends on the data alone.
+    single : bool
+        Fits compute with rows in float32, and add up blocks of rows in float64. By default they compute in float64
+        whatever the rows are stored in.
     """
 
     y: Float[Array, " slots"]
@@ -56,6 +59,11 @@ class Design(eqx.Module):
     terms: tuple[RandomTerm, ...]
     index: GroupIndex
     constant: Float[Array, ""]
+    single: bool = eqx.field(static=True, default=False)
+
+    def work_type(self, dtype):
+        """In which type rows are computed with, where the parameters have this one."""
+        return np.dtype(np.float32) if self.single else dtype
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments 
 
 def make_design(
     y, X, *, weights=None, offset=None, codes=None, n_groups=None, z=None, blocks=None,
-    constant=0.0, scaling=None, dtype=np.float64, blocked=True, block=None,
+    constant=0.0, scaling=None, dtype=np.float64, single=False, blocked=True, block=None,
 ) -> tuple[Design, Layout]:  # fmt: skip
     """Lay rows out in tile storage.
 
@@ -146,6 +154,9 @@ def make_design(
     scaling : Scaling, optional
         Applied to X and z on the way.
     dtype : dtype
+        Of the arrays of rows.
+    single : bool
+        As in `Design`.
     blocked : bool
         As in `build_index`.
 
@@ -183,16 +194,18 @@ def make_design(
     return Design(
         # A slot without a row needs some valid response; its weight is 0.
         y=layout.scatter(y, fill=y[0] if n else 0.0, dtype=dtype),
-        X=_scatter_columns(X, layout, scaling, dtype),
+        X=scatter_columns(X, layout, scaling, dtype),
         offset=layout.scatter(offset, dtype=dtype),
         weights=layout.scatter(weights, dtype=dtype),
         terms=terms,
         index=index,
         constant=np.asarray(constant, dtype),
+        single=single,
     ), layout
 
 
-def _scatter_columns(X, layout, scaling, dtype):
+def scatter_columns(X, layout, scaling, dtype):
+    """Rows of X (n, p) or Columns, scaled if there is a `scaling`, into slots (n_slots, p)."""
     out = aligned_zeros((layout.n_slots, X.shape[1]), dtype)
     scatter_rows(Columns.of(X).columns, layout.slot, out, *(() if scaling is None else (scaling.center, scaling.scale)))
     return out

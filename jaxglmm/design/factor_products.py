@@ -17,6 +17,47 @@ from jaxglmm.design.crossproducts import row_products
 from jaxglmm.model.covariance import Covariance
 
 
+# Pairs of couplings that are kept: 21 bytes each.
+_MOST_COUPLINGS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """Pairs of columns of the later factors that a level of the first one couples.
+
+    Attributes
+    ----------
+    levels : int
+        Of the first factor, G.
+    size : int
+        Columns of the later factors, R.
+    level : int (m,)
+    place : int (m,)
+        Of the pair in an (R, R) matrix: its lower triangle.
+    product : (m,)
+        Of the two entries of Z'WZ.
+    off_diagonal : bool (m,)
+    """
+
+    levels: int
+    size: int
+    level: np.ndarray
+    place: np.ndarray
+    product: np.ndarray
+    off_diagonal: np.ndarray
+
+    def outer(self, weights: np.ndarray) -> np.ndarray:
+        """A' diag(weights) A, (R, R), for weights (G,) of the first factor's levels."""
+        lower = np.bincount(self.place, weights[self.level] * self.product, minlength=self.size**2)
+        return mirrored(lower.reshape(self.size, self.size))
+
+    def quadratic(self, E: np.ndarray) -> np.ndarray:
+        """Diagonal of A E A', (G,), for a symmetric E (R, R)."""
+        values = E.ravel()[self.place] * self.product
+        values[self.off_diagonal] *= 2
+        return np.bincount(self.level, values, minlength=self.levels)
+
+
 @dataclass(frozen=True)
 class FactorProducts:
     """What a Gaussian likelihood with several factors needs of the data. All numpy or scipy.sparse.
@@ -90,6 +131,28 @@ class FactorProducts:
     def n_dense(self) -> int:
         """Dimension of what is left for a dense factorisation."""
         return int(self.bounds[-1] - self.bounds[self.n_sparse])
+
+    @cached_property
+    def couplings(self) -> Couplings | None:
+        """Products of the first eliminated factor's couplings, where it is scalar and they are few enough to keep."""
+        across = self.ztz[: self.sizes[0], self.sizes[0] :]
+        counts = np.diff(across.indptr).astype(np.int64)
+        if self.n_sparse > 1 or self.structures[self.order[0]].n_effects > 1 or not len(counts):
+            return None
+        if np.sum(counts * (counts + 1)) > 2 * _MOST_COUPLINGS:
+            return None
+        # Each entry of a row with itself and every later one.
+        later = across.indptr[1:].repeat(counts) - np.arange(across.nnz)
+        one = np.arange(across.nnz).repeat(later)
+        other = one + np.arange(len(one)) - (np.cumsum(later) - later).repeat(later)
+        return Couplings(
+            levels=len(counts),
+            size=across.shape[1],
+            level=np.arange(len(counts), dtype=np.int32).repeat(counts)[one],
+            place=across.indices[other].astype(np.int64) * across.shape[1] + across.indices[one],
+            product=across.data[one] * across.data[other],
+            off_diagonal=one != other,
+        )
 
     def mean_squares(self) -> np.ndarray:
         """Mean of w z^2 of each effect, in the formula's order, (S,)."""
@@ -165,6 +228,13 @@ def factor_products(
         ztz=ztz, ztv=np.concatenate(ztv), levels=levels,
         structures=tuple(Covariance(term.blocks) for term in terms), order=order, n_sparse=n_sparse, **scalars,
     )  # fmt: skip
+
+
+def mirrored(lower: np.ndarray) -> np.ndarray:
+    """The symmetric matrix of a lower triangle with zeros above it."""
+    out = lower + lower.T
+    out[np.diag_indices_from(out)] *= 0.5
+    return out
 
 
 def _product(one, other, w):

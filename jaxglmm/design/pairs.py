@@ -54,8 +54,8 @@ class Pairs:
     start : (G1 + 1,)
         The pairs of the first factor's level g are `start[g]:start[g + 1]`: `second` and `start` are the column
         indices and row pointers of a sparse (G1, G2) matrix in CSR form.
-    row : int32 (n,)
-        The pair of each row.
+    row : int64 (n,)
+        The pair of each row, of the type that is counted by without a copy.
     """
 
     first: np.ndarray
@@ -87,8 +87,8 @@ def find_pairs(first: np.ndarray, n_first: int, second: np.ndarray, n_second: in
     a, b = first[order], second[order]
     new = np.ones(len(a), bool)
     new[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    row = np.empty(len(a), np.int32)
-    row[order] = np.cumsum(new, dtype=np.int32) - 1
+    row = np.empty(len(a), np.intp)
+    row[order] = np.cumsum(new) - 1
     a, b = a[new].astype(np.int32), b[new].astype(np.int32)
     start = np.zeros(n_first + 1, np.int64)
     np.cumsum(np.bincount(a, minlength=n_first), out=start[1:])

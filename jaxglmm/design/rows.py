@@ -16,7 +16,7 @@ from jaxglmm.model.covariance import Covariance
 
 
 # Rows of X that are held a second time at once.
-_ROWS = 1 << 16
+_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class RowTerm:
 
     Attributes
     ----------
-    codes : int32 (n,)
-        Level of each row.
+    codes : int64 (n,)
+        Level of each row, of the type that is counted by without a copy.
     n_levels : int
     z : tuple of (n,) or None
         Column of each effect, divided by `z_scale`; None for a column of ones.
@@ -52,7 +52,7 @@ class RowTerm:
 
     def column_sums(self, weights: np.ndarray, columns: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
         """sum z_i weights_i columns_i over the given rows of each level: (n,), (n, k) -> (G, S, k)."""
-        n, codes = len(weights), self.codes[rows]
+        n, codes = len(weights), self.codes[rows].astype(np.int32)
         at = lambda v: csc_array((v, codes, np.arange(n + 1, dtype=np.int32)), shape=(self.n_levels, n))
         return np.stack([at(weights if z is None else weights * z[rows]) @ columns for z in self.z], axis=1)
 
@@ -158,7 +158,7 @@ def make_rows(y, X, terms, *, weights, offset, scaling: Scaling, constant: float
 def _row_term(term, rows) -> RowTerm:
     scale = np.sqrt(np.mean(np.square(term.z), axis=1))
     columns = tuple(None if (z == s).all() else z[rows] / s for z, s in zip(term.z, scale, strict=True))
-    return RowTerm(term.codes[rows].astype(np.int32), len(term.levels), columns, scale, Covariance(term.blocks))
+    return RowTerm(term.codes[rows].astype(np.intp), len(term.levels), columns, scale, Covariance(term.blocks))
 
 
 def _parents(fine: RowTerm, coarse: RowTerm) -> Pairs:

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.posterior import ranef_table, variance_table
+from jaxglmm.fitted.effects import Kept, effects_of, intervals
+from jaxglmm.fitted.history import history_of
+from jaxglmm.fitted.posterior import check_level, ranef_table, term_index, variance_table
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
+from jaxglmm.fitted.scoring import only_factor, score_table
 from jaxglmm.fitted.state import State, state_of
 from jaxglmm.fitted.vcov import Vcov
 
@@ -44,9 +47,10 @@ class Fit:
         What `save` writes: estimates, posteriors and the formula.
     """
 
-    def __init__(self, state: State, problem: Any = None):
+    def __init__(self, state: State, problem: Any = None, kept: Kept | None = None):
         self.state = state
         self._problem = problem
+        self._kept = kept or Kept({}, None)
 
     @classmethod
     def from_training(cls, problem, estimate, posteriors) -> "Fit":
@@ -177,27 +181,109 @@ class Fit:
         value = self.state.estimate.dispersion
         return None if value is None else {"name": self.family.dispersion_name, "value": float(value)}
 
-    def ranef(self, group: str | None = None) -> Any:
+    def ranef(self, group: str | None = None, *, interval: float | None = None, uncertainty: bool = True) -> Any:
         """Effects of every level of a grouping factor given the estimated parameters.
 
         Parameters
         ----------
         group : str, optional
             Not needed when there is only one.
+        interval : float, optional
+            Level of equal-tailed posterior intervals, such as 0.95: quantiles of the exact posterior for one effect a
+            group, normal ones for several.
+        uncertainty : bool
+            Whether the intervals hold the uncertainty of the parameters: the posterior is stretched to `sd_eb`.
 
         Returns
         -------
         table of the caller's kind
             One row a level and effect: `level`, `term`, `n` (rows), `estimate` and `sd` (conditional mode and the
-            curvature's standard deviation, lme4's), `mean` and `sd_mean` (of the posterior), `reliability` =
-            1 - Var(b | y)/Var(b), within [0, 1].
+            curvature's standard deviation, lme4's), `mean` and `sd_mean` (of the posterior given the parameters),
+            `sd_eb` (with the parameters' uncertainty; how is told by `effects_method`), `reliability` =
+            1 - Var(b | y)/Var(b), within [0, 1]; `lower` and `upper` where an interval is asked for.
 
         Raises
         ------
         DataError
-            For a factor that the model does not have.
+            For a factor that the model does not have, or intervals of a fit that was saved without its rows.
         """
-        return ranef_table(self.state, group)
+        at = term_index(self.state, group)
+        effects = self._effects(at)
+        if interval is None:
+            return ranef_table(self.state, at, effects, None)
+        check_level(interval)
+        ends = intervals(self.state, effects, lambda: self._history("ranef(interval=...)"), interval, uncertainty)
+        return ranef_table(self.state, at, effects, ends)
+
+    def effects_method(self, group: str | None = None) -> str:
+        """How `sd_eb` of `ranef` was reached.
+
+        "delta" is Var(b | y, psi) + d'V d, with d the derivatives of the posterior mean in the parameters psi and V
+        their covariance. "integrated", with fewer than 100 groups or a 95 % profile interval of the standard deviation
+        that begins at zero (one effect a group), is the variance over the posterior of the parameters under a half-t
+        prior with 3 degrees of freedom and scale 2.5 for that standard deviation (times that of the response for the
+        identity link). "given": none, several factors.
+        """
+        return self._effects(term_index(self.state, group)).how
+
+    def _effects(self, term: int):
+        if term not in self._kept.effects:
+            self._kept.effects[term] = effects_of(self.state, self._problem, term)
+        return self._kept.effects[term]
+
+    def _history(self, what: str):
+        """The rows that posteriors need, with their layout where there is one."""
+        only_factor(self.state, what)
+        if self._kept.history is not None:
+            return self._kept.history, None
+        if self._problem is None:
+            raise DataError(
+                f"{what} needs the rows of the fit, which this saved model does not hold: pass data=, or save the fit "
+                "with rows=True"
+            )
+        problem = self._problem
+        layout = None if problem.design is None else (problem.design.index, problem.layout)
+        return history_of(problem.frame, 0, self.state.estimate.beta), layout
+
+    def rank(
+        self, group: str | None = None, *, term: str | None = None, top: float | int | None = None, alpha: float = 0.1,
+        order: str = "rank", threshold: float | None = None, interval: float = 0.95, r_values: bool = False, data=None,
+    ) -> Any:  # fmt: skip
+        """Rank the levels of a grouping factor; see `jaxglmm.fitted.rank_table.rank_table`."""
+        from jaxglmm.fitted.rank_table import rank_table
+
+        return rank_table(
+            self, group, term=term, top=top, alpha=alpha, order=order, threshold=threshold, interval=interval,
+            r_values=r_values, data=data,
+        )  # fmt: skip
+
+    def score(self, history, *, interval: float | None = None) -> Any:
+        """Posteriors of members from their own rows, with the parameters of this fit frozen.
+
+        Members need not have been in the fit; those who were are scored from the rows of `history` alone.
+
+        Parameters
+        ----------
+        history : table, mapping of arrays or path
+            Rows with the response and all columns of the formula. For files beyond memory see
+            `jaxglmm.fitted.stream.score_file`.
+        interval : float, optional
+            Level of the posterior intervals `lower`, `upper`.
+
+        Returns
+        -------
+        table of the kind of `history`
+            One row a member and effect, sorted: `level`, `term`, `n`, `estimate`, `sd`, `mean`, `sd_mean`,
+            `reliability`; see `ranef`.
+
+        Raises
+        ------
+        DataError
+            Naming the column.
+        """
+        if interval is not None:
+            check_level(interval)
+        return score_table(self.state, history, interval)
 
     # --- Predictions ---------------------------------------------------------------------------------------
 
@@ -319,11 +405,11 @@ class Fit:
 
     # --- Outside -------------------------------------------------------------------------------------------
 
-    def save(self, path) -> None:
-        """Write the model, without training rows, to a folder; see `jaxglmm.fitted.io.save`."""
+    def save(self, path, *, rows: bool = False) -> None:
+        """Write the model to a folder, without training rows unless asked; see `jaxglmm.fitted.io.save`."""
         from jaxglmm.fitted.io import save
 
-        save(self, path)
+        save(self, path, rows=rows)
 
     def to_dict(self) -> dict:
         """The fit as plain values for JSON; what cannot be a number there (NaN) is None."""

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxglmm.errors import DataError
+from jaxglmm.fitted.effects import Effects, Kept
 from jaxglmm.fitted.fit import Fit
+from jaxglmm.fitted.history import History
 from jaxglmm.fitted.state import State, terms_of
 from jaxglmm.formula.spec import ModelSpec
 from jaxglmm.model.families import family_from_json
@@ -28,8 +30,11 @@ _OURS = {MODEL, ARRAYS, "fit.json", "ranef.parquet"}
 _ESTIMATE = ("beta", "covariance", "boundary", "vcov_jacobian")
 
 
-def save(fit: Fit, path) -> None:
+def save(fit: Fit, path, *, rows: bool = False) -> None:
     """Write a fit to the folder `path`.
+
+    Without training rows, unless `rows` asks for what posteriors of groups need of them (level, fixed part of eta,
+    response and weight of each row).
 
     The folder appears, or replaces the fit that was there, only when it is complete.
 
@@ -39,7 +44,7 @@ def save(fit: Fit, path) -> None:
         When something else is at `path`, or it cannot be written.
     """
     with replacing(path) as folder:
-        write_model(fit, folder)
+        write_model(fit, folder, rows=rows)
 
 
 def load(path) -> Fit:
@@ -65,15 +70,15 @@ def load(path) -> Fit:
     try:
         with open(folder / ARRAYS, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
-        return Fit(_state(saved, arrays))
+        return Fit(_state(saved, arrays), kept=_kept(arrays))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the saved fit {str(path)!r} is damaged ({error}): save it again") from error
 
 
-def write_model(fit: Fit, folder: Path) -> None:
-    """Write a fit's two files into an existing folder."""
+def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
+    """Write a fit's two files into an existing folder; `rows` as in `save`."""
     state, estimate = fit.state, fit.state.estimate
     arrays = {f"estimate.{name}": getattr(estimate, name) for name in _ESTIMATE}
     for i, factor in enumerate(estimate.factors):
@@ -82,6 +87,10 @@ def write_model(fit: Fit, folder: Path) -> None:
     for i, posterior in enumerate(state.posteriors):
         for field in fields(posterior):
             arrays[f"posterior{i}.{field.name}"] = getattr(posterior, field.name)
+        arrays |= {f"effects{i}.{name}": v for name, v in fit._effects(i).arrays().items()}
+    if rows:
+        history = fit._history("save(rows=True)")[0]
+        arrays |= {f"rows.{field.name}": np.asarray(getattr(history, field.name)) for field in fields(history)}
     saved = {
         "format": FORMAT,
         "version": VERSION,
@@ -136,6 +145,19 @@ def _state(saved, arrays) -> State:
             for name in ("n", "n_dropped", "dropped_by", "modelled", "native", "fingerprint", "mean_response")
         },
     )
+
+
+def _kept(arrays) -> Kept:
+    """Effects and rows that were saved."""
+    effects = {}
+    while f"effects{len(effects)}.how" in arrays:
+        parts = {field.name: arrays[f"effects{len(effects)}.{field.name}"] for field in fields(Effects)}
+        effects[len(effects)] = Effects(**parts | {"how": str(parts["how"])})
+    history = None
+    if "rows.codes" in arrays:
+        parts = {field.name: arrays[f"rows.{field.name}"] for field in fields(History)}
+        history = History(**parts | {"n_groups": int(parts["n_groups"])})
+    return Kept(effects, history)
 
 
 def _number(value):

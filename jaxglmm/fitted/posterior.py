@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import DataError
+from jaxglmm.fitted.effects import HOW, Effects
 from jaxglmm.fitted.state import State
 from jaxglmm.fitted.tables import native_table, text_column
 
@@ -27,33 +28,46 @@ def term_index(state: State, group: str | None) -> int:
     return names.index(group)
 
 
-def reliability(state: State, term: int) -> np.ndarray:
+def check_level(level) -> None:
+    """Refuse an interval's level that is no probability.
+
+    Raises
+    ------
+    DataError
+    """
+    if not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
+        raise DataError(f"interval must be a level within (0, 1), such as 0.95; found {level!r}")
+
+
+def reliability(variance: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """1 - Var(b | y, psi) / Var(b) of each level's effects (G, S), clipped to [0, 1]; 0 where Var(b) = 0."""
-    prior = np.diag(state.covariances[term])
-    left = np.diagonal(state.posteriors[term].covariance_mean, axis1=1, axis2=2)
-    share = np.divide(left, prior, out=np.ones_like(left), where=prior > 0)
+    prior = np.diag(covariance)
+    share = np.divide(variance, prior, out=np.ones_like(variance), where=prior > 0)
     return np.clip(1 - share, 0.0, 1.0)
 
 
-def ranef_table(state: State, group: str | None) -> Any:
-    """Table of all levels' effects; see `Fit.ranef`."""
-    at = term_index(state, group)
+def ranef_table(state: State, at: int, effects: Effects, ends: np.ndarray | None) -> Any:
+    """Table of all levels' effects, with the ends (G, S, 2) of intervals where there are any; see `Fit.ranef`."""
     term, posterior = state.terms[at], state.posteriors[at]
     S = len(term.names)
-    sd = lambda covariance: np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)).ravel()
-    return native_table(
-        state.native,
-        {
-            "level": np.repeat(term.levels, S),
-            "term": np.tile(text_column(term.names), len(term.levels)),
-            "n": np.repeat(np.asarray(posterior.n, np.int64), S),
-            "estimate": posterior.mode.ravel(),
-            "sd": sd(posterior.covariance),
-            "mean": posterior.mean.ravel(),
-            "sd_mean": sd(posterior.covariance_mean),
-            "reliability": reliability(state, at).ravel(),
-        },
-    )
+    sd = lambda variance: np.sqrt(np.maximum(variance, 0.0)).ravel()
+    columns = {
+        "level": np.repeat(term.levels, S),
+        "term": np.tile(text_column(term.names), len(term.levels)),
+        "n": np.repeat(np.asarray(posterior.n, np.int64), S),
+        "estimate": posterior.mode.ravel(),
+        "sd": sd(np.diagonal(posterior.covariance, axis1=1, axis2=2)),
+        "mean": effects.mean.ravel(),
+        "sd_mean": sd(effects.variance),
+        "sd_eb": sd(effects.variance_eb),
+        "reliability": reliability(effects.variance, state.covariances[at]).ravel(),
+    }
+    if ends is not None:
+        columns |= {"lower": ends[..., 0].ravel(), "upper": ends[..., 1].ravel()}
+    table = native_table(state.native, columns)
+    if hasattr(table, "attrs"):
+        table.attrs["sd_eb"] = HOW[effects.how]
+    return table
 
 
 def variance_table(state: State) -> list[dict]:

@@ -109,7 +109,7 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
         spread += np.sum([np.where(where, v, 0.0) for where, v in zip(unseen, prior, strict=True)], axis=0)
     if effects == "conditional" and several:
         return _several_means(state, rows, unseen, spread)
-    posterior, (z, codes) = state.posteriors[0], rows.effects[0]
+    posterior, (z, codes) = state.posteriors[0], next(iter(rows.effects))
     if effects == "mode" or posterior.weights is None or posterior.root is None:
         out = rowwise(family, "mean", at_mode)
     else:

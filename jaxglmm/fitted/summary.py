@@ -127,7 +127,7 @@ def summarise(fit) -> Summary:
         parts.append(_dispersion_line(fit))
     if fit.names:
         parts.append(_fixed_block(fit))
-    if fit.penalised is not None:
+    if fit.penalised is not None and fit.penalised["lam"] != 0:
         kind = f"Penalised {kind[0].lower()}{kind[1:]}"
     return Summary(f"{kind} fit by {_METHODS[fit.method].format(fit.n_agq)}", parts + _convergence_lines(fit))
 
@@ -199,6 +199,8 @@ def _convergence_lines(fit) -> list[str]:
     lines = [
         f"{state}: Newton decrement {c.decrement:.2g}, {c.iterations} evaluations, {c.passes:g} passes over the rows"
     ]
+    if c.loglik_se:
+        lines.append(f"The log-likelihood is an estimate, Monte-Carlo standard error {c.loglik_se:.2g} ({c.solver})")
     if c.gap is not None:
         lines.append(
             f"Quadrature: {c.n_agq} nodes per effect; log-likelihood {c.gap:+.4g} against Laplace at the same point"

@@ -9,12 +9,15 @@ import math
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxglmm.design.factor_products import FactorProducts
 from jaxglmm.errors import NotYetError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
-from jaxglmm.objectives.gaussian_expansion import expander
+from jaxglmm.objectives.gaussian_expansion import expand as expand_one
+from jaxglmm.objectives.gaussian_several import Slopes, expand_factors
 from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
@@ -174,7 +177,11 @@ def _gaussian(problem, at):
     cross = problem.cross
     if (np.diff(at.order) < 0).any():
         cross = cross.reordered(at.order)
-    expand = expander(cross)
+    if isinstance(cross, FactorProducts):
+        expand = lambda raw: expand_factors(Slopes(raw, cross))
+    else:
+        arrays = jax.tree.map(jnp.asarray, cross)
+        expand = lambda raw: expand_one(raw, arrays)
     back = np.linalg.inv(problem.scaling.to_columns())
     p, q = at.p, len(at.entries[0])
     n, origin = float(cross.n), np.asarray(cross.origin)

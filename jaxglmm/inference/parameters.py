@@ -34,14 +34,30 @@ def parameters(state) -> list[Parameter]:
     out = [Parameter(name, "beta", (j,)) for j, name in enumerate(state.spec.fixed.names)]
     at = coordinates(state)
     held = not (at.free[at.p : -1].any() or state.estimate.convergence.singular)
-    names = [(name, term.group) for term in state.terms for name in term.names]
-    for block in () if held else state.structure.blocks:
+    if not held:
+        names = [(name, term.group) for term in state.terms for name in term.names]
+        out += covariance_parameters(names, state.structure.blocks)
+    if state.family.dispersion_name is not None:
+        out.append(Parameter(state.family.dispersion_name, "dispersion"))
+    return out
+
+
+def covariance_parameters(names, blocks) -> list[Parameter]:
+    """Standard deviations and correlations.
+
+    Parameters
+    ----------
+    names : sequence of (str, str)
+        Name and group of each effect.
+    blocks : tuple of tuples of int
+        Effects that covary.
+    """
+    out = []
+    for block in blocks:
         for i, r in enumerate(block):
             name, group = names[r]
             out += [Parameter(f"cor[{name},{names[s][0]}|{group}]", "cor", (r, s), block) for s in block[:i]]
             out.append(Parameter(f"sd[{name}|{group}]", "sd", (r,), block))
-    if state.family.dispersion_name is not None:
-        out.append(Parameter(state.family.dispersion_name, "dispersion"))
     return out
 
 

@@ -19,7 +19,6 @@ class Nested(AbstractSolver):
 
     name: ClassVar[str] = "separable"
     reason: str
-    costly: bool = False
 
     def factorise(self, design: RowDesign, H: Blocks) -> "NestedFactorisation":
         return NestedFactorisation(design, H)

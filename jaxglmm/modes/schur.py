@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import get_lapack_funcs
-from scipy.sparse import csr_array, hstack
 
 from jaxglmm.design.rows import RowDesign
-from jaxglmm.modes.blocks import Blocks, inverse, log_det, matrix, product, sum_by, transposed
+from jaxglmm.modes.blocks import Blocks, matrix, product, sum_by, transposed
+from jaxglmm.modes.elimination import Elimination
 from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
 
 
@@ -24,69 +24,22 @@ _DENSE_SHARE, _DENSE_SIZE = 0.05, 50_000_000
 _PIECE = 20_000_000
 
 
-class Elimination:
-    """The largest factor's part of H: D^-1, B and E = D^-1 B, and how they carry vectors to the rest and back.
+class Schur(AbstractSolver):
+    """Elimination of the largest factor, dense Cholesky of the rest.
 
     Attributes
     ----------
-    inverses : (G, S, S)
-        D^-1.
-    B, E : csr_array (G S, r)
-        Columns are the effects of the other factors in the order of elimination.
-    begins : dict of int to int
-        First column of each of the other factors.
+    helper : AbstractSolver or None
+        Finds the modes, and the start and the Hessian of a fit, where a factorisation is costly.
     """
-
-    def __init__(self, design: RowDesign, H: Blocks):
-        self.design, self.first, self.rest = design, design.order[0], design.order[1:]
-        D = H.diagonal[self.first]
-        self.log_det = log_det(D)
-        if not np.isfinite(self.log_det):
-            raise np.linalg.LinAlgError("not positive definite")
-        self.inverses = inverse(D)
-        sizes = [design.terms[t].n_levels * design.terms[t].n_effects for t in self.rest]
-        self.begins = dict(zip(self.rest, np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist(), strict=True))
-        self.order = sum(sizes)
-        self.ratios = {
-            t: product(self.inverses[design.pairs[self.first, t].first], H.cross[self.first, t]) for t in self.rest
-        }
-        self.B = self._joined({t: H.cross[self.first, t] for t in self.rest})
-        self.E = self._joined(self.ratios)
-
-    def _joined(self, values) -> csr_array:
-        parts = [matrix(self.design, (self.first, t), values[t]).tocsr() for t in self.rest]
-        return parts[0] if len(parts) == 1 else csr_array(hstack(parts, format="csr"))
-
-    def columns(self, t: int) -> slice:
-        """Where a term's effects lie among the rest."""
-        term = self.design.terms[t]
-        return slice(self.begins[t], self.begins[t] + term.n_levels * term.n_effects)
-
-    def reduce(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """D^-1 b_1 (G S, k), and what is left on the right-hand side of the rest (r, k)."""
-        parts = self.design.split(b)
-        k = b.shape[1]
-        own = product(self.inverses, parts[self.first]).reshape(-1, k)
-        right = np.concatenate([parts[t].reshape(-1, k) for t in self.rest]) - self.B.T @ own
-        return own, right
-
-    def expand(self, own: np.ndarray, rest: np.ndarray) -> np.ndarray:
-        """All effects from D^-1 b_1 and the solution of the rest."""
-        k = rest.shape[1]
-        x = np.empty((len(own) + self.order, k))
-        parts = self.design.split(x)
-        parts[self.first].reshape(-1, k)[...] = own - self.E @ rest
-        for t in self.rest:
-            parts[t].reshape(-1, k)[...] = rest[self.columns(t)]
-        return x
-
-
-class Schur(AbstractSolver):
-    """Elimination of the largest factor, dense Cholesky of the rest."""
 
     name: ClassVar[str] = "schur"
     reason: str
-    costly: bool = False
+    helper: AbstractSolver | None = None
+
+    @property
+    def cheap(self) -> AbstractSolver:
+        return self.helper or self
 
     def factorise(self, design: RowDesign, H: Blocks) -> "SchurFactorisation":
         return SchurFactorisation(design, H)

@@ -9,16 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxglmm.design.rows import RowDesign
-from jaxglmm.modes.blocks import Blocks, apply, normal_equations, standardised
-from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
+from jaxglmm.modes.blocks import normal_equations, standardised
+from jaxglmm.modes.solver import AbstractSolver
 from jaxglmm.ops.rows import FamilyRows
 
 
 _MAX_ITERATIONS = 200
 # The step from here leaves an error that is the square of a small one.
 _CLOSE = 1e-10
-# Inexact Newton: the residual of a step that is found by conjugate gradients, relative to the gradient.
-_FORCING, _CG_STEPS = 1e-3, 200
 
 
 class Modes(NamedTuple):
@@ -45,10 +43,7 @@ def effect_scores(design: RowDesign, factors, values) -> np.ndarray:
     return out
 
 
-def find_modes(
-    design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta, factors, log_phi, start,
-    near: AbstractFactorisation | None = None,
-) -> Modes:  # fmt: skip
+def find_modes(design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta, factors, log_phi, start) -> Modes:
     """Modes of all effects.
 
     Parameters
@@ -58,9 +53,6 @@ def find_modes(
     factors : sequence of (S, S)
         Lambda of each term.
     start : (q,)
-    near : factorisation, optional
-        Of H at a point not far away: where factorising is costly, steps are found by conjugate gradients that it
-        preconditions.
     """
     if not any(factor.any() for factor in factors):
         return Modes(np.zeros_like(start), eta, True)
@@ -78,10 +70,7 @@ def find_modes(
     for _ in range(_MAX_ITERATIONS):
         g = effect_scores(design, factors, s) - u
         H = standardised(normal_equations(design, w), factors)
-        if near is not None and solver.costly:
-            step = conjugate_gradients(design, H, g[:, None], near, _FORCING)[:, 0]
-        else:
-            step = solver.factorise(design, H).solve(g[:, None])[:, 0]
+        step = solver.cheap.factorise(design, H).solve(g[:, None])[:, 0]
         decrement = step @ g
         if decrement <= _CLOSE:
             u = u + step
@@ -96,22 +85,3 @@ def find_modes(
                 return Modes(u, shifted, False)
         u, f, (shifted, s, w) = u + shrink * step, f_new, new
     return Modes(u, shifted, False)
-
-
-def conjugate_gradients(design, H: Blocks, b, near: AbstractFactorisation, tolerance) -> np.ndarray:
-    """H^-1 b for b (q, k), column by column at once, preconditioned by a factorisation of a matrix like H."""
-    x = near.solve(b)
-    r = b - apply(design, H, x)
-    size = np.sqrt(np.sum(b * b, axis=0)) + 1e-300
-    y = near.solve(r)
-    d, ry = y, np.sum(r * y, axis=0)
-    for _ in range(_CG_STEPS):
-        if np.all(np.sqrt(np.sum(r * r, axis=0)) <= tolerance * size):
-            break
-        Hd = apply(design, H, d)
-        alpha = ry / np.maximum(np.sum(d * Hd, axis=0), 1e-300)
-        x, r = x + alpha * d, r - alpha * Hd
-        y = near.solve(r)
-        before, ry = ry, np.sum(r * y, axis=0)
-        d = y + ry / np.maximum(before, 1e-300) * d
-    return x

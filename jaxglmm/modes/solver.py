@@ -1,6 +1,7 @@
 """What a solver for the modes of several factors is, and which one a design gets."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import numpy as np
@@ -12,6 +13,8 @@ from jaxglmm.modes.blocks import Blocks
 
 # Remaining effects after the largest factor is eliminated up to which the rest is a dense matrix.
 DENSE_LIMIT = 10_000
+# From here on conjugate gradients are cheaper than another factorisation.
+_COSTLY = 500
 SOLVERS = ("auto", "separable", "schur", "krylov")
 
 
@@ -45,13 +48,18 @@ class AbstractSolver(eqx.Module):
     name : str
     reason : str
         Why it was chosen.
-    costly : bool
-        Whether a factorisation costs many times what a product with H does.
+    exact : bool
+        Whether log-determinants and entries of the inverse are exact, and not estimated.
     """
 
     name: eqx.AbstractClassVar[str]
+    exact: ClassVar[bool] = True
     reason: eqx.AbstractVar[str]
-    costly: eqx.AbstractVar[bool]
+
+    @property
+    def cheap(self) -> "AbstractSolver":
+        """A solver that finds the same solutions, where factorising costs many times what a product with H does."""
+        return self
 
     @abc.abstractmethod
     def factorise(self, design: RowDesign, H: Blocks) -> AbstractFactorisation:
@@ -77,6 +85,7 @@ def choose_solver(design: RowDesign, wanted: str = "auto") -> AbstractSolver:
     DataError
         For an unknown name, or a solver that the data do not allow.
     """
+    from jaxglmm.modes.krylov import Krylov
     from jaxglmm.modes.nested import Nested
     from jaxglmm.modes.schur import Schur
 
@@ -102,5 +111,9 @@ def choose_solver(design: RowDesign, wanted: str = "auto") -> AbstractSolver:
             f"crossed factors: the largest ({sizes[0]:,} effects) is eliminated and the other {rest:,} effects are "
             "solved for by dense Cholesky"
         )
-        return Schur(reason=reason + asked, costly=rest > 400)
-    raise DataError(f"crossed factors with {rest:,} effects beside the largest: too many")
+        return Schur(reason=reason + asked, helper=Krylov(reason="") if rest > _COSTLY else None)
+    return Krylov(
+        reason=f"crossed factors: beside the largest ({sizes[0]:,} effects) there are {rest:,} others, "
+        + (f"more than the {DENSE_LIMIT:,} of a dense matrix" if wanted == "auto" else "solved for by iteration")
+        + asked
+    )

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxglmm.design.factor_products import FactorProducts
+from jaxglmm.design.factor_products import Couplings, FactorProducts, mirrored
 
 
 # Below this a diagonal entry of T is not divided by.
@@ -61,13 +61,14 @@ class Elimination:
         self.log_det = 0.0
         left = products.ztz
         for place in range(products.n_sparse):
-            stage = _Stage(self.factors[place], left, products.sizes[place])
+            stage = _Stage(self.factors[place], left, products.sizes[place], None if place else products.couplings)
             self.log_det += stage.log_det
             self.stages.append(stage)
             left = stage.schur
         self.rest = None
         if products.n_dense:
-            self.rest = _Rest(self.factors[products.n_sparse :], left.toarray(), products.sizes[products.n_sparse :])
+            K = left if isinstance(left, np.ndarray) else left.toarray()
+            self.rest = _Rest(self.factors[products.n_sparse :], K, products.sizes[products.n_sparse :])
             self.log_det += self.rest.log_det
 
     def solve(self, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,10 +116,13 @@ class Elimination:
 
 
 class _Stage:
-    """A factor that is eliminated level by level, out of the sparse matrix `left` whose first columns are its own."""
+    """A factor that is eliminated level by level, out of the sparse matrix `left` whose first columns are its own.
 
-    def __init__(self, factor: np.ndarray, left: Any, size: int):
-        self.factor, self.size = factor, size
+    What is left, `schur`, is dense where `couplings` are given.
+    """
+
+    def __init__(self, factor: np.ndarray, left: Any, size: int, couplings: Couplings | None):
+        self.factor, self.size, self.couplings = factor, size, couplings
         S, eye = len(factor), np.eye(len(factor))[:, :, None]
         self.D = D = _diagonal_blocks(left, size, S)
         inverse, log_det = _inverse(np.einsum("ba,bcg,cd->adg", factor, D, factor) + eye)
@@ -126,21 +130,30 @@ class _Stage:
         self.M = np.einsum("ab,bcg,dc->adg", factor, inverse, factor)
         self.P = eye - np.einsum("abg,bcg->acg", self.M, D)
         self.across = left[:size, size:]  # A_
-        self.coupled = weighted(self.P.transpose(1, 0, 2), self.across)  # Y = P'A_
-        self.schur = left[size:, size:] - self.across.T.tocsr() @ weighted(self.M, self.across)
+        if couplings is None:
+            self.schur = left[size:, size:] - self.across.T.tocsr() @ weighted(self.M, self.across)
+        else:
+            self.schur = left[size:, size:].toarray() - couplings.outer(self.M[0, 0])
+
+    @cached_property
+    def coupled(self):
+        """Y = P'A_, sparse."""
+        return weighted(self.P.transpose(1, 0, 2), self.across)
 
     def results(self, E, blocks):
         """Sum of the blocks of B; with `blocks` also the blocks of E = C - C B C, (S, S, G)."""
-        S, Y = len(self.factor), self.coupled
+        S = len(self.factor)
         DP = np.einsum("abg,bcg->acg", self.D, self.P)
-        if E is None or not Y.shape[1]:
+        if E is None:
             B = DP
+        elif self.couplings is not None:
+            B = DP - np.square(self.P) * self.couplings.quadratic(E)
         elif blocks:
-            B = DP - _row_products(Y, E, S)
+            B = DP - _row_products(self.coupled, E, S)
         else:
             # Sum over levels of (Y E Y')_gg, as the inner product of E with Y'Y, which is as sparse as what is left.
             total = DP.sum(-1)
-            parts = [Y[a::S] for a in range(S)]
+            parts = [self.coupled[a::S] for a in range(S)]
             for a in range(S):
                 for b in range(a + 1):
                     shared = _inner(E, parts[a].T.tocsr() @ parts[b])
@@ -156,7 +169,7 @@ class _Stage:
         from scipy import sparse
 
         own = block_matrix(self.results(E, True)[1])
-        if E is None or not self.coupled.shape[1]:
+        if E is None:
             return own
         later = E if sparse.issparse(E) else _sampled_entries(E, self.schur)
         reach = self.across.copy()
@@ -173,7 +186,7 @@ class _Rest:
 
         self.factors, self.K, self.sizes = factors, K, sizes
         self.T = _wide(factors, sizes)
-        H = np.asfortranarray(self.T.T @ (self.T.T @ K.T).T)
+        H = np.asfortranarray(self._between(K, self.T.T))
         H[np.diag_indices_from(H)] += 1.0
         self.L, info = lapack.dpotrf(H, lower=1, overwrite_a=1)  # pyright: ignore[reportAttributeAccessIssue]
         if info:
@@ -185,20 +198,25 @@ class _Rest:
         """H^-1, (R, R)."""
         from scipy.linalg import lapack
 
-        lower = np.tril(lapack.dpotri(self.L, lower=1)[0])  # pyright: ignore[reportAttributeAccessIssue]
-        return lower + np.tril(lower, -1).T
+        return mirrored(lapack.dpotri(self.L, lower=1)[0])  # pyright: ignore[reportAttributeAccessIssue]
 
     @cached_property
     def E(self) -> np.ndarray:
         """T H^-1 T', (R, R)."""
-        return self.T @ (self.T @ self.inverse).T
+        return self._between(self.inverse, self.T)
+
+    def _between(self, K, T):
+        """T K T' of a symmetric dense matrix."""
+        if all(len(factor) == 1 for factor in self.factors):
+            scale = self.T.diagonal()
+            return scale[:, None] * K * scale
+        return T @ (T @ K).T
 
     def solve(self, F):
         """U = Z'V*^-1 R and C U = E F."""
         from scipy import linalg
 
-        solved = linalg.cho_solve((self.L, True), self.T.T @ F, check_finite=False)
-        loads = self.T @ solved
+        loads = self.T @ linalg.cho_solve((self.L, True), self.T.T @ F, check_finite=False)
         return F - self.K @ loads, loads
 
     def results(self, blocks):

@@ -13,7 +13,6 @@ chain rule from C to the entries of T is small algebra on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,6 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxglmm.design.crossproducts import CrossProducts
-from jaxglmm.design.factor_products import FactorProducts
 from jaxglmm.objectives.gaussian import Moments, group_kernel, sum_blocks
 
 
@@ -69,16 +67,6 @@ def _group_sums(factor: Array, ztz: Array, ztv: Array) -> _Sums:
         )
 
     return sum_blocks(block, (ztz, ztv))
-
-
-def expander(cross: CrossProducts | FactorProducts) -> Callable[[np.ndarray], Expansion]:
-    """`expand` of one model: raw (q,) -> Expansion. Arrays are put on the device once, not at each evaluation."""
-    if isinstance(cross, FactorProducts):
-        from jaxglmm.objectives.gaussian_several import expand_factors
-
-        return lambda raw: expand_factors(raw, cross)
-    arrays = jax.tree.map(jnp.asarray, cross)
-    return lambda raw: expand(raw, arrays)
 
 
 def expand(raw: np.ndarray, cross: CrossProducts) -> Expansion:

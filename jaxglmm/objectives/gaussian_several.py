@@ -94,17 +94,18 @@ def average_hessian(slopes: Slopes, at: GaussianProfile) -> np.ndarray:
     return score - 0.5 * (at.n / at.rss) * information
 
 
-def conditional_effects(products: FactorProducts, beta, factor, sigma) -> list[tuple[np.ndarray, np.ndarray]]:
+def conditional_effects(slopes: Slopes, beta, sigma) -> list[tuple[np.ndarray, np.ndarray]]:
     """Conditional modes (G, S) and covariances (G, S, S) of each factor's effects, in the formula's order.
 
     Parameters
     ----------
+    slopes : Slopes
+        At the relative factors.
     beta : (p,)
-    factor : (S, S)
-        Absolute Lambda of all factors side by side.
     sigma : float
+        Residual standard deviation.
     """
-    slopes = Slopes(products.covariance.raw(factor) / sigma, products)
+    products = slopes.products
     u = slopes.U @ np.append(products.origin - beta, 1.0)
     covariances = slopes.elimination.covariances()
     out = []
@@ -114,9 +115,9 @@ def conditional_effects(products: FactorProducts, beta, factor, sigma) -> list[t
     return out
 
 
-def expand_factors(raw: np.ndarray, products: FactorProducts) -> Expansion:
-    """Expansion of the moments to second order about the free entries `raw` (q,) of T."""
-    at = Slopes(raw, products)
+def expand_factors(at: Slopes) -> Expansion:
+    """Expansion of the moments to second order."""
+    raw, products = at.raw, at.products
     value, first, _ = at.expansion
     log_det, gram = [], []
     for k in range(len(raw)):
@@ -129,6 +130,32 @@ def expand_factors(raw: np.ndarray, products: FactorProducts) -> Expansion:
     log_det, gram = np.stack(log_det), np.stack(gram, axis=-1)
     second = Moments(0.5 * (log_det + log_det.T), 0.5 * (gram + gram.swapaxes(-1, -2)))
     return Expansion(value, first, second)
+
+
+def moment_start(products: FactorProducts) -> np.ndarray:
+    """Free entries of T to begin at: diagonal, from the sizes of Z'W r, r the residuals of least squares.
+
+    With the fixed effects' part left out, E |Z_a'W r|^2 = sum_b v_b |Z_a'WZ_b|^2 + sigma^2 |Z_a'W^(1/2)|^2 for the
+    variances v of the effects, and E r'Wr = sum_b v_b |W^(1/2)Z_b|^2 + n sigma^2: as many equations as unknowns (Rao
+    1971's MINQUE with zero prior weights). They are kept within a factor 20 of the residual's, per effect column of
+    unit mean square.
+    """
+    m = products.n_effects
+    starts = np.cumsum([0, *(s.n_effects for s in products.structures)])
+    kind = np.concatenate(
+        [np.tile(np.arange(starts[t], starts[t + 1]), products.levels[t]) for t in products.order]
+    )  # which effect a column of Z belongs to
+    coo = products.ztz.tocoo()
+    left = np.zeros((m + 1, m + 1))
+    left[:m, :m] = np.bincount(kind[coo.row] * m + kind[coo.col], np.square(coo.data), minlength=m * m).reshape(m, m)
+    squares = products.mean_squares()
+    left[:m, m] = left[m, :m] = squares * products.n
+    left[m, m] = products.n
+    right = np.append(np.bincount(kind, np.square(products.ztv[:, -1]), minlength=m), products.vtv[-1, -1])
+    scale = np.append(np.sqrt(np.where(squares > 0, squares, 1.0)), 1.0)
+    found = np.linalg.lstsq(left / np.outer(scale, scale), right / scale, rcond=None)[0]
+    share = np.clip(found[:m] / found[m], 0.05**2, 20.0**2) if found[m] > 0 else np.ones(m)
+    return products.covariance.raw(np.diag(np.sqrt(share) / scale[:m]))
 
 
 def split(raw: np.ndarray, products: FactorProducts) -> list[np.ndarray]:

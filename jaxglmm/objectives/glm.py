@@ -30,33 +30,41 @@ def glm_evaluate(family, design, beta, log_phi, *, second=True):
         sum z^2 w.
     """
     z = design.terms[0].z if design.terms else jnp.zeros((0, design.y.shape[0]), design.y.dtype)
+    sums, work = beta.dtype, design.work_type(beta.dtype)
+    beta, log_phi = beta.astype(work), log_phi.astype(work)
 
     def body(total, head, rows, X):
         y, weight, offset, z = rows
-        eta = offset + jnp.matmul(X, beta, precision="highest")
-        d = family.derivatives(eta, y, weight, log_phi)
-        gradient = jnp.matmul(X.T, d.s, precision="highest")
-        information = jnp.zeros((beta.shape[0],) * 2, beta.dtype)
-        if second:
-            information = jnp.matmul(X.T * d.w, X, precision="highest")
-        by_phi = lambda log_phi: family.dispersion_derivatives(eta, y, weight, log_phi)[:2]
-        if family.dispersion_name is None:
-            phi, cross, bend = 0.0, jnp.zeros_like(beta), 0.0
-        else:
-            (l_phi, s_phi), (l_second, _) = jax.jvp(by_phi, (log_phi,), (jnp.ones_like(log_phi),))
-            phi, cross, bend = (
-                jnp.sum(l_phi),
-                jnp.matmul(X.T, s_phi, precision="highest"),
-                jnp.sum(l_second),
-            )
-        score = spread = level = jnp.zeros(0, eta.dtype)
+        *sums, d = row_sums(family, X, y, weight, offset, beta, log_phi, second=second)
+        score = spread = level = jnp.zeros(0, y.dtype)
         if z.shape[0]:
-            sums, squares = total(jnp.stack([d.s * z, d.w * z * z]))
+            sums_s, squares = total(jnp.stack([d.s * z, d.w * z * z]))
             level = jnp.sum(d.w * z * z, axis=1)
-            score = 0.5 * (jnp.sum(jnp.where(head, sums**2, 0.0), axis=1) - level)
+            score = 0.5 * (jnp.sum(jnp.where(head, sums_s**2, 0.0), axis=1) - level)
             spread = jnp.sum(jnp.where(head, squares**2, 0.0), axis=1)
-        hessian = jnp.block([[-information, cross[:, None]], [cross[None, :], jnp.full((1, 1), bend)]])
-        return (jnp.sum(d.l), jnp.append(gradient, phi), hessian, (score, spread, level)), ()
+        return (*sums, (score, spread, level)), ()
 
     rows = (design.y, design.weights, design.offset, z)
-    return map_groups(body, design.index, rows, design.X)[0]
+    return map_groups(body, design.index, rows, design.X, dtype=work, sums=sums)[0]
+
+
+def row_sums(family, X, y, weight, offset, beta, log_phi, *, second=True):
+    """Value (), gradient (p + 1,) and Hessian (p + 1, p + 1) in (beta, log dispersion), and the rows' derivatives."""
+    eta = offset + jnp.matmul(X, beta, precision="highest")
+    d = family.derivatives(eta, y, weight, log_phi)
+    gradient = jnp.matmul(X.T, d.s, precision="highest")
+    information = jnp.zeros((beta.shape[0],) * 2, beta.dtype)
+    if second:
+        information = jnp.matmul(X.T * d.w, X, precision="highest")
+    by_phi = lambda log_phi: family.dispersion_derivatives(eta, y, weight, log_phi)[:2]
+    if family.dispersion_name is None:
+        phi, cross, bend = 0.0, jnp.zeros_like(beta), 0.0
+    else:
+        (l_phi, s_phi), (l_second, _) = jax.jvp(by_phi, (log_phi,), (jnp.ones_like(log_phi),))
+        phi, cross, bend = (
+            jnp.sum(l_phi),
+            jnp.matmul(X.T, s_phi, precision="highest"),
+            jnp.sum(l_second),
+        )
+    hessian = jnp.block([[-information, cross[:, None]], [cross[None, :], jnp.full((1, 1), bend)]])
+    return jnp.sum(d.l), jnp.append(gradient, phi), hessian, d

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxglmm.design.crossproducts import weighted_gram
+from jaxglmm.design.crossproducts import small_products, weighted_gram
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, normal_equations, product, standardised, transposed
 from jaxglmm.modes.several import effect_scores, find_modes
@@ -68,7 +68,7 @@ class SeveralEvaluation:
 
 def evaluate_several(
     design: RowDesign, rows: FamilyRows, solver: AbstractSolver, beta, factors, log_phi, start, *,
-    near: AbstractFactorisation | None = None, determinant: bool = True,
+    determinant: bool = True,
 ) -> SeveralEvaluation:  # fmt: skip
     """Value and exact gradient.
 
@@ -80,13 +80,11 @@ def evaluate_several(
     log_phi : float
     start : (q,)
         Where the search for the modes begins.
-    near : factorisation, optional
-        See `find_modes`.
     determinant : bool
         False for the joint likelihood.
     """
     fixed = design.offset + design.X @ beta
-    modes = find_modes(design, rows, solver, fixed, factors, log_phi, start, near)
+    modes = find_modes(design, rows, solver, fixed, factors, log_phi, start)
     nothing = SeveralEvaluation(-np.inf, np.zeros_like(beta), [np.zeros_like(f) for f in factors], 0.0, start)
     if not modes.found:
         return nothing
@@ -187,7 +185,7 @@ def fixed_hessian(design: RowDesign, e: SeveralEvaluation, factors, *, trace: bo
     out = np.zeros((p, p))
     for rows in design.row_pieces():
         D = _moving(design, effects, rows)
-        out -= (X[rows] * d.w[rows, None]).T @ D + 0.5 * (D * weight[rows, None]).T @ D
+        out -= small_products(X[rows] * d.w[rows, None] + 0.5 * weight[rows, None] * D, D)
     if trace:
         out += 0.5 * _trace(design, e, factors, effects)
     return 0.5 * (out + out.T)
@@ -235,5 +233,7 @@ def _trace(design, e, factors, effects) -> np.ndarray:
         Y = e.H.solve(right)
         for rows in design.row_pieces():
             weight = e.rows.a[rows] * _at_rows(design, factors, y, rows)[:, 0]
-            total += (_moving(design, effects, rows) * weight[:, None]).T @ _at_rows(design, factors, Y, rows)
+            total += small_products(
+                _moving(design, effects, rows) * weight[:, None], _at_rows(design, factors, Y, rows)
+            )
     return 0.5 * (total + total.T) / probes

@@ -1,4 +1,4 @@
-"""The native fused pass: value, gradient, exact Hessian and modes of a one-effect design, reading X once.
+"""The native fused pass: value, gradient, exact Hessian and modes of up to three effects a group, reading X once.
 
 It computes what `objectives.evaluate.evaluate` computes in plain JAX, for the designs that `covers` names.
 """
@@ -14,7 +14,7 @@ from jaxglmm.ops import native
 
 
 # (name, link) -> number of the family in kernels/cpu/fused_pass.h.
-_FAMILIES = {
+FAMILIES = {
     ("gaussian", "identity"): 0,
     ("binomial", "logit"): 1,
     ("binomial", "probit"): 2,
@@ -23,64 +23,90 @@ _FAMILIES = {
     ("negativebinomial", "log"): 5,
     ("gamma", "log"): 6,
 }
+_MOST_EFFECTS = 3
 
 
 def covers(family, design) -> bool:
-    """Whether the native library is there and has this family and design: float64 on CPU, one scalar effect."""
+    """Whether the native library is there and has this family and design: on CPU, up to three effects."""
     X = design.X
-    placed = isinstance(X, jax.Array) and not isinstance(X, Tracer)
-    platforms = {device.platform for device in X.devices()} if placed else {jax.default_backend()}
     return (
-        platforms == {"cpu"}
-        and (family.name, family.link) in _FAMILIES
+        _platforms(X) == {"cpu"}
+        and (family.name, family.link) in FAMILIES
         and len(design.terms) == 1
-        and design.terms[0].z.shape[0] == 1
-        and X.dtype == np.float64
+        and 1 <= design.terms[0].z.shape[0] <= _MOST_EFFECTS
+        and X.dtype in (np.float64, np.float32)
         and native.use_native()
     )
 
 
+def _platforms(X) -> set[str]:
+    """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones."""
+    if isinstance(X, jax.Array) and not isinstance(X, Tracer):
+        return {device.platform for device in X.devices()}
+    default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
+    return {default if isinstance(default, str) else default.platform}
+
+
 def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=True):
-    """Value (), gradient (p + 2,), Hessian (p + 2, p + 2) and modes (1, n_slots) at psi = (beta, tau, log_phi).
+    """Value (), gradient (m,), Hessian (m, m) and modes (S, n_slots) at psi (m,).
 
     Parameters
     ----------
     family, design
         Such that `covers(family, design)`.
     nodes : Nodes
-    psi : (p + 2,)
-    start : (1, n_slots)
+    psi : (p + q + 1,)
+        Fixed effects, free entries of Lambda, log dispersion.
+    start : (S, n_slots)
         Where the search for the modes begins, equal in all slots of a group.
     determinant : bool
         Without it and with one node, the joint likelihood at the modes.
     second : bool
         Whether the Hessian is wanted; zeros otherwise.
     """
-    index, (slots, p) = design.index, design.X.shape
-    m = p + 2
-    result = [jax.ShapeDtypeStruct(shape, np.float64) for shape in ((), (m,), (m, m), (slots,))]
+    index, (slots, p), term = design.index, design.X.shape, design.terms[0]
+    S = term.z.shape[0]
+    m = p + S * (S + 1) // 2 + 1
+    kept = _places(term.covariance, p)
+    result = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((), psi.dtype), ((m,), psi.dtype), ((m, m), psi.dtype), ((S, slots), start.dtype))
+    ]
     sizes = jnp.asarray(SIZES, jnp.int32)[jnp.asarray(index.kind)]
     pieces = np.zeros(0, np.int32) if index.piece is None else index.piece
     value, gradient, hessian, modes = native.call(
         "fused_pass", result,
-        design.X, design.y, design.weights, design.offset, design.terms[0].z[0], start[0], sizes, pieces,
-        psi, nodes.points[0], nodes.log_weights, jnp.asarray(nodes.count, jnp.int32),
-        block=np.int64(index.block), family=np.int64(_FAMILIES[family.name, family.link]),
+        design.X, design.y, design.weights, design.offset, term.z, start, sizes, pieces,
+        jnp.zeros(m, psi.dtype).at[kept].set(psi), nodes.points, nodes.log_weights, jnp.asarray(nodes.count, jnp.int32),
+        block=np.int64(index.block), family=np.int64(FAMILIES[family.name, family.link]),
         determinant=np.int64(determinant), second=np.int64(second),
     )  # fmt: skip
+    gradient, hessian = gradient[kept], hessian[np.ix_(kept, kept)]
     rows, terms = _normaliser(family, design.weights, psi[-1])
     value, gradient = value + rows * terms[0], gradient.at[-1].add(rows * terms[1])
     if second:
         hessian = hessian.at[-1, -1].add(rows * terms[2])
-    return value, gradient, hessian, modes[None]
+    return value, gradient, hessian, modes
+
+
+def _places(covariance, p):
+    """Where the kernel has psi: it takes Lambda's whole lower triangle, by columns."""
+    S = covariance.n_effects
+    rows, columns = covariance.entries
+    entries = columns * S - columns * (columns - 1) // 2 + rows - columns
+    return np.concatenate([np.arange(p), p + entries, [p + S * (S + 1) // 2]])
 
 
 def _normaliser(family, weights, log_phi):
     """How often the term of the log-density without eta counts, and that term with two derivatives in log_phi."""
     zero = jnp.zeros_like(log_phi)
     if family.name == "gaussian":
-        return jnp.sum(weights > 0), (-log_phi, zero - 1.0, zero)
+        return jnp.sum(weights > 0).astype(log_phi.dtype), (-log_phi, zero - 1.0, zero)
     if family.name == "gamma":
         gap = lambda v: lgamma_gap(jnp.exp(v), v)
-        return jnp.sum(weights), (gap(log_phi), jax.grad(gap)(log_phi), jax.grad(jax.grad(gap))(log_phi))
+        return jnp.sum(weights, dtype=log_phi.dtype), (
+            gap(log_phi),
+            jax.grad(gap)(log_phi),
+            jax.grad(jax.grad(gap))(log_phi),
+        )
     return 0.0, (zero, zero, zero)

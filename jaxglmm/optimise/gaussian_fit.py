@@ -7,15 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.design.factor_products import FactorProducts
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.objectives.gaussian import conditional_modes
-from jaxglmm.objectives.gaussian_expansion import expander
+from jaxglmm.objectives.gaussian_expansion import expand
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
-from jaxglmm.objectives.gaussian_several import Slopes, average_hessian, conditional_effects
+from jaxglmm.objectives.gaussian_several import (
+    Slopes,
+    average_hessian,
+    conditional_effects,
+    expand_factors,
+    moment_start,
+)
 from jaxglmm.optimise.newton import maximise
 
 
@@ -68,6 +75,8 @@ class GaussianFit:
     score_at_zero : float or None
         Singular fits: the derivative of the log-likelihood in the variance at zero, the largest of them where
         there are several; not positive at a boundary optimum.
+    effects : list of ((G, S), (G, S, S)) or None
+        Several factors: conditional modes and covariances of each one's effects, in the formula's order.
     """
 
     beta: np.ndarray
@@ -86,6 +95,7 @@ class GaussianFit:
     iterations: int
     singular: bool
     score_at_zero: float | None
+    effects: list[tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def fit_gaussian(
@@ -167,12 +177,6 @@ def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, 
     return np.asarray(mode)[:groups], np.asarray(covariance)[:groups]
 
 
-def factor_modes(products: FactorProducts, fit: GaussianFit) -> list[tuple[np.ndarray, np.ndarray]]:
-    """As `gaussian_modes`, of each of several factors, in the formula's order."""
-    with _calm(products):
-        return conditional_effects(products, fit.beta, fit.factor, fit.sigma)
-
-
 def reliability(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """1 - Var(b | y) / Var(b) of each group's effects, (G, S), within [0, 1]; 0 where Var(b) is 0.
 
@@ -194,7 +198,10 @@ class _Criterion:
 
     def __init__(self, cross: CrossProducts, reml: bool):
         self.cross, self.reml = cross, reml
-        self.expand = expander(cross)
+        self.several = isinstance(cross, FactorProducts)
+        if not self.several:
+            self.arrays = jax.tree.map(jnp.asarray, cross)  # on the device once, not at each evaluation
+        self._slopes: Slopes | None = None
         self.covariance = cross.covariance
         self.rows, self.columns = cross.covariance.entries
         self.diagonal = cross.covariance.diagonal
@@ -202,7 +209,15 @@ class _Criterion:
         self.scale = 1 / np.sqrt(np.where(square > 0, square, 1.0))[self.rows]
 
     def profile(self, raw: np.ndarray, log_sigma: float | None = None) -> GaussianProfile:
-        return self._profile(self.expand(raw), raw, log_sigma)
+        expansion = expand_factors(self.slopes(raw)) if self.several else expand(raw, self.arrays)
+        return self._profile(expansion, raw, log_sigma)
+
+    def slopes(self, raw: np.ndarray) -> Slopes:
+        """Several factors: first derivatives; those of the last point are kept."""
+        if self._slopes is None or (raw != self._slopes.raw).any():
+            self._slopes = None  # its matrices are freed before new ones are made
+            self._slopes = Slopes(raw, self.cross)
+        return self._slopes
 
     def _profile(self, expansion, raw, log_sigma=None) -> GaussianProfile:
         try:
@@ -215,8 +230,8 @@ class _Criterion:
             ) from None
 
     def __call__(self, x: np.ndarray):
-        if isinstance(self.cross, FactorProducts):
-            slopes = Slopes(x * self.scale, self.cross)
+        if self.several:
+            slopes = self.slopes(x * self.scale)
             at = self._profile(slopes.expansion, slopes.raw)
             hessian = average_hessian(slopes, at)
         else:
@@ -236,7 +251,7 @@ class _Criterion:
         result = maximise(evaluate, x[free], log_coordinates=self.diagonal[free], **options)
         out = x.copy()
         out[free] = result.x
-        if result.converged and result.decrement <= options["tol"]:
+        if not self.several and result.converged and result.decrement <= options["tol"]:
             # One more step, whose gain is below the tolerance, doubles the correct digits and costs nothing: the
             # report evaluates where it lands.
             out[free] -= np.linalg.solve(result.hessian, result.gradient)
@@ -295,6 +310,7 @@ class _Criterion:
             iterations=iterations,
             singular=bool(held.any()),
             score_at_zero=score,
+            effects=conditional_effects(self.slopes(at.raw), at.beta, at.sigma) if self.several else None,
         )
 
     def _jacobian(self, at: GaussianProfile, held: np.ndarray) -> np.ndarray:
@@ -332,7 +348,10 @@ def _fit_sigma(criterion, factor, tol, max_iterations, callback) -> GaussianFit:
 def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
     """The factor by Newton from inside; then zeros are decided by curvature and by likelihood."""
     options = {"tol": tol, "max_iterations": max_iterations, "callback": callback}
-    x, result = criterion.maximise(criterion.diagonal.astype(float), np.ones(criterion.diagonal.shape, bool), **options)
+    start = criterion.diagonal.astype(float)
+    if criterion.several:
+        start = moment_start(criterion.cross) / criterion.scale
+    x, result = criterion.maximise(start, np.ones(start.shape, bool), **options)
     best, iterations = result.value, result.iterations
     held = np.zeros(len(x), bool)
     for columns in _zero_candidates(criterion, x, result):

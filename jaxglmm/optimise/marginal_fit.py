@@ -24,11 +24,11 @@ NODE_LADDER = {1: (9, 19, 39, 79, 101), 2: (9, 19, 25)}
 # One program serves every rule up to this many points.
 _CAPACITIES = (128, 1024, 8192, 65536, 262144)
 # A diagonal entry of R below this is zero: Lambda_0 has the size of the information in a row.
-_NOTHING = 1e-4
+NOTHING = 1e-4
 # Below this, zero is tried where effects covary; with several effects, steps before it is tried come to this many.
-_LITTLE, _FIRST_STEPS = 0.02, 40
+LITTLE, _FIRST_STEPS = 0.02, 40
 # On these links an effect of this size turns any mean into its bound, or into e^100 times itself.
-_BOUNDED_LINKS, _LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
+BOUNDED_LINKS, LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def check_separation(design, result, names, intercept):
     """A last step along which no row is contradicted is a direction to infinity: name its columns."""
     p = design.X.shape[1]
     X, y, rows = np.asarray(design.X), np.asarray(design.y), np.asarray(design.weights) > 0
-    eta = X @ result.x[:p]
-    direction = result.step[:p]
+    eta = X @ result.x[:p].astype(X.dtype)  # not a second X in a wider type
+    direction = result.step[:p].astype(X.dtype)
     size = np.max(np.abs(direction), initial=0.0)
     if np.max(np.abs(eta[rows]), initial=0.0) < 12 or size == 0:
         return
@@ -267,7 +267,7 @@ def _check_growth(family, design, raw, convergence):
     factor[term.covariance.entries] = raw
     rows = np.asarray(design.weights) > 0
     size = np.sqrt(np.mean(np.square(factor.T @ np.asarray(term.z)[:, rows]).sum(0)))
-    if family.link in _BOUNDED_LINKS and size > _LARGEST_SD:
+    if family.link in BOUNDED_LINKS and size > LARGEST_SD:
         convergence.converged = False
         convergence.reason = (
             f"the variance of the random effects grows without bound, their standard deviation is {size:.3g} so far: "
@@ -313,7 +313,7 @@ class _State:
     def agrees(self, result, nodes):
         """More nodes change the log-likelihood by less than 1e-3 and no parameter by 0.01 standard errors."""
         value, gradient, hessian = self.at(result.x, nodes)
-        kept = self.free & ~(self.even & (np.abs(result.x) < _NOTHING))
+        kept = self.free & ~(self.even & (np.abs(result.x) < NOTHING))
         inverse = np.linalg.pinv(-hessian[np.ix_(kept, kept)])
         step = inverse @ gradient[kept]
         errors = np.sqrt(np.maximum(np.diag(inverse), 1e-300))
@@ -351,7 +351,7 @@ class _State:
         """The best fit with one more zero on the diagonal, or None where each is worse than `result`."""
         _, columns = self.covariance.entries
         size = np.where(free[self.part][self.covariance.diagonal], np.diag(factor), np.inf)
-        limit = _NOTHING if len(size) == 1 else _LITTLE if result.converged else 1.0
+        limit = NOTHING if len(size) == 1 else LITTLE if result.converged else 1.0
         best, best_free = None, free
         for column in np.flatnonzero(size < limit):
             held = free.copy()

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
-_LONGEST_LOG_STEP = 2.0
-_SHRINK, _GROW = 0.25, 2.0
+LONGEST_LOG_STEP = 2.0
+RADIUS_SHRINKS, RADIUS_GROWS = 0.25, 2.0
+# A step is taken that gains this share of what the model predicts.
+LEAST_GAIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def maximise(
             step = model.step(radius)
             if any_even:
                 longest = np.max(np.abs(step[logged]), initial=0.0)
-                if longest > _LONGEST_LOG_STEP:
-                    step = step * (_LONGEST_LOG_STEP / longest)
+                if longest > LONGEST_LOG_STEP:
+                    step = step * (LONGEST_LOG_STEP / longest)
             predicted = model.gain(step)
             trial = x + step
             if any_even:
@@ -122,19 +124,19 @@ def maximise(
             new = _checked(evaluate, trial)
             iterations += 1
             gain = new[0] - value
-            if math.isfinite(gain) and gain >= 1e-4 * predicted - 8 * rounding:
+            if math.isfinite(gain) and gain >= LEAST_GAIN * predicted - 8 * rounding:
                 accepted = True
                 break
-            radius = _SHRINK * model.norm(step)
+            radius = RADIUS_SHRINKS * model.norm(step)
             if predicted <= rounding or radius < 1e-14:
                 break
         if not accepted:
             reason = "stalled" if iterations < max_iterations else "limit"
             break
         if gain < 0.25 * predicted - rounding:
-            radius = _SHRINK * model.norm(step)
+            radius = RADIUS_SHRINKS * model.norm(step)
         elif gain > 0.75 * predicted and model.norm(step) > 0.9 * radius:
-            radius = _GROW * radius
+            radius = RADIUS_GROWS * radius
         x, (value, gradient, hessian, extra) = trial, new
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
     stalled = reason == "stalled" and decrement <= 1e4 * max(tol, np.finfo(float).eps * (1 + abs(value)))

@@ -3,9 +3,11 @@
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
-from jaxglmm.objectives.evaluate import posterior_moments
+from jaxglmm.objectives.evaluate import Moments, evaluate, posterior_moments
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
+from jaxglmm.ops import moments as native_moments
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
+from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
 # Nodes of the stored posterior rule when the fit itself used fewer; and how many weights it may hold beyond that.
@@ -98,22 +100,37 @@ def marginal_posterior(problem, solution) -> Posterior:
     most = int((_POSTERIOR_WEIGHTS / len(layout.counts)) ** (1 / S))
     rule = gauss_hermite(max(least, min(solution.convergence.n_agq or 1, most)), S)
     nodes = Nodes(rule.points, rule.log_weights, np.int32(rule.count))
-    moments = posterior_moments(problem.family, problem.design, nodes, solution.psi, solution.modes)
-    first = layout.first
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
-    per_level = lambda v: np.moveaxis(np.asarray(v)[..., first], -1, 0)
-    root = factor @ per_level(moments.root)
+    moments = _moments_of_levels(problem, solution, nodes)
+    root = np.einsum("ab,bcg->gac", factor, moments.root)
+    spread = np.einsum("ab,bcg->gac", factor, moments.covariance)
     return Posterior(
-        mode=per_level(moments.mode) @ factor.T,
-        covariance=root @ np.swapaxes(root, 1, 2),
-        mean=per_level(moments.mean) @ factor.T,
-        covariance_mean=factor @ per_level(moments.covariance) @ factor.T,
+        mode=np.einsum("ab,bg->ga", factor, moments.mode),
+        covariance=np.einsum("gac,gbc->gab", root, root),
+        mean=np.einsum("ab,bg->ga", factor, moments.mean),
+        covariance_mean=np.einsum("gac,bc->gab", spread, factor),
         n=layout.counts,
         points=rule.points,
-        weights=per_level(moments.weights),
+        weights=moments.weights.T,
         root=root,
+    )
+
+
+def _moments_of_levels(problem, solution, nodes) -> Moments:
+    """Moments of u with the levels, in their order, along the last axis."""
+    family, design, first = problem.family, problem.design, problem.layout.first
+    if not native_moments.covers(family, design):
+        found = posterior_moments(family, design, nodes, solution.psi, solution.modes)
+        return Moments(*(np.asarray(v)[..., first] for v in found))
+    # The program of the fit's own evaluations: nothing is compiled for the modes at the very end.
+    determinant = solution.convergence.n_agq is not None
+    modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, solution.modes, determinant=determinant).modes
+    moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first)
+    root, mean, variance = np.asarray(moments).T
+    return Moments(
+        np.asarray(modes)[:, first], root[None, None], mean[None], variance[None, None], np.asarray(weights).T
     )
 
 

@@ -7,6 +7,7 @@ parameters, and serves until the gradient departs from what it predicts.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +24,13 @@ from jaxglmm.optimise.newton import NewtonResult
 _STEP, _SMALLEST = 1e-3, 0.1
 # Up to this many entries of X, differences replace the closed form of the fixed effects' block, whose trace is random.
 _FEW_ENTRIES = 300_000
-# A Hessian serves while the gradient is within this share of what it predicts.
-_TRUSTED = 0.1
+# A Hessian serves while the gradient is within this share of what it predicts. Below this decrement it is made exact,
+# and with so many rows it is then still exact at the optimum, a thousandth of a standard error away.
+_TRUSTED, _NEAR, _MANY_ROWS = 0.1, 1e-6, 100_000
 # Entries of R below the first are tried at zero, below the second where the fit creeps; see `optimise.marginal_fit`.
 _NOTHING, _LITTLE, _FIRST_STEPS = 1e-2, 0.1, 40
+# Decrement at which to stop where each evaluation is costly or estimated: a ten-thousandth of a standard error.
+_COARSE = 1e-8
 _BOUNDED_LINKS, _LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
@@ -80,7 +84,7 @@ def fit_several(
     SeparationError
         When a direction in the columns predicts the response perfectly.
     """
-    search = _Search(family, design, solver, determinant, tol, max_iterations, callback)
+    search = _Search(family, design, solver.cheap, determinant, tol, max_iterations, callback)
     glm = search.fit_glm(intercept, names)
     free = search.all_free()
     if factors is not None:
@@ -91,7 +95,9 @@ def fit_several(
         start = search.start(glm)
         result = search.climb(start, free, steps=min(_FIRST_STEPS, max_iterations))
         result, free, scores = search.settle(result, groups)
-    hessian = search.hessian(result.x, exact=True)
+    hessian = search.final_hessian(result.x, free)
+    if solver.cheap is not solver:
+        search.refine_with(solver)
     result = search.certify(result, hessian, free)
     e = search.at(result.x)
     convergence = Convergence(
@@ -124,6 +130,15 @@ def _check_growth(family, design, solution, groups):
             )
 
 
+class _Model(NamedTuple):
+    """A point, and gradient and Hessian there."""
+
+    x: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    exact: bool
+
+
 class _Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
@@ -143,9 +158,9 @@ class _Search:
         self.jacobian = np.eye(self.m)
         self.evaluations = 0
         self.u = np.zeros(design.starts[-1])
-        self.near = None
         self._last: tuple[bytes, SeveralEvaluation] | None = None
-        self._model: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # x, gradient and Hessian there
+        self._model: _Model | None = None
+        self.refining = False
 
     # --- Coordinates -------------------------------------------------------------------------------------------
 
@@ -188,15 +203,15 @@ class _Search:
             return self._last[1]
         e = self._evaluate(x, self.u)
         if np.isfinite(e.value):
-            self.u, self.near = e.u, e.H
+            self.u = e.u
         self._last = key, e
         return e
 
-    def _evaluate(self, x, u):
+    def _evaluate(self, x, u, solver=None):
         psi = self.psi(x)
         self.evaluations += 1
         return evaluate_several(
-            self.design, self.rows, self.solver, psi[: self.p], self._matrices(psi), psi[-1], u, near=self.near,
+            self.design, self.rows, solver or self.solver, psi[: self.p], self._matrices(psi), psi[-1], u,
             determinant=self.determinant,
         )  # fmt: skip
 
@@ -206,66 +221,103 @@ class _Search:
         return self.jacobian.T @ np.concatenate([e.beta, *entries, [e.log_phi]])
 
     def hessian(self, x, *, exact=False):
-        """In x: the fixed effects' block by its closed form, the rest by central differences of the gradient.
+        """In x: the fixed effects' block by its closed form, the rest by differences of the gradient.
 
-        Where `exact` is False the closed form leaves out a small term (see `fixed_hessian`).
+        Where `exact` is False differences go one way, and the closed form leaves out a small term (`fixed_hessian`).
         """
-        e = self.at(x)
+        cheap = self.solver.cheap
+        e = self.at(x) if cheap is self.solver else self._evaluate(x, self.u, cheap)
+        gradient = self.gradient(e)
         H = np.zeros((self.m, self.m))
-        few = exact and self.design.X.size <= _FEW_ENTRIES and not self.solver.costly
-        by_differences = range(0 if few else self.p, self.m)
+        few = exact and cheap.exact and self.design.X.size <= _FEW_ENTRIES
         if not few:
             H[: self.p, : self.p] = fixed_hessian(self.design, e, self.factors(x), trace=exact and self.determinant)
-        free = self.all_free()
-        step = self._steps(x, H)
-        for j in by_differences:
+        step, free = self._steps(x), self.all_free()
+        for j in range(0 if few else self.p, self.m):
             if free[j]:
                 move = np.zeros(self.m)
                 move[j] = step[j]
-                up, down = (self.gradient(self._evaluate(x + sign * move, e.u)) for sign in (1, -1))
-                H[:, j] = (up - down) / (2 * step[j])
+                up = self.gradient(self._evaluate(x + move, e.u, cheap))
+                down = self.gradient(self._evaluate(x - move, e.u, cheap)) if exact else gradient
+                H[:, j] = (up - down) / (step[j] * (1 + exact))
         H[self.p :, : self.p] = H[: self.p, self.p :].T
-        H = 0.5 * (H + H.T)
-        self._model = x.copy(), self.gradient(e), H
-        return H
+        self._model = _Model(x.copy(), gradient, 0.5 * (H + H.T), exact)
+        return self._model.hessian
 
-    def _steps(self, x, H):
+    def _steps(self, x):
         step = _STEP * np.maximum(np.abs(x), _SMALLEST)
-        # A column's standard error is its unit.
-        information = np.maximum(-np.diag(self._model[2]), 1e-300) if self._model is not None else np.ones(self.m)
-        step[: self.p] = 0.01 / np.sqrt(information[: self.p])
         step[-1] = _STEP
+        if self._model is not None:
+            # A column's standard error is its unit.
+            step[: self.p] = 0.01 / np.sqrt(np.maximum(-np.diag(self._model.hessian)[: self.p], 1e-300))
         return step
 
-    def model(self, x, e):
-        """The Hessian last computed, or a new one where its prediction of the gradient fails."""
-        if self._model is not None:
-            x0, g0, H = self._model
-            predicted, found = g0 + H @ (x - x0), self.gradient(e)
-            scale = 1 / np.sqrt(np.maximum(-np.diag(H), 1e-8))
-            if np.linalg.norm(scale * (found - predicted)) <= _TRUSTED * np.linalg.norm(scale * g0):
-                return H
-            if np.array_equal(x, x0):
-                return H
-        return self.hessian(x)
+    def model(self, x, e, free):
+        """The Hessian last computed, or a new one where its prediction of the gradient fails, or near the optimum."""
+        if self._model is None:
+            return self.hessian(x)
+        if self.refining:
+            return self._model.hessian
+        known, found = self._model, self.gradient(e)
+        if np.array_equal(x, known.x):
+            return known.hessian
+        scale = 1 / np.sqrt(np.maximum(-np.diag(known.hessian), 1e-8))
+        predicted = known.gradient + known.hessian @ (x - known.x)
+        if np.linalg.norm(scale * (found - predicted)) > _TRUSTED * np.linalg.norm(scale * known.gradient):
+            return self.hessian(x)
+        if not known.exact and self._distance(known.hessian, found, free) < _NEAR:
+            return self.hessian(x, exact=True)
+        return known.hessian
+
+    @staticmethod
+    def _distance(hessian, gradient, free):
+        """The decrement."""
+        g = gradient[free]
+        return g @ np.linalg.lstsq(-hessian[np.ix_(free, free)], g, rcond=None)[0]
+
+    def final_hessian(self, x, free):
+        known = self._model
+        if known is not None and known.exact and len(self.design.y) >= _MANY_ROWS:
+            move = (x - known.x)[free]
+            if move @ -known.hessian[np.ix_(free, free)] @ move < _NEAR:
+                return known.hessian
+        return self.hessian(x, exact=True)
+
+    def refine_with(self, solver):
+        """Use another solver from here on, with the Hessian that is known."""
+        self.solver, self.refining, self._last = solver, True, None
 
     def climb(self, x, free, steps=None) -> NewtonResult:
+        best: tuple | None = None
+
         def at(x):
+            nonlocal best
             e = self.at(x)
             if not np.isfinite(e.value):
                 return e.value, np.zeros(self.m), np.zeros((self.m, self.m))
-            return e.value, self.gradient(e), self.model(x, e)
+            value, gradient = e.value, self.gradient(e)
+            if not self.solver.exact:
+                # An estimated value and its estimated gradient agree up to their errors only: what a step gains is
+                # the mean gradient along it.
+                if best is not None:
+                    value = best[1] + 0.5 * (gradient + best[2]) @ (x - best[0])
+                if best is None or value > best[1]:
+                    best = x.copy(), value, gradient
+            return value, gradient, self.model(x, e, free)
 
-        return maximise_free(
-            at, x, free, self.even, tol=self.tol, max_iterations=steps or self.max_iterations, callback=self.callback
-        )
+        expensive = not self.solver.exact or self.solver.cheap is not self.solver
+        result = maximise_free(
+            at, x, free, self.even, tol=max(self.tol, _COARSE) if expensive else self.tol,
+            max_iterations=steps or self.max_iterations, callback=self.callback,
+        )  # fmt: skip
+        return replace(result, value=self.at(result.x).value)
 
     def certify(self, result, hessian, free):
         """Go on with the exact Hessian where by it the decrement is above the tolerance."""
         g = self.gradient(self.at(result.x))
-        step = np.linalg.solve(-hessian[np.ix_(free, free)], g[free])
-        if result.converged and step @ g[free] <= self.tol:
-            return replace(result, decrement=float(step @ g[free]))
+        decrement = self._distance(hessian, g, free)
+        if result.converged and not self.refining and decrement <= self.tol:
+            return replace(result, decrement=float(decrement))
         return self.climb(result.x, free, steps=10)
 
     # --- Where to begin ----------------------------------------------------------------------------------------
@@ -364,7 +416,8 @@ class _Search:
                 without = term.covariance.without(matrices[i], column)
                 x = self.with_factors(result.x, [*matrices[:i], without, *matrices[i + 1 :]])
                 rival = self.climb(x, held)
-                least = result.value - 1e-10 * (1 + abs(result.value)) if best is None else best.value
+                slack = 1e-10 * (1 + abs(result.value)) if self.solver.exact else 1e-3
+                least = result.value - slack if best is None else best.value
                 if rival.converged and rival.value >= least:
                     best, best_free = rival, held
         return best, best_free

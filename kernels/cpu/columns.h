@@ -21,8 +21,7 @@ inline void load_columns(const Problem& q, const Tile& tile, int64_t j0, int64_t
   for (int64_t k = 0; k < tile.size; ++k)
     for (int64_t j = 0; j < lanes; ++j, out += padded) {
       const bool inside = j0 + j < tile.lanes;
-      if (inside)
-        std::memcpy(out, q.X + (tile.slot(j0 + j) + k * tile.stride) * q.columns, q.columns * sizeof(double));
+      if (inside) q.X.read((tile.slot(j0 + j) + k * tile.stride) * q.columns, q.columns, out);
       for (int64_t c = inside ? q.columns : 0; c < padded; ++c) out[c] = 0;
     }
 }

@@ -19,7 +19,9 @@ class CountTable {
  public:
   using Entry = std::array<double, 3>;
 
-  CountTable(const double* y, const double* weight, int64_t rows, double log_theta) : log_theta_(log_theta) {
+  template <class Numbers>
+  CountTable(const Numbers& y, const Numbers& weight, int64_t rows, double log_theta)
+      : log_theta_(log_theta) {
     double largest = 0;
     for (int64_t i = 0; i < rows; ++i)
       if (weight[i] > 0 && y[i] > largest) largest = y[i];

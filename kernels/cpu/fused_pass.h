@@ -1,23 +1,67 @@
-// The fused pass: what the handler hands to the code of each target.
+// What the handlers hand to the code of each target.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace jaxglmm {
 
 enum class Family { gaussian, logit, probit, cloglog, poisson, negativebinomial, gamma };
 constexpr int kFamilies = 7;
+constexpr int kMostEffects = 3;
+
+// Numbers stored as float64 or float32; computed with as float64.
+struct Column {
+  const void* at = nullptr;
+  bool narrow = false;
+
+  double operator[](int64_t i) const {
+    return narrow ? static_cast<double>(static_cast<const float*>(at)[i]) : static_cast<const double*>(at)[i];
+  }
+  void read(int64_t first, int64_t count, double* out) const {
+    if (!narrow) {
+      std::memcpy(out, static_cast<const double*>(at) + first, count * sizeof(double));
+      return;
+    }
+    const float* from = static_cast<const float*>(at) + first;
+    for (int64_t i = 0; i < count; ++i) out[i] = from[i];
+  }
+  Column from(int64_t first) const {
+    return narrow ? Column{static_cast<const float*>(at) + first, true}
+                  : Column{static_cast<const double*>(at) + first, false};
+  }
+};
+
+struct MutableColumn {
+  void* at = nullptr;
+  bool narrow = false;
+
+  void set(int64_t i, double v) const {
+    if (narrow)
+      static_cast<float*>(at)[i] = static_cast<float>(v);
+    else
+      static_cast<double*>(at)[i] = v;
+  }
+  MutableColumn from(int64_t first) const {
+    return narrow ? MutableColumn{static_cast<float*>(at) + first, true}
+                  : MutableColumn{static_cast<double*>(at) + first, false};
+  }
+};
 
 // One evaluation: data in tile storage, parameters, and where the modes go.
 struct Problem {
-  const double *X, *y, *weight, *offset, *z, *start;  // X (slots, columns), the others (slots,)
-  const double* beta;
-  double tau, log_phi;
-  const double *points, *log_weights;  // (nodes,); Laplace's approximation where nodes is 1
-  int64_t columns, nodes, block;
+  Column X, y, weight, offset;  // X (slots, columns), the others (slots,)
+  Column z, start;              // (effects, slots)
+  const double *beta, *factor;  // factor: the lower triangle of Lambda by columns
+  double log_phi;
+  const double *points,
+      *log_weights;  // (effects, stride), (nodes,); Laplace's approximation where nodes is 1
+  int64_t slots, columns, effects, stride, nodes, block;
   Family family;
   bool determinant, second;
-  double* modes;  // (slots,)
+  MutableColumn modes;  // (effects, slots)
+
+  int64_t unknowns() const { return effects * (effects + 1) / 2 + 1; }  // entries of Lambda, and log_phi
 };
 
 // Some groups of one class, a lane each; or, joined, one long group, each lane a piece of 32 of its rows.
@@ -36,29 +80,33 @@ struct Tile {
   }
 };
 
-// Sums over groups, as doubles in one piece of memory. `padded` is the number of columns, rounded up; the
-// entries of `hessian` below the diagonal hold nothing of use.
+// Sums over groups, as doubles in one piece of memory: the value, its derivatives in the unknowns (Lambda by
+// columns, log_phi), the upper triangle of their second ones row by row; then those in beta. `padded` is the
+// number of columns, rounded up; the entries of `hessian` below the diagonal hold nothing of use.
 struct Sums {
-  enum Scalar { value, tau, phi, tau_tau, tau_phi, phi_phi, scalars };
   double* at;
-  int64_t padded;
+  int64_t padded, unknowns;
 
-  static constexpr int64_t kHead = 8;  // keeps what follows aligned
-  static int64_t size(int64_t padded) { return kHead + 3 * padded + padded * padded; }
-  double& operator[](Scalar which) const { return at[which]; }
-  double* gradient() const { return at + kHead; }
-  double* by_tau() const { return gradient() + padded; }
-  double* by_phi() const { return by_tau() + padded; }
-  double* hessian() const { return by_phi() + padded; }
+  int64_t head() const {
+    return (1 + unknowns + unknowns * (unknowns + 1) / 2 + 7) / 8 * 8;
+  }  // aligns what follows
+  int64_t size() const { return head() + (1 + unknowns) * padded + padded * padded; }
+  double& value() const { return at[0]; }
+  double* first() const { return at + 1; }
+  double* second() const { return first() + unknowns; }
+  double* gradient() const { return at + head(); }
+  double* mixed(int64_t unknown) const { return gradient() + (1 + unknown) * padded; }
+  double* hessian() const { return mixed(unknowns); }
 };
 
-// The code of one target.
+// The code of one target. `add` has an entry for each number of effects.
 struct Target {
   const char* name;
   int64_t lanes;
   int64_t (*padded)(int64_t columns);
-  int64_t (*workspace)(const Problem&, const Tile&);  // doubles that `add` needs, 64-byte aligned
-  void (*add)(const Problem&, const Tile&, double* workspace, const Sums&);
+  int64_t (*workspace[kMostEffects])(const Problem&,
+                                     const Tile&);  // doubles that `add` needs, 64-byte aligned
+  void (*add[kMostEffects])(const Problem&, const Tile&, double* workspace, const Sums&);
   void (*elementary)(int which, int64_t n, const double* x, double* out);  // exp, log, log1p: for the tests
 };
 

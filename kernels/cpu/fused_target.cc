@@ -1,21 +1,10 @@
 // The fused pass for one target: compiled once for each, with JAXGLMM_TARGET its name and JAXGLMM_LANES its
 // width.
-#include "fused_group.h"
+#include "fused_target.h"
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 namespace {
-
-template <class F>
-void add(const Problem& q, const Tile& tile, double* workspace, const Sums& sums) {
-  TilePass<F>(q, tile, workspace, sums).run();
-}
-
-void add_tile(const Problem& q, const Tile& tile, double* workspace, const Sums& sums) {
-  static constexpr decltype(&add<Logit>) kAdd[kFamilies] = {
-      add<Gaussian>, add<Logit>, add<Probit>, add<Cloglog>, add<Poisson>, add<NegativeBinomial>, add<Gamma>};
-  kAdd[static_cast<int>(q.family)](q, tile, workspace, sums);
-}
 
 void elementary(int which, int64_t n, const double* x, double* out) {
   for (int64_t i = 0; i < n; ++i) {
@@ -29,8 +18,13 @@ void elementary(int which, int64_t n, const double* x, double* out) {
 #define JAXGLMM_TEXT_OF(x) #x
 #define JAXGLMM_TEXT(x) JAXGLMM_TEXT_OF(x)
 extern const Target target;
-const Target target = {JAXGLMM_TEXT(JAXGLMM_TARGET), kLanes,   padded_columns,
-                       TilePass<Logit>::workspace,   add_tile, elementary};
+const Target target = {
+    JAXGLMM_TEXT(JAXGLMM_TARGET),
+    kLanes,
+    padded_columns,
+    {TilePass<Logit, 1>::workspace, TilePass<Logit, 2>::workspace, TilePass<Logit, 3>::workspace},
+    {add_tile<1>, add_tile<2>, add_tile<3>},
+    elementary};
 
 }  // namespace JAXGLMM_TARGET
 }  // namespace jaxglmm

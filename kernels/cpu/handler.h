@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fused_pass.h"
 #include "xla/ffi/api/ffi.h"
 
 // Defines the exported handler `name`; list it in library.cc too. Everything else in the library stays
@@ -61,6 +62,84 @@ class Leading {
   std::vector<int64_t> extents_, steps_;
   int64_t count_ = 1;
   bool fits_ = false;
+};
+
+// An operand or a result: item b of the batch.
+struct Numbers {
+  Column column;
+  Leading lead;
+  int64_t length;  // of one item
+  Column at(int64_t b) const { return column.from(lead.at(b) * length); }
+};
+struct Integers {
+  const int32_t* data;
+  Leading lead;
+  int64_t length;
+  const int32_t* at(int64_t b) const { return data + lead.at(b) * length; }
+};
+struct Result {
+  MutableColumn column;
+  int64_t length;
+  MutableColumn at(int64_t b) const { return column.from(b * length); }
+};
+
+// Takes operands and results one by one and remembers the first that is not as it must be. Each is given by
+// its shape behind the leading axes, where -1 fits any size.
+class Operands {
+ public:
+  using Core = std::vector<int64_t>;
+
+  explicit Operands(Dimensions batch) : batch_(batch) {}
+
+  const std::string& wrong() const { return wrong_; }
+  int64_t items() const {
+    int64_t count = 1;
+    for (size_t i = 0; i < batch_.size(); ++i) count *= batch_[i];
+    return count;
+  }
+
+  Numbers numbers(const char* name, const ffi::AnyBuffer& buffer, const Core& core) {
+    const Leading lead = check(name, buffer.dimensions(), core, false);
+    return {{buffer.untyped_data(), narrow(name, buffer.element_type())},
+            lead,
+            length(buffer.dimensions(), core)};
+  }
+  Integers integers(const char* name, const ffi::Buffer<ffi::S32>& buffer, const Core& core) {
+    const Leading lead = check(name, buffer.dimensions(), core, false);
+    return {buffer.typed_data(), lead, length(buffer.dimensions(), core)};
+  }
+  Result result(const char* name, ffi::Result<ffi::AnyBuffer>& buffer, const Core& core) {
+    check(name, buffer->dimensions(), core, true);
+    return {{buffer->untyped_data(), narrow(name, buffer->element_type())},
+            length(buffer->dimensions(), core)};
+  }
+  void require(bool fits, const std::string& what) {
+    if (!fits && wrong_.empty()) wrong_ = what;
+  }
+
+ private:
+  Dimensions batch_;
+  std::string wrong_;
+
+  Leading check(const char* name, Dimensions dims, const Core& core, bool result) {
+    const size_t n = core.size();
+    Leading lead(dims, n, batch_, 0);
+    bool fits = lead.fits() && (!result || dims.size() == batch_.size() + n);
+    for (size_t k = 0; fits && k < n; ++k) fits = dims[dims.size() - n + k] == core[k] || core[k] < 0;
+    for (size_t k = 0; fits && result && k < batch_.size(); ++k) fits = dims[k] == batch_[k];
+    require(fits, std::string("found ") + name + " " + shape_text(dims) + ", expected (..., " +
+                      shape_text({core.data(), core.size()}).substr(1));
+    return lead;
+  }
+  bool narrow(const char* name, ffi::DataType type) {
+    require(type == ffi::F32 || type == ffi::F64, std::string(name) + " must be float32 or float64");
+    return type == ffi::F32;
+  }
+  static int64_t length(Dimensions dims, const Core& core) {
+    int64_t count = 1;
+    for (size_t k = 0; k < core.size() && k < dims.size(); ++k) count *= dims[dims.size() - 1 - k];
+    return count;
+  }
 };
 
 }  // namespace jaxglmm

@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
-#define JAXGLMM_INLINE inline __attribute__((always_inline))
+#include "jaxglmm/tile.h"
+
+#define JAXGLMM_INLINE JAXGLMM_HD inline __attribute__((always_inline))
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
@@ -32,6 +34,11 @@ JAXGLMM_INLINE V select(M mask, V yes, V no) { return mask ? yes : no; }
 JAXGLMM_INLINE V minimum(V x, V y) { return select(y < x, y, x); }  // NaN in x stays
 JAXGLMM_INLINE V maximum(V x, V y) { return select(y > x, y, x); }
 JAXGLMM_INLINE V magnitude(V x) { return (V)((M)x & INT64_MAX); }
+JAXGLMM_INLINE V root(V x) {
+  V out;
+  for (int64_t k = 0; k < kLanes; ++k) out[k] = __builtin_sqrt(x[k]);
+  return out;
+}
 JAXGLMM_INLINE double sum(V x) {
   double total = x[0];
   for (int64_t k = 1; k < kLanes; ++k) total += x[k];

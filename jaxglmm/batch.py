@@ -1,0 +1,229 @@
+"""Very many fits of one model: one design with many responses, or one formula for many strata."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+
+import jax
+import numpy as np
+
+from jaxglmm.batching.options import Options
+from jaxglmm.batching.parts import Parts, checksum
+from jaxglmm.batching.responses import response_lanes
+from jaxglmm.batching.strata import Strata, stratum_lanes
+from jaxglmm.design.checks import check_frame
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitted.fit import Fit
+from jaxglmm.fitted.fits import Fits
+from jaxglmm.fitted.lanes import LaneEstimates, model_parameters
+from jaxglmm.fitting import check_options, estimate_problem, make_problem
+from jaxglmm.formula.frame import ModelFrame, model_frame
+from jaxglmm.formula.responses import open_responses
+from jaxglmm.model.families import get_family
+from jaxglmm.progress import Tally
+
+
+def fit_many(
+    formula, data, *, responses, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
+    levels=None, full_rank=True, tol=1e-12, max_iterations=100, progress=None, out=None,
+) -> Fits:  # fmt: skip
+    """Fit one model to many responses: the columns and the groups are laid out once, the responses in blocks.
+
+    Each response gets what `jaxglmm.fit` would find for it alone.
+
+    Parameters
+    ----------
+    formula : str
+        With an empty left side: "~ age + (1 | member)".
+    data : table
+        As in `jaxglmm.fit`.
+    responses : list of str, table, or array (rows, B)
+        Columns of `data`; or a table, or array, with a column for each response and the rows of `data`.
+    family, method, n_agq, reml, weights, offset, levels, full_rank, tol, max_iterations
+        As in `jaxglmm.fit`, the same for all fits.
+    progress : bool, optional
+        Show how many fits are done, how fast, and the time left; by default on a terminal, when it takes long.
+    out : path, optional
+        Folder that the estimates are written to as they come, in Parquet files with a row for each fit. A call that was
+        cut off goes on from there when it is repeated.
+
+    Returns
+    -------
+    Fits
+        `by` is "response".
+
+    Raises
+    ------
+    FormulaError, DataError
+        For what concerns all fits. What concerns a single response (a missing value, no variation, separation) only
+        marks that fit, see `Fits.failed`.
+    NotYetError
+        For several grouping factors.
+    """
+    began = time.perf_counter()
+    family, options = get_family(family), Options(method, n_agq, reml, tol, max_iterations)
+    check_options(family, method, n_agq, reml, None, None, "double", None)
+    frame = model_frame(
+        formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
+    )
+    if frame.y is not None:
+        raise DataError(
+            "fit_many takes a formula with an empty left side, as in '~ x + (1 | g)', and the responses apart; found "
+            f"{formula!r}"
+        )
+    _one_factor(frame)
+    # Some response that no check refuses: what is checked here is the design.
+    check_frame(replace(frame, y=np.linspace(0.25, 0.75, len(frame.X))), family)
+    source = open_responses(responses, data, frame.rows)
+    labels, parameters = source.labels, model_parameters(frame.names, frame.terms, family)
+    with jax.enable_x64(True):
+        solver = response_lanes(frame, family, options, parameters)
+
+    def frame_of(i, y=None):
+        y = source.read(np.array([i]), family)[0][0] if y is None else y
+        return replace(frame, y=y, spec=source.spec_of(frame.spec, i))
+
+    def solve(which):
+        Y, reasons = source.read(which, family)
+        used = Y[:, frame.weights > 0]
+        alike = used.min(1) == used.max(1)
+        for k in range(len(which)):
+            if reasons[k] is None:
+                reasons[k] = _refusal(family, frame, Y[k], str(labels[which[k]]))
+            if reasons[k] is None and alike[k]:
+                reasons[k] = _told(lambda k=k: check_frame(frame_of(which[k], Y[k]), family))
+        return _solve_rest(reasons, lambda good: solver.solve(Y[good]), len(parameters))
+
+    everything = np.arange(len(labels))
+    chunks = [everything[a : a + solver.at_once] for a in range(0, len(labels), solver.at_once)]
+    estimates = _solve_all(
+        chunks, solve, progress, Parts(out, _description("response", formula, family, options, frame), labels, [
+            parameter.name for parameter in parameters
+        ])
+    )  # fmt: skip
+    return Fits(
+        "response", labels, [parameter.name for parameter in parameters], estimates, frame.native,
+        lambda i: _fit_alone(frame_of(i), family, options), time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def fit_each(
+    formula, data, *, by, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
+    levels=None, full_rank=True, tol=1e-12, max_iterations=100, progress=None, out=None,
+) -> Fits:  # fmt: skip
+    """Fit one model to every stratum of a table by itself.
+
+    Each stratum gets what `jaxglmm.fit` would find for its rows alone, with the columns that the whole table gives
+    (levels of factors, transformations). Strata of like size are fitted together.
+
+    Parameters
+    ----------
+    formula : str
+    data : table
+        As in `jaxglmm.fit`.
+    by : str
+        Column that tells the strata apart.
+    family, method, n_agq, reml, weights, offset, levels, full_rank, tol, max_iterations
+        As in `jaxglmm.fit`, the same for all fits.
+    progress, out
+        As in `fit_many`.
+
+    Returns
+    -------
+    Fits
+        In the order of the sorted values of `by`.
+
+    Raises
+    ------
+    FormulaError, DataError
+        For what concerns all fits. What concerns a single stratum (a missing value, one group only, a column that is
+        constant there, separation) only marks that fit, see `Fits.failed`.
+    NotYetError
+        For several grouping factors.
+    """
+    began = time.perf_counter()
+    family, options = get_family(family), Options(method, n_agq, reml, tol, max_iterations)
+    check_options(family, method, n_agq, reml, None, None, "double", None)
+    strata = Strata.read(formula, data, by, family, weights=weights, offset=offset, levels=levels, full_rank=full_rank)
+    frame, labels = strata.frame, strata.labels
+    _one_factor(frame)
+    parameters = model_parameters(frame.names, frame.terms, family)
+    solver = stratum_lanes(strata, family, options, parameters)
+
+    def solve(which):
+        reasons = solver.reasons(which)
+        return _solve_rest(reasons, lambda good: solver.solve(which[good]), len(parameters))
+
+    names = [parameter.name for parameter in parameters]
+    parts = Parts(out, _description(by, formula, family, options, frame, strata.code), labels, names)
+    estimates = _solve_all(list(solver.chunks()), solve, progress, parts)
+    return Fits(
+        by, labels, names, estimates, frame.native, lambda i: _fit_alone(strata.frame_of(i), family, options),
+        time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _one_factor(frame: ModelFrame) -> None:
+    if len(frame.terms) > 1:
+        names = ", ".join(repr(term.group) for term in frame.terms)
+        raise NotYetError(
+            f"the formula has {len(frame.terms)} grouping factors ({names}), and many fits at once take one: keep one, "
+            "join them as (1 | a:b), or call jaxglmm.fit in a loop"
+        )
+
+
+def _description(by, formula, family, options, frame, *more) -> dict:
+    arrays = [frame.X, frame.weights, frame.offset, *(array for term in frame.terms for array in (term.codes, term.z))]
+    arrays += [frame.y] if frame.y is not None else []
+    return {
+        "by": by, "formula": formula, "family": family.to_json(), "options": asdict(options),
+        "data": checksum(*arrays, *more),
+    }  # fmt: skip
+
+
+def _refusal(family, frame, y, name: str) -> str | None:
+    return _told(lambda: family.check_response(y, frame.weights, name))
+
+
+def _told(check: Callable) -> str | None:
+    """Why a check refuses."""
+    try:
+        check()
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _solve_rest(reasons: list, solve: Callable, n_parameters: int) -> LaneEstimates:
+    """Fit the lanes that nothing speaks against."""
+    good = np.array([reason is None for reason in reasons], bool)
+    bad = LaneEstimates.failed([reason for reason in reasons if reason is not None], n_parameters)
+    if not good.any():
+        return bad
+    order = np.concatenate([np.flatnonzero(good), np.flatnonzero(~good)])
+    return LaneEstimates.joined([solve(np.flatnonzero(good)), bad], order)
+
+
+def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: Parts) -> LaneEstimates:
+    """Fit chunk after chunk, those apart that were written before."""
+    found, chunks = [], list(chunks)
+    order = np.concatenate(chunks)
+    with Tally(len(order), progress) as line:
+        for k, which in enumerate(chunks):
+            part = parts.load(k, which)
+            line.add(0 if part is None else len(which), skipped=True)
+            if part is None:
+                with jax.enable_x64(True):
+                    part = solve(which)
+                parts.save(k, which, part)
+                line.add(len(which))
+            found.append(part)
+    return LaneEstimates.joined(found, order)
+
+
+def _fit_alone(frame: ModelFrame, family, options: Options) -> Fit:
+    with jax.enable_x64(True):
+        problem = make_problem(frame, family)
+        return Fit.from_training(problem, *estimate_problem(problem, **asdict(options)))

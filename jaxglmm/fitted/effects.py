@@ -1,0 +1,138 @@
+"""Effects of the groups of a fit: posterior means and variances, and what the parameters' uncertainty adds to them."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.lattice import quantiles
+from jaxglmm.fitted.state import State
+
+
+# What `sd_eb` is, by the way it was reached.
+HOW = {
+    "delta": "delta method: posterior variance + d'V d, V the covariance of the parameters",
+    "integrated": "integrated over the posterior of the parameters, half-t(3, scale 2.5) on the sd between groups",
+    "given": "not available: with several grouping factors posteriors are normal and given the parameters",
+}
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Posterior of every level's effects, level order.
+
+    Attributes
+    ----------
+    mean : (G, S)
+        Given the parameters.
+    variance : (G, S)
+        Given the parameters.
+    mean_eb, variance_eb : (G, S)
+        With the parameters' uncertainty.
+    how : str
+        "delta": variance_eb = variance + d'V d. "integrated": over the posterior of the parameters. "given": several
+        grouping factors, normal posteriors given the parameters, no variance_eb (NaN).
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    mean_eb: np.ndarray
+    variance_eb: np.ndarray
+    how: str
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is saved, by name."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass
+class Kept:
+    """What a fit has worked out of its groups, or was loaded with: effects by term, and its rows if they were saved."""
+
+    effects: dict[int, Effects]
+    history: History | None
+
+
+def effects_of(state: State, problem, term: int) -> Effects:
+    """Effects of one grouping factor of a fit that has its rows."""
+    if len(state.terms) > 1 or problem is None:
+        posterior = state.posteriors[term]
+        variance = np.diagonal(posterior.covariance_mean, axis1=1, axis2=2)
+        return Effects(posterior.mean, variance, posterior.mean, np.full_like(variance, np.nan), "given")
+    from jaxglmm.inference.theta_posterior import integrate, needs_integration
+
+    mean, variance, added = conditional(state, problem)
+    if needs_integration(state, problem):
+        return Effects(mean, variance, *integrate(state, problem), "integrated")
+    return Effects(mean, variance, mean, variance + added, "delta")
+
+
+def intervals(state: State, effects: Effects, history, level: float, uncertain: bool) -> np.ndarray:
+    """Ends (G, S, 2) of equal-tailed posterior intervals.
+
+    One effect, other than Gaussian responses: quantiles of the exact posterior; normal otherwise. With the parameters'
+    uncertainty the posterior given the parameters is moved and stretched to `mean_eb` and `variance_eb`.
+
+    Parameters
+    ----------
+    history : callable
+        Gives (History, layout or None) of the rows; not called where posteriors are normal.
+    uncertain : bool
+        With the parameters' uncertainty.
+    """
+    from scipy.special import ndtri
+
+    tail = 0.5 * (1 - level)
+    sd = np.sqrt(np.maximum(effects.variance, 0))
+    z = np.broadcast_to(ndtri([tail, 1 - tail]), (*sd.shape, 2)).copy()
+    prior = Prior(np.zeros(sd.shape[1]), np.asarray(state.estimate.factors[0], float))
+    if sd.shape[1] == 1 and len(state.terms) == 1 and not is_normal(state.family) and prior.factor.any():
+        rows, layout = history()
+        nodes = nodes_for(state.family, prior, rows)
+        for groups, p in posteriors(state.family, state.log_dispersion, rows, prior, nodes, layout=layout, keep=True):
+            q = quantiles(p.first, p.step, p.weights, (tail, 1 - tail))
+            z[groups, 0] = (q - effects.mean[groups]) / sd[groups]
+    if uncertain and not np.isnan(effects.variance_eb).any():
+        return effects.mean_eb[..., None] + np.sqrt(effects.variance_eb)[..., None] * z
+    return effects.mean[..., None] + sd[..., None] * z
+
+
+def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarray | None = None):
+    """Mean, variance and d'V d (G, S) of the effects of a fit with one grouping factor.
+
+    Parameters
+    ----------
+    x, V : (m,), (m, m), optional
+        Parameters (beta, entries of Lambda, log dispersion) and their covariance; the estimate's by default.
+    """
+    from jaxglmm.inference.likelihood import coordinates, raw_covariance
+
+    family, at, start = state.family, coordinates(state), None
+    entries = tuple(zip(*(v.tolist() for v in at.entries), strict=True))
+    m = at.p + len(entries) + (family.dispersion_name is not None)
+    S = len(state.terms[0].names)
+    if x is None or V is None:
+        x, V = at.x, raw_covariance(state)
+        if S == 1 and x[at.p] > 0:
+            start = state.posteriors[0].mode / x[at.p]
+    factor = np.zeros((S, S))
+    factor[at.entries] = x[at.p : at.p + len(entries)]
+    history = history_of(problem.frame, 0, x[: at.p])
+    out = tuple(np.zeros((history.n_groups, S)) for _ in range(3))
+    if not factor.any():
+        return out
+    prior = Prior(np.zeros(S), factor)
+    layout = None if problem.design is None else (problem.design.index, problem.layout)
+    # An average over parameters needs no digits: one program serves all of them.
+    nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=x is not at.x)
+    found = posteriors(
+        family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=problem.frame.X, V=V[:m, :m],
+        entries=entries,
+    )  # fmt: skip
+    normal = is_normal(family)
+    for groups, p in found:
+        spread = p.curvature if normal else p.covariance
+        out[0][groups] = (p.mode if normal else p.mean).T
+        out[1][groups] = np.diagonal(spread, axis1=0, axis2=1)
+        out[2][groups] = np.asarray(p.slopes).T
+    return out

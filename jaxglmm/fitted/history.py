@@ -1,0 +1,170 @@
+"""Rows of groups with the parameters frozen, and the posteriors that follow from them, piece by piece."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxglmm.design.groups import GroupIndex, Layout, build_index
+from jaxglmm.objectives.posterior import WIDE, Posteriors, Rows, group_posteriors, lattice, node_rule
+
+
+# Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB.
+_PIECE = 64
+_HERMITE = {2: 15, 3: 9}  # nodes a dimension for several effects, at least
+_WORKERS = max(1, min(4, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class History:
+    """What a group's posterior needs of its rows once the parameters are known.
+
+    Attributes
+    ----------
+    codes : int (n,)
+        Group of each row.
+    y, weights, eta : (n,)
+        Response in the family's form, prior weights, offset + X beta.
+    z : (S, n)
+        Columns of the effects.
+    n_groups : int
+    """
+
+    codes: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    eta: np.ndarray
+    z: np.ndarray
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class Prior:
+    """b ~ N(mean, factor factor'): one for all groups, (S,) and (S, S), or one for each, (G, S) and (G, S, S)."""
+
+    mean: np.ndarray
+    factor: np.ndarray
+
+
+def history_of(frame, term: int, beta: np.ndarray) -> History:
+    """The rows of a model frame with one of its grouping factors."""
+    t = frame.terms[term]
+    return History(t.codes, frame.y, frame.weights, frame.offset + frame.X @ beta, t.z, len(t.levels))
+
+
+def is_normal(family) -> bool:
+    """Whether posteriors of effects are normal given the parameters."""
+    return (family.name, family.link) == ("gaussian", "identity")
+
+
+def nodes_for(
+    family, prior: Prior, history: History, *, n_agq: int | None = None, wide: float = WIDE, coarse: bool = False
+):
+    """Nodes for the posteriors of groups: a lattice for one effect, unless they are normal.
+
+    Of `wide` prior standard deviations to each side; `coarse` with no more points for effects that are large on the
+    scale of eta.
+    """
+    S = history.z.shape[0]
+    if is_normal(family):
+        return node_rule(S, 3)  # exact: scores are quadratic in b
+    if S > 1:
+        return node_rule(S, max(_HERMITE.get(S, 1), n_agq or 1))
+    scale = float(np.max(prior.factor, initial=0.0) * np.max(np.abs(history.z), initial=0.0))
+    return lattice(0.0 if coarse else scale, wide)
+
+
+def posteriors(
+    family, log_phi: float, history: History, prior: Prior, nodes, *, layout: tuple[GroupIndex, Layout] | None = None,
+    start: np.ndarray | None = None, X: np.ndarray | None = None, V: np.ndarray | None = None, entries=(), keep=False,
+) -> Iterator[tuple[np.ndarray, Posteriors]]:  # fmt: skip
+    """Posteriors of all groups, a piece at a time, in an order that the data alone decide.
+
+    Parameters
+    ----------
+    layout : tuple, optional
+        Index and layout of the codes, where they are there already.
+    start : (G, S), optional
+        Modes u to begin at.
+    X : (n, p), optional
+        With V and `entries`, as in `group_posteriors`.
+    keep : bool
+        Return the weights of the nodes.
+
+    Yields
+    ------
+    groups : int (g,)
+    Posteriors
+        Arrays (..., g) of these groups.
+    """
+    index, place = layout or build_index(history.codes, history.n_groups)
+    row = np.full(place.n_slots, -1, np.int64)
+    row[place.slot] = np.arange(len(history.codes))
+    by_slot = np.argsort(place.first, kind="stable")
+    heads = place.first[by_slot]
+
+    def piece(part):
+        sub, begin, end = part
+        at = row[begin:end]
+        low, high = np.searchsorted(heads, (begin, end))
+        groups = by_slot[low:high]
+        rows, extra = _gather(history, prior, start, at, sub.n_slots)
+        with jax.enable_x64(True):
+            columns = None if X is None else np.pad(X[np.maximum(at, 0)], ((0, extra), (0, 0)))
+            found = group_posteriors(family, sub, nodes, rows, log_phi, columns, V, entries=entries, keep=keep)
+            here = heads[low:high] - begin
+            return groups, jax.tree.map(lambda v: np.asarray(v)[..., here], found)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        waiting = deque()
+        for part in _pieces(index):
+            waiting.append(pool.submit(piece, part))
+            if len(waiting) > _WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _gather(history, prior, start, at, n_slots):
+    """Rows of a piece in slots; empty slots have weight 0 and z = 0."""
+    extra, S = n_slots - len(at), history.z.shape[0]
+    kept, at = np.pad(at >= 0, (0, extra)), np.pad(np.maximum(at, 0), (0, extra))
+    codes = history.codes[at]
+    shaped = lambda v, own: np.moveaxis(v[codes], 0, -1) if v.ndim > own else np.broadcast_to(
+        v[..., None], (*v.shape, n_slots)
+    )  # fmt: skip
+    zero = np.zeros((S, n_slots))
+    return Rows(
+        y=history.y[at],
+        weights=np.where(kept, history.weights[at], 0.0),
+        eta=history.eta[at],
+        z=np.where(kept, history.z[:, at], 0.0),
+        start=zero if start is None else np.where(kept, start[codes].T, 0.0),
+        mean=shaped(prior.mean, 1),
+        factor=shaped(prior.factor, 2),
+    ), extra
+
+
+def _pieces(index: GroupIndex):
+    """Parts of an index that are evaluated on their own: (index, first slot, slot behind the last)."""
+    R = index.block
+    most = min(_PIECE, index.n_short)
+    kind, head = np.asarray(index.kind), np.asarray(index.head)
+    for first in range(0, index.n_short, max(most, 1)):
+        last = min(first + most, index.n_short)
+        extra = first + most - last
+        yield GroupIndex(
+            kind=np.pad(kind[first:last], (0, extra)), piece=None,
+            head=np.pad(head[first * R : last * R], (0, extra * R)),
+            block=R, n_short=most, n_long=0, n_long_groups=0, bounds=None,
+        ), first * R, last * R  # fmt: skip
+    if index.n_long:
+        begin = index.n_short * R
+        yield GroupIndex(
+            kind=kind[:0], piece=np.asarray(index.piece), head=head[begin:], block=R, n_short=0, n_long=index.n_long,
+            n_long_groups=index.n_long_groups, bounds=None,
+        ), begin, index.n_slots  # fmt: skip

@@ -1,0 +1,180 @@
+"""Estimates and standard errors of very many fits of one model, as arrays with a row for each fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from jaxglmm.inference.parameters import Parameter, covariance_parameters
+from jaxglmm.ops import lanes
+
+
+@dataclass
+class LaneEstimates:
+    """What is known of B fits; NaN throughout for those that failed.
+
+    Attributes
+    ----------
+    estimate, se : (B, P)
+        Of the parameters that `model_parameters` lists, each on its own scale; se is NaN on the boundary.
+    loglik, decrement : (B,)
+    evaluations, n_agq, n, groups : int (B,)
+        Evaluations of the likelihood; nodes per effect (0 where there are none), rows and groups.
+    singular : bool (B,)
+    reasons : list of str or None
+        Why a fit failed.
+    """
+
+    estimate: np.ndarray
+    se: np.ndarray
+    loglik: np.ndarray
+    decrement: np.ndarray
+    evaluations: np.ndarray
+    n_agq: np.ndarray
+    n: np.ndarray
+    groups: np.ndarray
+    singular: np.ndarray
+    reasons: list
+
+    def __post_init__(self):
+        failed = np.array([reason is not None for reason in self.reasons], bool)
+        for array in (self.estimate, self.se, self.loglik, self.decrement):
+            array[failed] = np.nan
+        self.singular = self.singular & ~failed
+
+    @classmethod
+    def failed(cls, reasons: list, n_parameters: int) -> LaneEstimates:
+        """Of fits that were not begun."""
+        B = len(reasons)
+        none, zero = np.full(B, np.nan), np.zeros(B, int)
+        wide = np.full((B, n_parameters), np.nan)
+        return cls(wide, wide.copy(), none, none.copy(), zero, zero, zero, zero, zero.astype(bool), reasons)
+
+    @classmethod
+    def joined(cls, parts: list[LaneEstimates], order: np.ndarray) -> LaneEstimates:
+        """Parts one after the other; `order` are the places of their fits in the result."""
+        values = {}
+        for field in fields(cls):
+            both = [getattr(part, field.name) for part in parts]
+            if field.name == "reasons":
+                flat, out = [reason for part in both for reason in part], [None] * len(order)
+                for place, reason in zip(order.tolist(), flat, strict=True):
+                    out[place] = reason
+            else:
+                flat = np.concatenate(both)
+                out = np.empty_like(flat)
+                out[order] = flat
+            values[field.name] = out
+        return cls(**values)
+
+
+def model_parameters(names, terms, family) -> list[Parameter]:
+    """Parameters of a model in the order of its summary.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the fixed effects.
+    terms : sequence of TermFrame
+        None or one.
+    """
+    out = [Parameter(name, "beta", (j,)) for j, name in enumerate(names)]
+    for term in terms:
+        out += covariance_parameters([(name, term.group) for name in term.names], term.blocks)
+    if family.dispersion_name is not None:
+        out.append(Parameter(family.dispersion_name, "dispersion"))
+    return out
+
+
+def parameter_table(parameters, beta, factor, dispersion, covariance, free, entries):
+    """Values (B, P) and standard errors (B, P) of the parameters.
+
+    Parameters
+    ----------
+    beta : (B, p)
+    factor : (B, S, S)
+        Lambda.
+    dispersion : (B,)
+    covariance : (B, m, m)
+        Of (beta, free entries of Lambda, log dispersion).
+    free : bool (B, m)
+    entries : (rows, columns)
+        Of the free entries of Lambda.
+    """
+    p = beta.shape[1]
+    q = len(entries[0])
+    part = slice(p, p + q)
+    value, se = (np.full((len(beta), len(parameters)), np.nan) for _ in range(2))
+    variance = np.einsum("bii->bi", covariance)
+    V, sd = covariance[:, part, part], np.sqrt(np.square(factor).sum(2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = factor / sd[:, :, None]
+        for k, parameter in enumerate(parameters):
+            if parameter.kind == "beta":
+                value[:, k], se[:, k] = beta[:, parameter.effects[0]], np.sqrt(variance[:, parameter.effects[0]])
+                continue
+            if parameter.kind == "dispersion":
+                value[:, k], se[:, k] = dispersion, dispersion * np.sqrt(variance[:, -1])
+                continue
+            slope = np.zeros_like(factor)
+            r, s = parameter.effects[0], parameter.effects[-1]
+            if parameter.kind == "sd":
+                value[:, k], slope[:, r] = sd[:, r], unit[:, r]
+            else:
+                cor = np.sum(unit[:, r] * unit[:, s], 1)
+                value[:, k] = cor
+                slope[:, r] = (unit[:, s] - cor[:, None] * unit[:, r]) / sd[:, r, None]
+                slope[:, s] = (unit[:, r] - cor[:, None] * unit[:, s]) / sd[:, s, None]
+            g = slope[:, entries[0], entries[1]]
+            inside = free[:, part][:, np.isin(entries[0], parameter.block)].all(1)
+            se[:, k] = np.where(inside, np.sqrt(np.einsum("bi,bij,bj->b", g, V, g)), np.nan)
+    return value, se
+
+
+def covariance_of(hessian: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Inverse observed information (B, m, m) of the free parameters, zero elsewhere; NaN where there is none."""
+    both = free[:, :, None] & free[:, None, :]
+    information = np.where(both, -hessian, np.eye(hessian.shape[1]))
+    return np.where(both, np.moveaxis(lanes.inverse(lanes.lanes_last(information)), -1, 0), 0.0)
+
+
+def columns_transform(center, scale, intercept) -> np.ndarray:
+    """T (B, p, p) with beta = T beta_scaled, from centres and scales (B, p); as `Scaling.to_columns`."""
+    T = np.zeros((*scale.shape, scale.shape[1]))
+    at = np.arange(scale.shape[1])
+    T[:, at, at] = 1 / scale
+    if intercept is not None:
+        T[:, intercept] -= center / scale / scale[:, intercept, None]
+    return T
+
+
+def marginal_estimates(solution, parameters, covariance, T, z_scale, n, groups) -> LaneEstimates:
+    """From the optimiser's coordinates to the caller's columns.
+
+    Parameters
+    ----------
+    solution : BatchSolution
+    parameters : list of Parameter
+    covariance : Covariance or None
+    T : (B or 1, p, p)
+    z_scale : (B or 1, S)
+    n, groups : int (B,)
+    """
+    psi, p = solution.psi, T.shape[1]
+    B, m = psi.shape
+    rows, columns = covariance.entries if covariance else (np.zeros(0, int),) * 2
+    S = covariance.n_effects if covariance else 0
+    J = np.zeros((B, m, m))
+    J[:, :p, :p], J[:, -1, -1] = T, 1.0
+    inside = np.arange(p, p + len(rows))
+    J[:, inside, inside] = 1 / z_scale[:, rows]
+    factor = np.zeros((B, S, S))
+    factor[:, rows, columns] = psi[:, p:-1] / z_scale[:, rows]
+    V = J @ covariance_of(solution.hessian, solution.free) @ np.swapaxes(J, 1, 2)
+    beta = np.einsum("bij,bj->bi", np.broadcast_to(T, (B, p, p)), psi[:, :p])
+    value, se = parameter_table(parameters, beta, factor, np.exp(psi[:, -1]), V, solution.free, (rows, columns))
+    return LaneEstimates(
+        value, se, solution.value.copy(), solution.decrement, solution.evaluations, solution.n_agq, n, groups,
+        solution.singular, list(solution.reasons),
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""Posteriors of members from their own rows, the parameters frozen."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.lattice import quantiles
+from jaxglmm.fitted.state import State
+from jaxglmm.fitted.tables import text_column
+
+
+def only_factor(state: State, what: str) -> None:
+    """Refuse models for which `what` is not there.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
+    if not state.terms:
+        raise DataError(f"{what} needs a model with random effects; {state.spec.formula!r} has none")
+    if len(state.terms) > 1:
+        names = ", ".join(repr(term.group) for term in state.terms)
+        raise NotYetError(
+            f"{what} takes models with one grouping factor: a member's rows alone do not tell its effect from those of "
+            f"the others ({names})"
+        )
+
+
+def own_prior(state: State) -> Prior:
+    """N(0, Sigma) of the only grouping factor."""
+    return Prior(np.zeros(len(state.terms[0].names)), np.asarray(state.estimate.factors[0], float))
+
+
+def history_from(state: State, data: Any) -> tuple[History, np.ndarray]:
+    """Rows of a table for a fit with one grouping factor, and the labels (G,) of their groups, sorted.
+
+    Rows with a missing value are left out. Prior weights that the fit took from a column are taken from it again.
+
+    Raises
+    ------
+    DataError
+        For missing columns, other types or an offset or weights that were given as arrays.
+    """
+    from jaxglmm.fitted.predict import new_rows
+
+    spec = state.spec
+    rows = new_rows(state, data, groups=True)
+    y, trials = spec.response_values(data)
+    weights = trials * _weights(state, data, len(y))
+    (z, codes), label = rows.effects[0], rows.labels[0]
+    assert label is not None
+    known = np.isfinite(rows.eta) & np.isfinite(y) & np.isfinite(weights) & np.isfinite(z).all(0)
+    kept = np.flatnonzero(known)
+    if not len(kept):
+        raise DataError("no row is complete: there is no history to score")
+    state.family.check_response(y[kept], weights[kept], spec.response.text if spec.response else "response")
+    labels, codes = np.unique(_sortable(label[kept]), return_inverse=True)
+    return History(codes.astype(np.int32), y[kept], weights[kept], rows.eta[kept], z[:, kept], len(labels)), labels
+
+
+def _sortable(label: np.ndarray) -> np.ndarray:
+    return label.astype(str) if label.dtype == object and any(isinstance(v, str) for v in label[:1]) else label
+
+
+def _weights(state: State, data: Any, n: int) -> np.ndarray:
+    name = state.spec.weights_column
+    if name is None:
+        return np.ones(n)
+    from jaxglmm.formula.table import open_table
+
+    columns, _ = open_table(data).load([name])
+    values = np.asarray(columns[name].values, float)
+    if (values < 0).any():
+        raise DataError(f"weights={name!r} is negative in row {int(np.argmax(values < 0))}; expected at least 0")
+    return values
+
+
+def score_columns(state: State, history: History, prior: Prior, interval: float | None = None) -> dict[str, np.ndarray]:
+    """Columns of the table of scores, one row a level and effect; see `Fit.score`."""
+    family, S = state.family, history.z.shape[0]
+    G, normal = history.n_groups, is_normal(family)
+    variance = np.diag(state.covariances[0])
+    mode, mean = np.zeros((G, S)), np.zeros((G, S))
+    curvature, spread = np.zeros((G, S)), np.zeros((G, S))
+    ends = np.zeros((G, S, 2))
+    tail = None if interval is None else 0.5 * (1 - interval)
+    tail = None if interval is None else 0.5 * (1 - interval)
+    if prior.factor.any():
+        nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq)
+        keep = tail is not None and S == 1 and not normal
+        for groups, p in posteriors(family, state.log_dispersion, history, prior, nodes, keep=keep):
+            mode[groups], curvature[groups] = p.mode.T, np.diagonal(p.curvature, axis1=0, axis2=1)
+            mean[groups], spread[groups] = p.mean.T, np.diagonal(p.covariance, axis1=0, axis2=1)
+            if keep and tail is not None:
+                ends[groups, 0] = quantiles(p.first, p.step, p.weights, (tail, 1 - tail))
+        if normal:
+            mean, spread = mode, curvature
+    sd = np.sqrt(np.maximum(spread, 0))
+    share = np.divide(spread, variance, out=np.ones_like(spread), where=variance > 0)
+    out = {
+        "n": np.repeat(np.bincount(history.codes, minlength=G), S),
+        "estimate": mode.ravel(),
+        "sd": np.sqrt(np.maximum(curvature, 0)).ravel(),
+        "mean": mean.ravel(),
+        "sd_mean": sd.ravel(),
+        "reliability": np.clip(1 - share, 0, 1).ravel(),
+    }
+    if tail is not None:
+        if normal or S > 1:
+            from scipy.special import ndtri
+
+            ends = mean[..., None] + sd[..., None] * ndtri([tail, 1 - tail])
+        out |= {"lower": ends[..., 0].ravel(), "upper": ends[..., 1].ravel()}
+    return out
+
+
+def score_table(state: State, data: Any, interval: float | None = None) -> Any:
+    """Table of the posteriors of all members in `data`; see `Fit.score`."""
+    from jaxglmm.fitted.tables import native_table
+    from jaxglmm.formula.table import open_table
+
+    only_factor(state, "score()")
+    history, labels = history_from(state, data)
+    names = state.terms[0].names
+    head = {"level": np.repeat(labels, len(names)), "term": np.tile(text_column(names), len(labels))}
+    return native_table(open_table(data).native, head | score_columns(state, history, own_prior(state), interval))

@@ -1,0 +1,375 @@
+"""Maximise very many marginal likelihoods at once: start, boundary and number of nodes of every lane.
+
+What `optimise.marginal_fit` does for one fit, in the same coordinates and by the same rules, for all lanes of a
+`Batch` together. Lanes with several effects a group that end near a boundary, and lanes that do not get to an end,
+are fitted again one by one, by that very code.
+"""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxglmm.design.batch import Batch
+from jaxglmm.errors import ConvergenceError, DataError
+from jaxglmm.model.covariance import Covariance
+from jaxglmm.objectives.evaluate_many import GroupSpread, evaluate_glm_many, evaluate_many, group_spread_many
+from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
+from jaxglmm.optimise.marginal_fit import (
+    BOUNDED_LINKS,
+    LARGEST_SD,
+    LITTLE,
+    NODE_LADDER,
+    NOTHING,
+    base_factor,
+    check_separation,
+    fit_glm,
+    fit_marginal,
+    padded_nodes,
+)
+
+
+# Lanes that are evaluated together: as fewer remain they move to smaller arrays, one program for each size.
+CAPACITIES = (8, 64, 512)
+# Decrement at which a fit without random effects is good for a start.
+_LOOSE = 1e-3
+# A linear predictor of this size may mean a perfect prediction (`check_separation` decides).
+_LARGE_ETA = 12.0
+
+
+@dataclass
+class BatchSolution:
+    """Optima in the designs' coordinates.
+
+    Attributes
+    ----------
+    psi : (B, m)
+        (beta, free entries of Lambda, log dispersion).
+    free : bool (B, m)
+        Which were estimated and are not on the boundary.
+    hessian : (B, m, m)
+        Exact, in psi.
+    value : (B,)
+    decrement : (B,)
+    evaluations : int (B,)
+    n_agq : int (B,)
+        Nodes per effect; 0 without random effects.
+    singular : bool (B,)
+    reasons : list of str or None
+        Why a fit failed; None where it did not.
+    """
+
+    psi: np.ndarray
+    free: np.ndarray
+    hessian: np.ndarray
+    value: np.ndarray
+    decrement: np.ndarray
+    evaluations: np.ndarray
+    n_agq: np.ndarray
+    singular: np.ndarray
+    reasons: list
+
+
+def fit_lanes(
+    family, batch: Batch, *, intercept: int | None, names, n_agq: int = 1, auto: bool = False, tol: float = 1e-12,
+    max_iterations: int = 100,
+) -> BatchSolution:  # fmt: skip
+    """Fit every lane; at most `CAPACITIES[-1]` of them. Needs x64.
+
+    Parameters
+    ----------
+    n_agq : int
+        Nodes per effect; 1 is Laplace.
+    auto : bool
+        Climb `NODE_LADDER` in each lane until more nodes make no difference there.
+    """
+    fitter = _Fitter(family, batch, intercept, names, tol, max_iterations)
+    fitter.fit_glm()
+    if fitter.S:
+        fitter.fit_marginal(n_agq, auto)
+        fitter.settle()
+        fitter.check_growth()
+    fitter.finish(n_agq, auto)
+    return fitter.out
+
+
+class _Lanes:
+    """Evaluations of some lanes, on arrays that shrink with their number, with warm-started modes."""
+
+    def __init__(self, family, batch: Batch):
+        self.family, self.B = family, batch.size
+        self.shared, self.own = jax.device_put(batch.shared), jax.device_put(batch.own)
+        design = batch.lane(0)
+        self.S, self.slots = design.terms[0].z.shape if design.terms else (0, 0)
+        self.modes = jnp.zeros((self.B, self.S, self.slots))
+        self.evaluations = np.zeros(self.B, int)
+        self._hold(np.arange(self.B))
+
+    def _hold(self, which):
+        """Move to arrays of these lanes alone."""
+        capacity = next(c for c in CAPACITIES if c >= len(which))
+        # Beyond the last lane: clipped when it is read, dropped when it is written.
+        self.held = np.concatenate([which, np.full(capacity - len(which), self.B)])
+        self.place = np.full(self.B, -1)
+        self.place[which] = np.arange(len(which))
+        self.part, self.part_modes = _take((self.own, self.modes), jnp.asarray(self.held))
+
+    def _points(self, which, psi):
+        """psi in the order of what is held, NaN elsewhere."""
+        smaller = len(which) <= len(self.held) // 4 and len(self.held) > CAPACITIES[0]
+        if smaller or (self.place[which] < 0).any():
+            self.modes = _put(self.modes, jnp.asarray(self.held), self.part_modes)
+            self._hold(which)
+        out = np.full((len(self.held), psi.shape[1]), np.nan)
+        out[self.place[which]] = psi
+        self.evaluations[which] += 1
+        return jnp.asarray(out)
+
+    def __call__(self, which, psi, nodes):
+        points = self._points(which, psi)
+        *found, self.part_modes = evaluate_many(self.family, self.shared, self.part, nodes, points, self.part_modes)
+        return [np.asarray(v)[self.place[which]] for v in found]
+
+    def glm(self, which, psi):
+        """Without random effects, whether the designs have them or not."""
+        points = self._points(which, psi)
+        found = evaluate_glm_many(self.family, self.shared, self.part, points)
+        return [np.asarray(v)[self.place[which]] for v in found]
+
+    def spread(self, psi) -> GroupSpread:
+        """Of all lanes."""
+        points = self._points(np.arange(self.B), psi)
+        found = group_spread_many(self.family, self.shared, self.part, points)
+        return jax.tree.map(lambda v: np.asarray(v)[self.place], found)
+
+
+@jax.jit
+def _take(arrays, which):
+    return jax.tree.map(lambda v: jnp.take(v, which, axis=0, mode="clip"), arrays)
+
+
+@jax.jit
+def _put(array, which, values):
+    return array.at[which].set(values, mode="drop")
+
+
+class _Fitter:
+    """The steps of a fit, for all lanes that have not failed."""
+
+    def __init__(self, family, batch, intercept, names, tol, max_iterations):
+        self.family, self.batch, self.intercept, self.names = family, batch, intercept, names
+        self.tol, self.max_iterations = tol, max_iterations
+        self.lanes = _Lanes(family, batch)
+        design = batch.lane(0)
+        self.B, self.p, self.S = batch.size, design.X.shape[1], self.lanes.S
+        self.covariance = design.terms[0].covariance if self.S else Covariance(())
+        diagonal = self.covariance.diagonal
+        self.part = slice(self.p, self.p + len(diagonal))
+        m = self.p + len(diagonal) + 1
+        self.even = np.concatenate([np.zeros(self.p, bool), diagonal, [False]])
+        self.all_free = np.ones(m, bool)
+        self.all_free[-1] = family.dispersion_name is not None
+        self.jacobian = np.broadcast_to(np.eye(m), (self.B, m, m)).copy()
+        self.out = BatchSolution(
+            psi=np.full((self.B, m), np.nan), free=np.tile(self.all_free, (self.B, 1)),
+            hessian=np.full((self.B, m, m), np.nan), value=np.full(self.B, np.nan),
+            decrement=np.full(self.B, np.nan), evaluations=self.lanes.evaluations,
+            n_agq=np.zeros(self.B, int), singular=np.zeros(self.B, bool),
+            reasons=[None] * self.B,
+        )  # fmt: skip
+        self.again, self.converged = np.zeros(self.B, bool), np.zeros(self.B, bool)
+
+    def open(self) -> np.ndarray:
+        """Lanes that have neither failed nor been put off."""
+        return np.flatnonzero([r is None for r in self.out.reasons] & ~self.again)
+
+    # --- Without random effects ----------------------------------------------------------------------------
+
+    def fit_glm(self):
+        """Without random effects; loosely where that is only a start."""
+        self.glm = self.climb_glm(np.arange(self.B), self._start(), _LOOSE if self.S else self.tol)
+        self.groups = self.lanes.spread(self.glm.x)
+        for i in np.flatnonzero(~(self.groups.largest < _LARGE_ETA)):
+            one = SimpleNamespace(x=self.glm.x[i], step=self.glm.step[i])
+            self.attempt(i, lambda i=i, one=one: check_separation(self.batch.lane(i), one, self.names, self.intercept))
+        if not self.S:
+            self.store(np.arange(self.B), self.glm, np.tile(self.all_free, (self.B, 1)))
+            self.again |= ~self.glm.converged
+
+    def climb_glm(self, which, x, tol) -> BatchResult:
+        """In (beta, log dispersion)."""
+        return maximise_many(
+            lambda k, x: self.lanes.glm(which[k], x), x, free=np.append(np.ones(self.p, bool), self.all_free[-1]),
+            even=np.zeros(self.p + 1, bool), tol=tol, max_iterations=self.max_iterations,
+        )  # fmt: skip
+
+    def _start(self):
+        """Where the fits without random effects begin, as in `marginal_fit.fit_glm`."""
+        x = np.zeros((self.B, self.p + 1))
+        y, weights, offset = (self.batch.stacked(name) for name in ("y", "weights", "offset"))
+        start = self.family.start  # looking up a method of an equinox module takes longer than this one does
+        eta, x[:, -1] = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
+        if self.intercept is not None:
+            x[:, self.intercept] = eta - np.einsum("bn,bn->b", offset, weights) / np.sum(weights, 1)
+        elif self.family.positive_eta and self.p:
+            for i, X in enumerate(self.batch.stacked("X")):
+                x[i, : self.p] = np.linalg.lstsq(X, np.full(len(X), eta[i]), rcond=None)[0]
+        return x
+
+    def attempt(self, i, check):
+        """Keep why a check refuses a lane."""
+        try:
+            return check()
+        except (ConvergenceError, DataError) as error:
+            self.out.reasons[i] = str(error)
+
+    # --- With random effects -------------------------------------------------------------------------------
+
+    def fit_marginal(self, n_agq, auto):
+        a = self.open()
+        if self.S == 1:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                base = np.sqrt(self.groups.rows / self.groups.level[:, 0])
+                first = np.sqrt(np.maximum(2 * self.groups.score / self.groups.spread, 0.0))
+            self.jacobian[:, self.p, self.p] = base
+            factor = np.clip(first / base[:, None], 0.1, 1.0)
+        else:
+            rows, columns = self.covariance.entries
+            for i in a:
+                design = self.batch.lane(i)
+                z = np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0]
+                base = base_factor(self.covariance, z, self.groups.level[i])
+                block = base[np.ix_(rows, rows)] * (columns[:, None] == columns[None, :])
+                self.jacobian[i, self.part, self.part] = block
+            factor = np.tile(self.covariance.raw(np.eye(self.S)), (self.B, 1))
+        self.x = np.concatenate([self.glm.x[:, : self.p], factor, self.glm.x[:, self.p :]], 1)
+        if not auto:
+            self.climb(a, n_agq)
+            return
+        self.climb(a, 1, tol=1e-4)
+        ladder = NODE_LADDER[self.S]
+        for here, above in zip(ladder, (*ladder[1:], None), strict=True):
+            self.climb(a, here)
+            if above is None:
+                break
+            a = a[~self.agrees(a, padded_nodes(above, self.S))]
+            if not len(a):
+                break
+
+    def at(self, which, x, nodes):
+        """Values, gradients and Hessians in x, with psi = J x."""
+        J = self.jacobian[which]
+        value, gradient, hessian = self.lanes(which, np.einsum("bij,bj->bi", J, x), nodes)
+        turned = np.swapaxes(J, 1, 2)
+        return value, np.einsum("bij,bj->bi", turned, gradient), turned @ hessian @ J
+
+    def climb(self, which, n_agq, tol=None):
+        """From x on, with this number of nodes."""
+        if not len(which):
+            return
+        nodes = padded_nodes(n_agq, self.S)
+        result = maximise_many(
+            lambda k, x: self.at(which[k], x, nodes), self.x[which], free=self.all_free, even=self.even,
+            tol=tol or self.tol, max_iterations=self.max_iterations, stop=self.nothing if self.S == 1 else None,
+        )  # fmt: skip
+        self.x[which] = result.x
+        self.out.n_agq[which] = n_agq
+        self.store(which, result, np.tile(self.all_free, (len(which), 1)))
+
+    def nothing(self, which, x):
+        """Where zero is as good as the only effect; what is decided in the end is decided by values (`settle`)."""
+        return np.abs(x[:, self.p]) < NOTHING
+
+    def store(self, which, result: BatchResult, free):
+        J = self.jacobian[which]
+        back = np.linalg.inv(J)
+        self.out.psi[which] = np.einsum("bij,bj->bi", J, result.x)
+        self.out.hessian[which] = np.swapaxes(back, 1, 2) @ result.hessian @ back
+        self.out.value[which], self.out.decrement[which] = result.value, np.maximum(result.decrement, 0.0)
+        self.out.free[which] = free
+        self.converged[which] = result.converged
+
+    def agrees(self, which, nodes):
+        """As in `marginal_fit`: more nodes change neither the value nor any parameter to speak of."""
+        x = self.x[which]
+        value, gradient, hessian = self.at(which, x, nodes)
+        kept = self.all_free & ~(self.even & (np.abs(x) < NOTHING))
+        both = kept[:, :, None] & kept[:, None, :]
+        information = np.where(both, -hessian, 0.0) + np.eye(x.shape[1]) * ~kept[:, :, None]
+        inverse = np.linalg.pinv(information, hermitian=True)
+        step = np.einsum("bij,bj->bi", inverse, np.where(kept, gradient, 0.0))
+        errors = np.sqrt(np.maximum(np.einsum("bii->bi", inverse), 1e-300))
+        largest = np.max(np.abs(step) / errors, axis=1)
+        return (np.abs(value - self.out.value[which]) < 1e-3) & (largest < 0.01)
+
+    def settle(self):
+        """Hold at zero what is as good there, and put off what takes more than that."""
+        a = self.open()
+        size = np.abs(self.x[a][:, self.part][:, self.covariance.diagonal])
+        # The fit without random effects is within this of its optimum.
+        rival = (size < LITTLE).any(1) | (self.glm.value[a] + _LOOSE > self.out.value[a])
+        if self.S > 1:
+            self.again[a] = ~self.converged[a] | rival | self._turned(a)
+            return
+        self.again[a] = ~self.converged[a] & ~rival
+        a = a[rival]
+        if not len(a):
+            return
+        glm = self.climb_glm(a, self.glm.x[a], self.tol)
+        value = self.out.value[a]
+        with np.errstate(invalid="ignore"):
+            as_good = (np.abs(self.x[a, self.p]) < NOTHING) & (glm.value >= value - 1e-10 * (1 + np.abs(value)))
+            zero = glm.converged & (as_good | (glm.value > value + 1e-9 * np.abs(glm.value)))
+        self.again[a] = ~self.converged[a] & ~zero
+        self._hold_at_zero(a[zero], BatchResult(**{name: array[zero] for name, array in vars(glm).items()}))
+
+    def _hold_at_zero(self, which, glm: BatchResult):
+        wide = lambda v: np.concatenate([v[..., : self.p], np.zeros((*v.shape[:-1], 1)), v[..., self.p :]], -1)
+        tall = np.swapaxes(wide(np.swapaxes(wide(glm.hessian), 1, 2)), 1, 2)
+        free = np.tile(self.all_free, (len(which), 1))
+        free[:, self.p], self.out.singular[which] = False, True
+        self.jacobian[which] = np.eye(len(self.even))
+        self.store(which, replace(glm, x=wide(glm.x), hessian=tall), free)
+
+    def _turned(self, a):
+        """Lanes whose factor has a negative diagonal."""
+        return (self.x[a][:, self.part][:, self.covariance.diagonal] < 0).any(1)
+
+    def check_growth(self):
+        """Random effects of a size beyond any that the link can show are fitted again, for the reason."""
+        a = self.open()
+        if self.S == 1:
+            self.out.psi[a, self.p] = np.abs(self.out.psi[a, self.p])
+        if self.S == 1 and self.family.link in BOUNDED_LINKS:
+            # z is scaled to unit mean square.
+            self.again[a] |= ~(np.abs(self.out.psi[a, self.p]) < LARGEST_SD)
+
+    def finish(self, n_agq, auto):
+        """Fit one by one what the batch could not."""
+        for i in np.flatnonzero(self.again):
+            if self.out.reasons[i] is None:
+                self.attempt(i, lambda i=i: self._fit_alone(i, n_agq, auto))
+
+    def _fit_alone(self, i, n_agq, auto):
+        design = jax.device_put(self.batch.lane(i))
+        out = self.out
+        glm, groups = fit_glm(self.family, design, self.intercept, names=self.names, tol=self.tol)
+        if not self.S:
+            psi, free, hessian, value = glm.x, self.all_free, glm.hessian, glm.value
+            converged, reason, decrement, evaluations = glm.converged, glm.reason, glm.decrement, glm.iterations + 1
+        else:
+            solution = fit_marginal(
+                self.family, design, glm, groups, n_agq=n_agq, auto=auto, tol=self.tol,
+                max_iterations=self.max_iterations,
+            )  # fmt: skip
+            told = solution.convergence
+            psi, free, hessian, value = solution.psi, solution.free, solution.hessian, solution.value
+            converged, reason, decrement, evaluations = told.converged, told.reason, told.decrement, told.iterations
+            out.n_agq[i], out.singular[i] = told.n_agq or 0, told.singular
+        out.psi[i], out.free[i], out.hessian[i], out.value[i] = psi, free, hessian, value
+        out.decrement[i] = max(decrement, 0.0)
+        out.evaluations[i] += evaluations
+        if not converged:
+            raise ConvergenceError(f"the optimiser stopped ({reason}) with a Newton decrement of {decrement:.2g}")
