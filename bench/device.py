@@ -89,11 +89,11 @@ def _operations(device, arrays, dtype):
     width = np.dtype(dtype).itemsize
     rows, whole = design.y.nbytes, design.X.nbytes + 5 * design.y.nbytes
     total = jax.jit(lambda d, v: map_groups(lambda t, h, r, _: ((), t(r[0])), d.index, (v,))[1])
+    beta = psi[np.array([*range(p), -1])]
     value = lambda nodes: lambda d, s, x: evaluate(family, d, nodes, x, s)[:3]
     return {
         "group totals": (total, (design, design.y), 2 * rows),
-        "GLM: value, gradient, Hessian": (lambda d, x: evaluate_glm(family, d, x)[:3], (design, psi[np.array([*range(p), -1])]),
-                                          whole - rows),
+        "GLM: value, gradient, Hessian": (lambda d, x: evaluate_glm(family, d, x)[:3], (design, beta), whole - rows),
         "Laplace: value, gradient, Hessian": (value(laplace), (design, start, psi), whole),
         "9 nodes: value, gradient, Hessian": (value(nine), (design, start, psi), whole),
         "posterior": (lambda d, s, x: posterior_moments(family, d, nine, x, s)[2:4], (design, start, psi),
