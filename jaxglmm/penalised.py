@@ -101,7 +101,7 @@ def estimate_penalised(
     terms = () if prior is None else prior_terms(prior, frame)
     problem, weights = lay_out(frame, family, penalty, terms, estimated=theta is None)
     log_prior = None
-    if terms:
+    if terms and problem.design is not None:
         covariance = problem.design.terms[0].covariance if frame.terms else None
         log_prior = LogPrior(terms, problem.scaling, covariance)
     solution, found = fit_penalised(
