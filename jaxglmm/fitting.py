@@ -21,7 +21,7 @@ from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
 from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from jaxglmm.design.rows import RowDesign
 
 
+# With fewer rows in the median level of the largest of several factors Laplace's approximation is warned of.
+_FEW_ROWS = 10
 METHODS = ("auto", "laplace", "agq", "joint")
 PRECISIONS = ("double", "mixed", "single")
 # Newton decrement at which a fit in single precision stops: a three-hundredth of a standard error.
@@ -328,17 +330,40 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
     frame, design = problem.frame, problem.rows
-    if n_agq not in (None, 1) or (method == "agq" and n_agq is None):
-        raise NotYetError(
-            "quadrature takes one grouping factor for now; with several use method='laplace', or leave method out"
-        )
+    nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
     if factors is not None:
         factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
     solution = fit_several(
         problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
-        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint", **options,
+        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint",
+        quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
     )  # fmt: skip
+    counts = np.bincount(design.terms[design.order[0]].codes)
+    if nodes == 1 and method != "joint" and np.median(counts) < _FEW_ROWS:
+        solution.convergence.warnings.append(_few_rows_warning(frame.terms[design.order[0]].group, counts, design))
     return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
+
+
+def _nested_quadrature(problem, nodes):
+    from jaxglmm.objectives.nested_quadrature import NestedQuadrature
+
+    frame, design, scaling = problem.frame, problem.rows, problem.scaling
+    finest = design.order[0]
+    term = frame.terms[finest]
+    tiles, layout = make_design(
+        frame.y, frame.X, weights=frame.weights, offset=frame.offset, codes=term.codes, n_groups=len(term.levels),
+        z=term.z, blocks=term.blocks, scaling=replace(scaling, z_scale=design.terms[finest].z_scale),
+    )  # fmt: skip
+    rule = padded_nodes(nodes, 1)
+    return NestedQuadrature(problem.family, design, jax.device_put(tiles), layout, term.codes, rule)
+
+
+def _few_rows_warning(group, counts, design):
+    remedy = "method='agq' integrates its effects by quadrature" if design.nested else "read its variance with care"
+    return (
+        f"{group!r} has {np.median(counts):g} rows in its median level: Laplace's approximation is biased for so few, "
+        f"towards small variances; {remedy}"
+    )
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):
