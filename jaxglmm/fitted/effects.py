@@ -122,12 +122,11 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     if not factor.any():
         return out
     prior = Prior(np.zeros(S), factor)
-    layout = None if problem.design is None else (problem.design.index, problem.layout)
     # An average over parameters needs no digits: one program serves all of them.
     nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=x is not at.x)
     found = posteriors(
-        family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=problem.frame.X, V=V[:m, :m],
-        entries=entries,
+        family, float(x[-1]), history, prior, nodes, layout=problem.storage, start=start, X=problem.frame.X,
+        V=V[:m, :m], entries=entries,
     )  # fmt: skip
     normal = is_normal(family)
     for groups, p in found:
