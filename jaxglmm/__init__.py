@@ -46,6 +46,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .ops.native import native_status as native_status
     from .path_result import Path as Path
     from .paths import fit_path as fit_path
+    from .pooling import ShrinkageComparison as ShrinkageComparison, compare_shrinkage as compare_shrinkage
 
 _EXPORTS = {  # module -> its public names
     "batch": ("fit_each", "fit_many"),
@@ -75,6 +76,7 @@ _EXPORTS = {  # module -> its public names
     "ops.native": ("native_status",),
     "path_result": ("Path",),
     "paths": ("fit_path",),
+    "pooling": ("ShrinkageComparison", "compare_shrinkage"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -12,7 +12,7 @@ from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.factor_products import FactorProducts, factor_products
-from jaxglmm.design.groups import Layout
+from jaxglmm.design.groups import GroupIndex, Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
@@ -65,11 +65,18 @@ class Problem:
     cross: CrossProducts | FactorProducts | None = None
     rows: "RowDesign | None" = None
 
+    @property
+    def storage(self) -> tuple[GroupIndex, Layout] | None:
+        """Index and layout of the rows, where there are some and one device has them all."""
+        if self.design is None or self.layout is None or self.design.index.mesh is not None:
+            return None
+        return self.design.index, self.layout
+
 
 def fit(
     formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
     penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double",
-    solver="auto", tol=1e-12, max_iterations=100, progress=None, throw=True,
+    solver="auto", devices=None, tol=1e-12, max_iterations=100, progress=None, throw=True,
 ) -> Fit:  # fmt: skip
     """Fit a generalized linear mixed model.
 
@@ -115,6 +122,8 @@ def fit(
     solver : {"auto", "separable", "schur", "krylov"}
         With several grouping factors, how systems with all effects are solved; by default as the data's structure
         calls for, which `fit.convergence.solver` tells.
+    devices : sequence of jax.Device, optional
+        Spread the groups over these devices (one grouping factor, responses that are not Gaussian).
     tol : float
         Newton decrement at which to stop.
     max_iterations : int
@@ -147,6 +156,8 @@ def fit(
     framed = laid_out = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
         if penalty is not None or prior is not None:
+            if devices is not None:
+                raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")
             from jaxglmm.penalised import estimate_penalised
 
             problem, estimate, posteriors = estimate_penalised(
@@ -154,7 +165,7 @@ def fit(
                 max_iterations=max_iterations,
             )  # fmt: skip
         else:
-            problem = make_problem(frame, family, estimated=theta is None, precision=precision)
+            problem = make_problem(frame, family, estimated=theta is None, precision=precision, devices=devices)
             tol = max(tol, _SINGLE_TOLERANCE) if precision == "single" else tol
             laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
@@ -192,13 +203,17 @@ def check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
     if precision not in PRECISIONS:
         raise DataError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; found {precision!r}")
+    if precision != "double" and (penalty is not None or prior is not None):
+        raise NotYetError(f"penalty= and prior= take precision='double' for now; found {precision!r}")
     if reml and (penalty is not None or prior is not None):
         raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
-def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double") -> Problem:
+def make_problem(
+    frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double", devices=None
+) -> Problem:
     """Check the columns and lay the rows out.
 
     Parameters
@@ -209,6 +224,8 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision
         Whether the covariance of the random effects is to be estimated; some data can only serve one that is held.
     precision : {"double", "mixed", "single"}
         As in `fit`.
+    devices : sequence of jax.Device, optional
+        To spread the groups over.
 
     Raises
     ------
@@ -219,6 +236,10 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision
     found = moments(X, frame.weights)
     check_frame(frame, family, estimated=estimated, found=found)
     linear = (family.name, family.link) == ("gaussian", "identity")
+    if devices is not None and (linear or len(frame.terms) != 1):
+        raise NotYetError(
+            "devices= spreads the groups of one factor, for responses that are not Gaussian; leave it out here"
+        )
     if len(frame.terms) > 1 and not linear:
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
@@ -238,12 +259,13 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
+    mesh = None if devices is None else jax.sharding.Mesh(np.asarray(devices), ("groups",))
     design, layout = make_design(
         frame.y, X, scaling=scaling, constant=constant, dtype=np.float64 if precision == "double" else np.float32,
-        single=precision == "single", **rows,
+        single=precision == "single", mesh=mesh, **rows,
     )  # fmt: skip
     design = replace(design, constant=np.asarray(constant, np.float64))
-    if design.X.nbytes > _PLACED_BYTES:
+    if mesh is None and design.X.nbytes > _PLACED_BYTES:
         # The arrays are aligned and nobody else's: JAX takes them over without a copy.
         design = jax.device_put(design, may_alias=True)
     return Problem(frame, family, scaling, design, layout)

@@ -159,8 +159,8 @@ def with_slopes(state: State, problem, x: np.ndarray | None = None) -> Iterator[
     if not factor.any():
         return
     prior, history = Prior(np.zeros(S), factor), history_of(problem.frame, 0, x[: at.p])
-    layout = None if problem.design is None else (problem.design.index, problem.layout)
     nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=coarse)
     yield from posteriors(
-        family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=problem.frame.X, entries=entries
-    )
+        family, float(x[-1]), history, prior, nodes, layout=problem.storage, start=start, X=problem.frame.X,
+        entries=entries,
+    )  # fmt: skip

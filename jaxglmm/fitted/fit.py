@@ -242,9 +242,7 @@ class Fit:
                 f"{what} needs the rows of the fit, which this saved model does not hold: pass data=, or save the fit "
                 "with rows=True"
             )
-        problem = self._problem
-        layout = None if problem.design is None else (problem.design.index, problem.layout)
-        return history_of(problem.frame, 0, self.state.estimate.beta), layout
+        return history_of(self._problem.frame, 0, self.state.estimate.beta), self._problem.storage
 
     def rank(
         self, group: str | None = None, *, term: str | None = None, top: float | int | None = None, alpha: float = 0.1,
