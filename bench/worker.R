@@ -33,6 +33,7 @@ if (!is.null(arrays$X)) {
   frame <- as.data.frame(arrays$X[, -1, drop = FALSE])
   names(frame) <- sprintf("x%d", seq_along(frame))
   arrays$frame <- cbind(y = arrays$y, g = factor(arrays$g), frame)
+  if (!is.null(arrays$h)) arrays$frame$h <- factor(arrays$h)
 }
 run <- tryCatch(get(arguments[1])(arrays, spec), error = function(e) NULL)
 if (is.null(run)) {
