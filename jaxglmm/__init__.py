@@ -38,6 +38,13 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
         Poisson as Poisson,
     )
     from .model.penalties import ElasticNet as ElasticNet, Lasso as Lasso, Ridge as Ridge
+    from .model.priors import (
+        GammaPrior as GammaPrior,
+        HalfCauchyPrior as HalfCauchyPrior,
+        HalfStudentPrior as HalfStudentPrior,
+        NormalPrior as NormalPrior,
+        StudentPrior as StudentPrior,
+    )
     from .objectives.gaussian import GaussianMarginal as GaussianMarginal
     from .objectives.joint import JointLikelihood as JointLikelihood
     from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
@@ -68,6 +75,7 @@ _EXPORTS = {  # module -> its public names
     "inference.anova": ("anova",),
     "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
     "model.penalties": ("ElasticNet", "Lasso", "Ridge"),
+    "model.priors": ("GammaPrior", "HalfCauchyPrior", "HalfStudentPrior", "NormalPrior", "StudentPrior"),
     "objectives.gaussian": ("GaussianMarginal",),
     "objectives.joint": ("JointLikelihood",),
     "objectives.laplace": ("LaplaceMarginal",),

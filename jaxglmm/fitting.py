@@ -11,13 +11,14 @@ from jaxglmm.design.checks import check_frame
 from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
-from jaxglmm.design.factor_products import FactorProducts, factor_products
+from jaxglmm.design.factor_products import FactorProducts, dense_order, factor_products
 from jaxglmm.design.groups import GroupIndex, Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
+from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
@@ -109,6 +110,12 @@ def fit(
         criterion. Standard errors are then those of the penalised information for ridge (the posterior's under the
         normal prior that ridge is; they leave out the bias), and NaN for a lasso or elastic net. `fit.loglik` is the
         log-likelihood without the penalty, `fit.df` the effective number of parameters.
+    prior : dict, optional
+        {name: prior}: of a column, or of all fixed effects but the intercept under "beta", a `jg.NormalPrior` or
+        `jg.StudentPrior`; of the standard deviations of a grouping factor's effects, or of all under "sd", a
+        `jg.HalfStudentPrior`, `jg.HalfCauchyPrior` or `jg.GammaPrior`, which keeps them from zero. The fit is at the
+        posterior mode of (beta, sds, dispersion), flat in what has no prior, and standard errors come from the
+        curvature there. `fit.loglik` is the log-likelihood alone.
     theta : dict, optional
         Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
     levels : dict, optional
@@ -235,12 +242,12 @@ def make_problem(
     X = Columns(frame.columns, len(frame.weights))
     found = moments(X, frame.weights)
     check_frame(frame, family, estimated=estimated, found=found)
-    linear = (family.name, family.link) == ("gaussian", "identity")
+    linear = _linear(family)
     if devices is not None and (linear or len(frame.terms) != 1):
         raise NotYetError(
             "devices= spreads the groups of one factor, for responses that are not Gaussian; leave it out here"
         )
-    if len(frame.terms) > 1 and not linear:
+    if len(frame.terms) > 1 and (not linear or dense_order(frame.terms) > DENSE_LIMIT):
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
         scaling = column_scaling(X, frame.weights, None, found)
@@ -295,6 +302,11 @@ def estimate_problem(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
     if problem.rows is not None:
+        if reml:
+            raise NotYetError(
+                f"REML is computed from a dense matrix of order {DENSE_LIMIT:,} at most, and beside the factor with "
+                f"most levels there are {dense_order(frame.terms):,} effects: use reml=False"
+            )
         return _estimate_several(
             problem, method, n_agq, factors, solver, tol=tol, max_iterations=max_iterations, callback=callback
         )
@@ -352,7 +364,9 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
     frame, design = problem.frame, problem.rows
+    exact = _linear(problem.family)  # Laplace's approximation to a normal integral is the integral
     nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
+    nodes = 1 if exact else nodes
     if factors is not None:
         factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
     solution = fit_several(
@@ -361,9 +375,16 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
         quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
     )  # fmt: skip
     counts = np.bincount(design.terms[design.order[0]].codes)
-    if nodes == 1 and method != "joint" and np.median(counts) < _FEW_ROWS:
+    if nodes == 1 and method != "joint" and not exact and np.median(counts) < _FEW_ROWS:
         solution.convergence.warnings.append(_few_rows_warning(frame.terms[design.order[0]].group, counts, design))
-    return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
+    estimate = several_estimate(problem, solution, joint=method == "joint")
+    if exact:
+        estimate = replace(estimate, method="ml", n_agq=None)
+    return estimate, several_posteriors(problem, solution)
+
+
+def _linear(family) -> bool:
+    return (family.name, family.link) == ("gaussian", "identity")
 
 
 def _nested_quadrature(problem, nodes):

@@ -221,6 +221,14 @@ def test_loglik_is_the_dense_one_and_its_maximum():
             assert other.varcorr[0]["sd"] == pytest.approx(sd * step**0.5 if group == "school" else sds["school"])
 
 
+def test_without_fixed_effects():
+    data = classes()
+    fit = jg.fit("y ~ 0 + (1 | school) + (1 + x | rater)", data, weights="w", reml=True)
+    assert fit.fixef == {} and fit.convergence.converged
+    ml = jg.fit("y ~ 0 + (1 | school) + (1 + x | rater)", data, weights="w")
+    assert fit.loglik == pytest.approx(ml.loglik, abs=1e-9)  # nothing is integrated out
+
+
 def test_predictions_for_any_subset_of_known_factors():
     fit, data = marked(), classes()
     known = data.iloc[[100]][["x", "school", "pupil", "rater"]]
