@@ -12,8 +12,9 @@ from jaxglmm.fitted.effects import Kept, effects_of, intervals
 from jaxglmm.fitted.history import history_of
 from jaxglmm.fitted.posterior import check_level, ranef_table, term_index, variance_table
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
-from jaxglmm.fitted.scoring import only_factor, score_table
+from jaxglmm.fitted.scoring import only_factor, score_table, update_table
 from jaxglmm.fitted.state import State, state_of
+from jaxglmm.fitted.tables import native_table
 from jaxglmm.fitted.vcov import Vcov
 
 
@@ -241,9 +242,7 @@ class Fit:
                 f"{what} needs the rows of the fit, which this saved model does not hold: pass data=, or save the fit "
                 "with rows=True"
             )
-        problem = self._problem
-        layout = None if problem.design is None else (problem.design.index, problem.layout)
-        return history_of(problem.frame, 0, self.state.estimate.beta), layout
+        return history_of(self._problem.frame, 0, self.state.estimate.beta), self._problem.storage
 
     def rank(
         self, group: str | None = None, *, term: str | None = None, top: float | int | None = None, alpha: float = 0.1,
@@ -257,7 +256,40 @@ class Fit:
             r_values=r_values, data=data,
         )  # fmt: skip
 
-    def score(self, history, *, interval: float | None = None) -> Any:
+    @property
+    def has_rows(self) -> bool:
+        """Whether the fit has its rows: it was made in this process, or saved with `rows=True`."""
+        return self._problem is not None or self._kept.history is not None
+
+    def update(self, rows, *, interval: float | None = None) -> Any:
+        """Posteriors of members after further rows, the parameters of this fit frozen.
+
+        For members of the fit the new rows come on top of what it knows of them: exactly where it has its rows
+        (`has_rows`) or responses are Gaussian; otherwise a normal prior of conditional mode and curvature stands for
+        their earlier rows, which is an approximation. A pandas table says which in `attrs["update"]`. Other members
+        start from N(0, Sigma).
+
+        Parameters
+        ----------
+        rows : table, mapping of arrays or path
+        interval : float, optional
+            Level of the posterior intervals `lower`, `upper`.
+
+        Returns
+        -------
+        table of the kind of `rows`
+            The members of `rows`, columns as of `score`; `n` counts all rows of a member.
+
+        Raises
+        ------
+        DataError
+            Naming the column.
+        """
+        if interval is not None:
+            check_level(interval)
+        return update_table(self, rows, interval)
+
+    def score(self, history, *, interval: float | None = None, out=None) -> Any:
         """Posteriors of members from their own rows, with the parameters of this fit frozen.
 
         Members need not have been in the fit; those who were are scored from the rows of `history` alone.
@@ -265,14 +297,16 @@ class Fit:
         Parameters
         ----------
         history : table, mapping of arrays or path
-            Rows with the response and all columns of the formula. For files beyond memory see
-            `jaxglmm.fitted.stream.score_file`.
+            Rows with the response and all columns of the formula.
         interval : float, optional
             Level of the posterior intervals `lower`, `upper`.
+        out : path, optional
+            A .parquet or .csv file to write instead of returning a table. `history` is then a file of any length, read
+            in chunks; what was done before a crash is not done again (see `jaxglmm.fitted.stream.score_file`).
 
         Returns
         -------
-        table of the kind of `history`
+        table of the kind of `history`, or None with `out`
             One row a member and effect, sorted: `level`, `term`, `n`, `estimate`, `sd`, `mean`, `sd_mean`,
             `reliability`; see `ranef`.
 
@@ -283,13 +317,17 @@ class Fit:
         """
         if interval is not None:
             check_level(interval)
+        if out is not None:
+            from jaxglmm.fitted.stream import score_file
+
+            return score_file(self.state, history, out, interval=interval)
         return score_table(self.state, history, interval)
 
     # --- Predictions ---------------------------------------------------------------------------------------
 
     def predict(
-        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate"
-    ) -> np.ndarray:
+        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate", uncertainty=True
+    ) -> Any:
         """Predict rows.
 
         Parameters
@@ -302,16 +340,20 @@ class Fit:
             On the response scale: "conditional" is the posterior mean of mu given the estimates; "mode" plugs in the
             conditional modes (lme4's predict); "marginal" averages mu over N(0, Sigma) in every row; "population"
             sets b = 0. On the link scale the first two use the conditional modes and the others b = 0.
-        interval : None
-            Not available yet.
+        interval : float, optional
+            Level of intervals for mu or eta, such as 0.95, with what is not known of a row's group in them: the
+            posterior of a known level's effect, N(0, Sigma) for new levels and under "marginal"; see
+            `jaxglmm.fitted.predict_intervals.ends`.
         new_levels : {"integrate", "population", "error"}
             Rows whose group the fit has not seen: averaged over N(0, Sigma) on the response scale (b = 0 on the link
             scale), b = 0, or an error.
+        uncertainty : bool
+            Whether intervals hold the uncertainty of the parameters.
 
         Returns
         -------
-        (m,)
-            NaN in rows with a missing value.
+        (m,), or a table of the caller's kind
+            NaN in rows with a missing value. With an interval a table of `prediction`, `lower` and `upper`.
 
         Raises
         ------
@@ -323,7 +365,13 @@ class Fit:
             rows = training_rows(self._training("predict() without new rows"), self.state.estimate.beta)
         else:
             rows = new_rows(self.state, new, groups=effects != "population")
-        return predict_rows(self.state, rows, kind, effects, new_levels)
+        found = predict_rows(self.state, rows, kind, effects, new_levels)
+        if interval is None:
+            return found
+        from jaxglmm.fitted.predict_intervals import ends
+
+        lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty)
+        return native_table(self.state.native, {"prediction": found, "lower": lower, "upper": upper})
 
     @cached_property
     def fitted(self) -> np.ndarray:

@@ -12,12 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxglmm.design.rows import RowDesign
+from jaxglmm.errors import SeparationError
 from jaxglmm.modes.solver import AbstractSolver
+from jaxglmm.objectives.nested_quadrature import NestedQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.marginal_fit import base_factor, check_separation, maximise_free
 from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.several_sample import sample_levels
 
 
 # Differences of the gradient, relative to the size of the parameter: their error is of the square of this.
@@ -31,6 +34,7 @@ _TRUSTED, _NEAR, _MANY_ROWS = 0.1, 1e-6, 100_000
 _NOTHING, _LITTLE, _FIRST_STEPS = 1e-2, 0.1, 40
 # Decrement at which to stop where each evaluation is costly or estimated: a ten-thousandth of a standard error.
 _COARSE = 1e-8
+_SAMPLE_TOLERANCE = 1e-3
 _BOUNDED_LINKS, _LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
@@ -48,7 +52,9 @@ class SeveralSolution:
         Of the value, in psi.
     factors : list of (S, S)
         Lambda of each term, for scaled z.
+    value : float
     evaluation : SeveralEvaluation
+        By Laplace's approximation, whatever was maximised.
     convergence : Convergence
     """
 
@@ -56,13 +62,14 @@ class SeveralSolution:
     free: np.ndarray
     hessian: np.ndarray
     factors: list[np.ndarray]
+    value: float
     evaluation: SeveralEvaluation
     convergence: Convergence
 
 
 def fit_several(
     family, design: RowDesign, solver: AbstractSolver, intercept, *, names, groups, factors=None, determinant=True,
-    tol=1e-12, max_iterations=100, callback=None,
+    quadrature: NestedQuadrature | None = None, tol=1e-12, max_iterations=100, callback=None,
 ) -> SeveralSolution:  # fmt: skip
     """Fit by Laplace's approximation.
 
@@ -78,6 +85,8 @@ def fit_several(
         Hold each Lambda (for scaled z) here.
     determinant : bool
         False for the joint likelihood.
+    quadrature : NestedQuadrature, optional
+        The likelihood to maximise in place of Laplace's, which then only says where to begin.
 
     Raises
     ------
@@ -85,37 +94,60 @@ def fit_several(
         When a direction in the columns predicts the response perfectly.
     """
     search = _Search(family, design, solver.cheap, determinant, tol, max_iterations, callback)
-    glm = search.fit_glm(intercept, names)
-    free = search.all_free()
+    free, scores = search.all_free(), {}
+    x = _sampled_start(search, intercept, names) if factors is None and determinant else None
     if factors is not None:
         free[search.varied] = False
-        result = search.climb(search.with_factors(glm.x, factors), free)
-        scores = {}
-    else:
-        start = search.start(glm)
-        result = search.climb(start, free, steps=min(_FIRST_STEPS, max_iterations))
+        x = search.with_factors(search.fit_glm(intercept, names).x, factors)
+    elif x is None:
+        x = search.start(search.fit_glm(intercept, names))
+    steps = min(_FIRST_STEPS, max_iterations)
+    result = search.climb(x, free, steps=steps)
+    if quadrature is not None:
+        result = search.climb(search.use_quadrature(quadrature, result.x, free), free, steps=steps)
+    if factors is None:
         result, free, scores = search.settle(result, groups)
     hessian = search.final_hessian(result.x, free)
-    if solver.cheap is not solver:
+    if solver.cheap is not solver and quadrature is None:
         search.refine_with(solver)
     result = search.certify(result, hessian, free)
-    e = search.at(result.x)
+    value, e = search.at(result.x).value, search.laplace(result.x)
     convergence = Convergence(
         converged=result.converged,
         reason=result.reason,
         decrement=float(max(result.decrement, 0.0)),
         iterations=search.evaluations,
         passes=float(search.evaluations),
-        n_agq=1 if determinant else None,
+        n_agq=None if not determinant else 1 if quadrature is None else int(quadrature.nodes.count),
+        gap=None if quadrature is None else value - e.value,
         singular=factors is None and not free[search.varied].all(),
         solver=f"{solver.name}: {solver.reason}",
         loglik_se=e.value_se,
         scores_at_zero=scores,
     )
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
-    solution = SeveralSolution(psi, free, back.T @ hessian @ back, search.factors(result.x), e, convergence)
+    hessian = back.T @ hessian @ back
+    solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
     _check_growth(family, design, solution, groups)
     return solution
+
+
+def _sampled_start(search, intercept, names):
+    """The estimate from a sample, whose Hessian serves the first steps; None where there is no sample, or none good."""
+    sample = sample_levels(search.design)
+    if sample is None:
+        return None
+    part = _Search(search.family, sample, search.solver, True, _SAMPLE_TOLERANCE, search.max_iterations, None)
+    try:
+        glm = part.fit_glm(intercept, names)
+    except SeparationError:  # in the sample, which says nothing of all rows
+        return None
+    free = part.all_free()
+    result = part.climb(part.start(glm), free)
+    if not result.converged or np.abs(result.x[search.even]).min() < _LITTLE:
+        return None
+    search.jacobian = part.jacobian
+    return search.begin(result.x, part.hessian(result.x) * len(search.design.y) / len(sample.y))
 
 
 def _check_growth(family, design, solution, groups):
@@ -161,8 +193,14 @@ class _Search:
         self._last: tuple[bytes, SeveralEvaluation] | None = None
         self._model: _Model | None = None
         self.refining = False
+        self.quadrature: NestedQuadrature | None = None
 
     # --- Coordinates -------------------------------------------------------------------------------------------
+
+    def begin(self, x, hessian):
+        """x, with a Hessian that is about right there."""
+        self._model = _Model(x, self.gradient(self.at(x)), hessian, False)
+        return x
 
     def all_free(self):
         return np.append(np.ones(self.m - 1, bool), self.family.dispersion_name is not None)
@@ -208,6 +246,17 @@ class _Search:
         return e
 
     def _evaluate(self, x, u, solver=None):
+        if self.quadrature is not None:
+            psi = self.psi(x)
+            self.evaluations += 1
+            return self.quadrature.evaluate(psi[: self.p], self._matrices(psi), psi[-1], u)
+        return self._laplace(x, u, solver)
+
+    def laplace(self, x) -> SeveralEvaluation:
+        """By Laplace's approximation, whatever is maximised."""
+        return self.at(x) if self.quadrature is None else self._laplace(x, self._all_modes)
+
+    def _laplace(self, x, u, solver=None):
         psi = self.psi(x)
         self.evaluations += 1
         return evaluate_several(
@@ -229,9 +278,10 @@ class _Search:
         e = self.at(x) if cheap is self.solver else self._evaluate(x, self.u, cheap)
         gradient = self.gradient(e)
         H = np.zeros((self.m, self.m))
-        few = exact and cheap.exact and self.design.X.size <= _FEW_ENTRIES
+        few = exact and (self.quadrature is not None or (cheap.exact and self.design.X.size <= _FEW_ENTRIES))
         if not few:
-            H[: self.p, : self.p] = fixed_hessian(self.design, e, self.factors(x), trace=exact and self.determinant)
+            base = e if self.quadrature is None else self.laplace(x)
+            H[: self.p, : self.p] = fixed_hessian(self.design, base, self.factors(x), trace=exact and self.determinant)
         step, free = self._steps(x), self.all_free()
         for j in range(0 if few else self.p, self.m):
             if free[j]:
@@ -282,6 +332,13 @@ class _Search:
             if move @ -known.hessian[np.ix_(free, free)] @ move < _NEAR:
                 return known.hessian
         return self.hessian(x, exact=True)
+
+    def use_quadrature(self, quadrature, x, free):
+        """Maximise another likelihood from here on; x with variances that are far enough from zero to be moved."""
+        parts = self.design.split(self.u)
+        self._all_modes, self.u = self.u, np.concatenate([parts[t].ravel() for t in quadrature.coarser])
+        self.quadrature, self._last, self._model = quadrature, None, None
+        return np.where(self.even & free, np.maximum(np.abs(x), _SMALLEST), x)
 
     def refine_with(self, solver):
         """Use another solver from here on, with the Hessian that is known."""
