@@ -75,6 +75,10 @@ def test_reverse_over_reverse_and_batches(x64):
     value = lambda beta: jg.AdaptiveQuadrature(family, nodes)(Params(beta, params.theta, params.log_dispersion), design)
     beta = jnp.asarray(params.beta)
     forward = jax.jit(jax.jacfwd(jax.grad(value)))(beta)
+    of_all = lambda p: jg.AdaptiveQuadrature(family, nodes)(p, design)
+    everywhere = [jax.jit(second(jax.grad(of_all)))(params) for second in (jax.jacfwd, jax.jacrev)]
+    for a, b in zip(*map(jax.tree.leaves, everywhere), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(jax.jit(jax.jacrev(jax.jacrev(value)))(beta), forward, rtol=1e-12)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.jacfwd(value)))(beta), forward, rtol=1e-12)
     betas = jnp.stack([beta, beta + 0.2, -beta])

@@ -76,7 +76,7 @@ def group_push(
     rows, terms = normaliser(family, weight, log_phi)
 
     def push(direction):
-        t_eta, t_unknowns = direction
+        t_eta, t_unknowns = direction[: eta.size], direction[eta.size :]
 
         def shapes(t_eta, t_unknowns, eta, y, weight, z, unknowns):
             row = t_eta + eta + y + weight + z[0] + t_unknowns[-1] + unknowns[-1]
@@ -88,12 +88,13 @@ def group_push(
             eta, y, weight, z, jnp.zeros_like(z), *storage(index), unknowns, *rule, t_eta, t_unknowns,
             **_settings(family, determinant, index),
         )  # fmt: skip
-        return pushed, of_unknowns.at[-1].add(rows * terms[2] * t_unknowns[-1])
+        return jnp.concatenate([pushed, of_unknowns.at[-1].add(rows * terms[2] * t_unknowns[-1])])
 
-    # Linear in the direction, and symmetric: JAX is told so by stating it as the solution of a symmetric linear system.
-    direction = (t_eta, _unknowns(t_factor, t_phi))
-    pushed, of_unknowns = lax.custom_linear_solve(lambda x: x, direction, lambda _, b: push(b), symmetric=True)
-    return (pushed, *_split(of_unknowns, S))
+    # Linear in the direction, and symmetric: JAX is told so by stating it as the solution of a symmetric linear system,
+    # of one vector, since JAX transposes a system only where all of its right-hand side is linear.
+    direction = jnp.concatenate([t_eta, _unknowns(t_factor, t_phi)])
+    pushed = lax.custom_linear_solve(lambda x: x, direction, lambda _, b: push(b), symmetric=True)
+    return (pushed[: eta.size], *_split(pushed[eta.size :], S))
 
 
 def _unknowns(factor, log_phi):
@@ -104,7 +105,8 @@ def _unknowns(factor, log_phi):
 
 def _split(unknowns, S):
     columns, rows = np.triu_indices(S)
-    return jnp.zeros((S, S), unknowns.dtype).at[rows, columns].set(unknowns[:-1]), unknowns[-1]
+    factor = jnp.zeros((S, S), unknowns.dtype).at[rows, columns].set(unknowns[:-1], unique_indices=True)
+    return factor, unknowns[-1]
 
 
 def _rule(nodes, count):

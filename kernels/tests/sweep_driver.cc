@@ -91,6 +91,8 @@ std::vector<double> evaluate(const Problem& q, int threads) {
 template <typename T>
 bool check(Family family, int64_t effects, int64_t per_effect, bool group_modes) {
   Data<T> data(effects);
+  if (family == Family::gamma)
+    for (T& y : data.y) y += 1;
   const bool narrow = sizeof(T) == 4;
   const auto column = [&](const std::vector<T>& v) { return Column{v.data(), narrow}; };
   const auto to = [&](std::vector<T>& v) { return MutableColumn{v.data(), narrow}; };
