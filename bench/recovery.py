@@ -17,7 +17,7 @@ COLUMNS, MATTER, TAU = 100, 10, 0.8
 
 
 def replicate(groups: int, seed: int, lambdas: int, cv: int) -> dict:
-    """One data set: true columns selected and others, the refit's sd, and which of the true columns' intervals cover."""
+    """One data set: true columns selected and others, the refit's sd, and how many true columns' intervals cover."""
     arrays = members(groups, columns=COLUMNS + 1, matter=MATTER, seed=seed, tau=TAU)
     data = {"y": arrays["y"], "g": arrays["g"]} | {f"x{j}": arrays["X"][j] for j in range(1, COLUMNS + 1)}
     text = "y ~ " + " + ".join(f"x{j}" for j in range(1, COLUMNS + 1)) + " + (1 | g)"
@@ -56,7 +56,7 @@ def main():
         covered, intervals = (sum(one[key] for one in every) for key in ("covered", "intervals"))
         print(
             f"{seed} of {options.replicates}: right {every[-1]['right']}, wrong {every[-1]['wrong']}, sd "
-            f"{every[-1]['sd']:.4f}; so far {covered} of {intervals} intervals cover ({covered / max(intervals, 1):.1%})",
+            f"{every[-1]['sd']:.4f}; so far {covered} of {intervals} cover ({covered / max(intervals, 1):.1%})",
             flush=True,
         )
 

@@ -27,7 +27,7 @@ def mixed(arrays, spec):
 def shrinkage(arrays, spec):
     """Ridge on one-hot groups at C = tau^2, from a sparse matrix that is prepared beforehand.
 
-    The other columns get the same penalty, which scikit-learn cannot tell apart; with these many rows it hardly matters.
+    The other columns get the same penalty, which scikit-learn cannot tell apart; with so many rows it hardly matters.
     """
     from scipy import sparse
 
