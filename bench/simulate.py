@@ -41,6 +41,31 @@ def members(
     return {"y": y, "X": X, "g": identifiers}
 
 
+def two_factors(
+    levels: tuple[int, int], rows: int, *, columns: int = 6, family: str = "gaussian", nested: bool = False,
+    sds: tuple[float, float] = (0.5, 0.5), seed: int = 0,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Rows of two grouping factors, crossed at random or the first nested in the second.
+
+    The columns are standard normal with coefficients 0.5, the first constant with coefficient 0; a random intercept of
+    each factor.
+
+    Returns
+    -------
+    dict
+        As `members`, with identifiers `h` (n,) of the second factor beside `g` of the first.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.append(np.arange(levels[0]), rng.integers(0, levels[0], rows - levels[0]))
+    second = first % levels[1] if nested else rng.permutation(np.arange(rows) % levels[1])
+    X = rng.standard_normal((columns, rows))
+    X[0] = 1.0
+    eta = 0.5 * X[1:].sum(0)
+    for codes, count, sd in zip((first, second), levels, sds, strict=True):
+        eta += sd * rng.standard_normal(count)[codes]
+    return {"y": _response(rng, family, eta), "X": X, "g": 1_000_003 + 7 * first, "h": 2_000_003 + 3 * second}
+
+
 def _response(rng, family, eta):
     """Draws with the family's own link, a log link for positive responses; dispersions are 2, and 1 for the normal."""
     if family == "binomial":

@@ -11,13 +11,14 @@ from jaxglmm.design.checks import check_frame
 from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
-from jaxglmm.design.factor_products import FactorProducts, factor_products
+from jaxglmm.design.factor_products import FactorProducts, dense_order, factor_products
 from jaxglmm.design.groups import GroupIndex, Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
+from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
@@ -94,7 +95,8 @@ def fit(
         `Binomial(link="probit")`.
     method : {"auto", "laplace", "agq", "joint"}
         "auto": exact for Gaussian responses; otherwise quadrature with as many nodes as make a difference for one or
-        two effects a group, and Laplace's approximation for more. "joint" maximises the joint likelihood of
+        two effects a group, and Laplace's approximation for more and for several grouping factors, where "agq"
+        integrates the finest of nested ones. "joint" maximises the joint likelihood of
         (beta, b) at a held `theta`, which is ridge regression on one-hot groups.
     n_agq : int, optional
         Nodes per effect for "agq"; 1 is Laplace.
@@ -241,12 +243,12 @@ def make_problem(
     X = Columns(frame.columns, len(frame.weights))
     found = moments(X, frame.weights)
     check_frame(frame, family, estimated=estimated, found=found)
-    linear = (family.name, family.link) == ("gaussian", "identity")
+    linear = _linear(family)
     if devices is not None and (linear or len(frame.terms) != 1):
         raise NotYetError(
             "devices= spreads the groups of one factor, for responses that are not Gaussian; leave it out here"
         )
-    if len(frame.terms) > 1 and not linear:
+    if len(frame.terms) > 1 and (not linear or dense_order(frame.terms) > DENSE_LIMIT):
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
         scaling = column_scaling(X, frame.weights, None, found)
@@ -301,6 +303,11 @@ def estimate_problem(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
     if problem.rows is not None:
+        if reml:
+            raise NotYetError(
+                f"REML is computed from a dense matrix of order {DENSE_LIMIT:,} at most, and beside the factor with "
+                f"most levels there are {dense_order(frame.terms):,} effects: use reml=False"
+            )
         return _estimate_several(
             problem, method, n_agq, factors, solver, tol=tol, max_iterations=max_iterations, callback=callback
         )
@@ -358,7 +365,9 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
     frame, design = problem.frame, problem.rows
+    exact = _linear(problem.family)  # Laplace's approximation to a normal integral is the integral
     nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
+    nodes = 1 if exact else nodes
     if factors is not None:
         factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
     solution = fit_several(
@@ -367,9 +376,16 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
         quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
     )  # fmt: skip
     counts = np.bincount(design.terms[design.order[0]].codes)
-    if nodes == 1 and method != "joint" and np.median(counts) < _FEW_ROWS:
+    if nodes == 1 and method != "joint" and not exact and np.median(counts) < _FEW_ROWS:
         solution.convergence.warnings.append(_few_rows_warning(frame.terms[design.order[0]].group, counts, design))
-    return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
+    estimate = several_estimate(problem, solution, joint=method == "joint")
+    if exact:
+        estimate = replace(estimate, method="ml", n_agq=None)
+    return estimate, several_posteriors(problem, solution)
+
+
+def _linear(family) -> bool:
+    return (family.name, family.link) == ("gaussian", "identity")
 
 
 def _nested_quadrature(problem, nodes):

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def compile_quickly() -> None:
-    """Have XLA compile without its optimisations in the tests' own processes.
+def compile_quickly() -> dict[str, str]:
+    """Have XLA compile without its optimisations in the tests' own processes; returns how, as an environment.
 
     Two thirds of the tests' time would be XLA's compiler at work on programs that then run for milliseconds. What an
     optimised program computes differs by rounding only, and every tolerance holds with either. Processes that tests
@@ -21,7 +21,7 @@ def compile_quickly() -> None:
     XLA_FLAGS set, `XLA_FLAGS= python -m pytest`, so is everything.
     """
     if "XLA_FLAGS" in os.environ:
-        return
+        return {}
     flags = ["--xla_backend_optimization_level=0"]
     if version("jaxlib").startswith("0.10."):  # a flag that jaxlib does not know ends the process
         flags.append("--xla_cpu_use_fusion_emitters=false")
@@ -29,10 +29,10 @@ def compile_quickly() -> None:
     import jax
 
     jax.devices()  # reads them
-    del os.environ["XLA_FLAGS"]
+    return {"XLA_FLAGS": os.environ.pop("XLA_FLAGS")}
 
 
-compile_quickly()
+COMPILER = compile_quickly()
 
 
 def pytest_report_header(config) -> str:
@@ -81,6 +81,12 @@ def reference_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"reference results: no folder {folder}; name theirs by JAXGLMM_REFERENCE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def same_compiler() -> dict[str, str]:
+    """Return the environment of a process that is to compute the same bits as this one."""
+    return COMPILER
 
 
 @pytest.fixture(scope="session")

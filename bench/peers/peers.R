@@ -1,9 +1,10 @@
 # Contenders in R: one function each, (arrays, spec) -> a function without arguments that is timed.
 
 formula_of <- function(arrays, spec) {
-  fixed <- paste(colnames(arrays$frame)[-(1:2)], collapse = " + ")
+  fixed <- paste(setdiff(colnames(arrays$frame), c("y", "g", "h")), collapse = " + ")
   effects <- if (isTRUE(spec$slope)) "1 + x1" else "1"
-  as.formula(sprintf("y ~ %s + (%s | g)", if (nchar(fixed)) fixed else "1", effects))
+  second <- if (is.null(arrays$h)) "" else " + (1 | h)"
+  as.formula(sprintf("y ~ %s + (%s | g)%s", if (nchar(fixed)) fixed else "1", effects, second))
 }
 
 families <- list(binomial = binomial(), poisson = poisson(), gamma = Gamma(link = "log"), gaussian = gaussian())

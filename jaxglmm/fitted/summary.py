@@ -142,9 +142,8 @@ def _rows_line(fit) -> str:
     if fit.n_dropped:
         missing = ", ".join(f"{name} {count:,}" for name, count in fit.state.dropped_by.items())
         line += f" ({fit.n_dropped:,} dropped for missing values: {missing})"
-    for name, levels in fit.groups.items():
-        line += f"; groups: {name}, {levels:,}"
-    return line
+    groups = [f"{name}, {levels:,}" for name, levels in fit.groups.items()]
+    return line + (f"; groups: {'; '.join(groups)}" if groups else "")
 
 
 def _fit_line(fit) -> str:

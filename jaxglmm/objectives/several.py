@@ -132,7 +132,7 @@ def laplace_over(design: RowDesign, solver, factors, d, u, *, determinant: bool 
             return None
     if determinant and H is not None:
         value, se = value - 0.5 * H.log_det, 0.5 * H.log_det_se
-        K = H.pattern()
+        K = H.pattern
         h = leverages(design, factors, K)
         adjoint = H.solve(effect_scores(design, factors, -0.5 * d.a * h)[:, None])[:, 0]
         occam = _occam(design, normal, factors, K)
