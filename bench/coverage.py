@@ -73,7 +73,7 @@ def draw(results: list[dict], path: Path) -> None:
 
 def main():
     """Run the simulation and write its results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Coverage of the intervals of group effects.")
     parser.add_argument("--groups", default="30,3000")
     parser.add_argument("--taus", default="0.5,1")
     parser.add_argument("--replicates", type=int, default=2000, help="with 30 groups; a hundredth with 3,000")
