@@ -42,6 +42,8 @@ def mixed(arrays, spec):
     family = jaxglmm.Gamma(link="log") if family else spec["family"]
     exact = spec["family"] == "gaussian"
     method = {} if exact else {"method": "laplace"} if nodes == 1 else {"method": "agq", "n_agq": nodes}
+    if "solver" in spec:
+        method["solver"] = spec["solver"]
 
     def run():
         return told(jaxglmm.fit(text, data, family=family, progress=False, **method))
