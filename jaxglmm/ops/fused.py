@@ -27,10 +27,15 @@ _MOST_EFFECTS = 3
 
 
 def covers(family, design) -> bool:
-    """Whether the native library is there and has this family and design: on CPU, up to three effects."""
+    """Whether the native library is there and has this family and design: on CPU, up to three effects.
+
+    Arrays that are being traced tell no device: they count as the CPU's where that is JAX's default and the index was
+    built for it. To export such a design for another platform, ask for the plain form (JAXGLMM_KERNELS).
+    """
     X = design.X
     return (
         _platforms(X) == {"cpu"}
+        and (design.index.blocked or not isinstance(X, Tracer))
         and (family.name, family.link) in FAMILIES
         and len(design.terms) == 1
         and 1 <= design.terms[0].z.shape[0] <= _MOST_EFFECTS
