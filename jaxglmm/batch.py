@@ -9,10 +9,11 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 
+from jaxglmm.batching.gaussian import GaussianResponses, GaussianStrata
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.parts import Parts, checksum
-from jaxglmm.batching.responses import response_lanes
-from jaxglmm.batching.strata import Strata, stratum_lanes
+from jaxglmm.batching.responses import ResponseLanes
+from jaxglmm.batching.strata import Strata, StratumLanes
 from jaxglmm.design.checks import check_frame
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
@@ -78,8 +79,10 @@ def fit_many(
     check_frame(replace(frame, y=np.linspace(0.25, 0.75, len(frame.X))), family)
     source = open_responses(responses, data, frame.rows)
     labels, parameters = source.labels, model_parameters(frame.names, frame.terms, family)
-    with jax.enable_x64(True):
-        solver = response_lanes(frame, family, options, parameters)
+    if _is_linear(family):
+        solver = GaussianResponses(frame, options, parameters)
+    else:
+        solver = ResponseLanes(frame, family, options, parameters)
 
     def frame_of(i, y=None):
         y = source.read(np.array([i]), family)[0][0] if y is None else y
@@ -150,7 +153,7 @@ def fit_each(
     frame, labels = strata.frame, strata.labels
     _one_factor(frame)
     parameters = model_parameters(frame.names, frame.terms, family)
-    solver = stratum_lanes(strata, family, options, parameters)
+    solver = (GaussianStrata if _is_linear(family) else StratumLanes)(strata, family, options, parameters)
 
     def solve(which):
         reasons = solver.reasons(which)
@@ -163,6 +166,10 @@ def fit_each(
         by, labels, names, estimates, frame.native, lambda i: _fit_alone(strata.frame_of(i), family, options),
         time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _is_linear(family) -> bool:
+    return (family.name, family.link) == ("gaussian", "identity")
 
 
 def _one_factor(frame: ModelFrame) -> None:
