@@ -44,6 +44,8 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .objectives.params import Params as Params
     from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
     from .ops.native import native_status as native_status
+    from .path_result import Path as Path
+    from .paths import fit_path as fit_path
 
 _EXPORTS = {  # module -> its public names
     "batch": ("fit_each", "fit_many"),
@@ -71,6 +73,8 @@ _EXPORTS = {  # module -> its public names
     "objectives.params": ("Params",),
     "objectives.quadrature": ("AdaptiveQuadrature",),
     "ops.native": ("native_status",),
+    "path_result": ("Path",),
+    "paths": ("fit_path",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxglmm fit`, `predict`, `rank`, `demo` and `doctor`.
+"""The command line: `jaxglmm fit`, `predict`, `rank`, `score`, `demo` and `doctor`.
 
 Nothing heavy is imported before a command needs it, and a mistake of the caller's is one line on standard error.
 """
@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     rank.add_argument("--r-values", action="store_true", help="add the column r_value")
     rank.add_argument("--out", metavar="FILE", help=".csv or .parquet; by default CSV on standard output")
 
+    score = commands.add_parser("score", help="posteriors of the members of a file, of any length", description=SCORE)
+    score.add_argument("model", metavar="DIR", help="folder that `jaxglmm fit --out DIR` wrote")
+    score.add_argument("data", metavar="DATA", help=".csv, .csv.gz or .parquet file with the members' rows")
+    score.add_argument("--interval", type=float, metavar="L", help="level of posterior intervals, such as 0.95")
+    score.add_argument("--out", metavar="FILE", required=True, help=".csv or .parquet")
+
     demo = commands.add_parser("demo", help="a real data set from the raw table to a report", description=DEMO)
     demo.add_argument("--out", metavar="DIR", default="jaxglmm-demo", help="folder of the report")
 
@@ -87,6 +93,8 @@ PREDICT = """Writes the rows of DATA with a column `prediction`. "conditional" u
 effects to zero."""
 RANK = """Ranks the members of DATA by their effects, the parameters of the model frozen and each member judged by its
 rows in DATA: expected rank and percentile with interval, probability of the top, r-values. The largest come first."""
+SCORE = """Writes the posterior of every member in DATA given its rows there, the parameters of the model frozen. The
+file may be longer than memory and a member's rows need not lie together; a run that was killed goes on where it was."""
 DEMO = """Fits the bundled toenail trial by quadrature and by Laplace's approximation, ranks the patients, and writes a
 report with pictures."""
 
@@ -176,6 +184,12 @@ def _rank(options) -> int:
     return rank(options)
 
 
+def _score(options) -> int:
+    from jaxglmm.commands import score
+
+    return score(options)
+
+
 def _demo(options) -> int:
     from jaxglmm.cache import use_cache_folder
     from jaxglmm.demo import run
@@ -191,7 +205,7 @@ def _doctor(options) -> int:
     return doctor(json=options.json)
 
 
-_COMMANDS = {"fit": _fit, "predict": _predict, "rank": _rank, "demo": _demo, "doctor": _doctor}
+_COMMANDS = {"fit": _fit, "predict": _predict, "rank": _rank, "score": _score, "demo": _demo, "doctor": _doctor}
 
 
 def _fail(error: BaseException, status: int) -> int:

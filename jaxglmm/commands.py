@@ -1,4 +1,4 @@
-"""What `jaxglmm fit`, `predict` and `rank` do, from their parsed options."""
+"""What `jaxglmm fit`, `predict`, `rank` and `score` do, from their parsed options."""
 
 import contextlib
 import dataclasses
@@ -96,6 +96,21 @@ def rank(options) -> int:
         r_values=options.r_values, data=options.data,
     )  # fmt: skip
     return _write_table(table, out)
+
+
+def score(options) -> int:
+    """`jaxglmm score`: the posteriors of the members of a file."""
+    _table_path(options.out)
+    from jaxglmm.cache import use_cache_folder
+    from jaxglmm.fitted.io import load
+    from jaxglmm.fitted.posterior import check_level
+
+    use_cache_folder()
+    if options.interval is not None:
+        check_level(options.interval)
+    load(options.model).score(options.data, interval=options.interval, out=options.out)
+    print(f"written: {options.out}", file=sys.stderr)
+    return 0
 
 
 def _write_table(table, out: Path | None) -> int:

@@ -1,7 +1,7 @@
 """From a formula and a table to a fitted model: the four stages, one after the other."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,7 +21,7 @@ from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
 from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
@@ -37,7 +37,12 @@ if TYPE_CHECKING:
     from jaxglmm.design.rows import RowDesign
 
 
+# With fewer rows in the median level of the largest of several factors Laplace's approximation is warned of.
+_FEW_ROWS = 10
 METHODS = ("auto", "laplace", "agq", "joint")
+PRECISIONS = ("double", "mixed", "single")
+# Newton decrement at which a fit in single precision stops: a three-hundredth of a standard error.
+_SINGLE_TOLERANCE = 1e-5
 # A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
 JOINT_TOLERANCE = 1e-20
 # A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
@@ -103,7 +108,10 @@ def fit(
         Column -> list of levels in order, or "categorical".
     full_rank : bool
         False keeps a dummy column for every level.
-    precision : {"double"}
+    precision : {"double", "mixed", "single"}
+        "mixed" stores rows in float32, half of the memory, and computes in float64. "single" computes with rows in
+        float32 too where there is no native kernel, and stops at a decrement of 1e-5. Gaussian models, and those of
+        several grouping factors or with a penalty, compute in float64 always.
     solver : {"auto", "separable", "schur", "krylov"}
         With several grouping factors, how systems with all effects are solved; by default as the data's structure
         calls for, which `fit.convergence.solver` tells.
@@ -146,7 +154,8 @@ def fit(
                 max_iterations=max_iterations,
             )  # fmt: skip
         else:
-            problem = make_problem(frame, family, estimated=theta is None)
+            problem = make_problem(frame, family, estimated=theta is None, precision=precision)
+            tol = max(tol, _SINGLE_TOLERANCE) if precision == "single" else tol
             laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
                 problem, method=method, n_agq=n_agq, reml=reml, theta=theta, solver=solver, tol=tol,
@@ -167,7 +176,7 @@ def fit(
 
 
 def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
-    """Refuse arguments of `fit` that do not go together.
+    """Refuse options of a fit that are not known or do not go together.
 
     Raises
     ------
@@ -181,15 +190,15 @@ def check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
         raise DataError(f"n_agq={n_agq} goes with method='agq'; found method={method!r}")
     if reml and (family.name, family.link) != ("gaussian", "identity"):
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
-    if precision != "double":
-        raise NotYetError(f"precision must be 'double' for now; found {precision!r}")
+    if precision not in PRECISIONS:
+        raise DataError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; found {precision!r}")
     if reml and (penalty is not None or prior is not None):
         raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
-def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Problem:
+def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double") -> Problem:
     """Check the columns and lay the rows out.
 
     Parameters
@@ -198,6 +207,8 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
     family : AbstractFamily
     estimated : bool
         Whether the covariance of the random effects is to be estimated; some data can only serve one that is held.
+    precision : {"double", "mixed", "single"}
+        As in `fit`.
 
     Raises
     ------
@@ -227,7 +238,11 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True) -> Proble
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    design, layout = make_design(
+        frame.y, X, scaling=scaling, constant=constant, dtype=np.float64 if precision == "double" else np.float32,
+        single=precision == "single", **rows,
+    )  # fmt: skip
+    design = replace(design, constant=np.asarray(constant, np.float64))
     if design.X.nbytes > _PLACED_BYTES:
         # The arrays are aligned and nobody else's: JAX takes them over without a copy.
         design = jax.device_put(design, may_alias=True)
@@ -315,17 +330,40 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
     frame, design = problem.frame, problem.rows
-    if n_agq not in (None, 1) or (method == "agq" and n_agq is None):
-        raise NotYetError(
-            "quadrature takes one grouping factor for now; with several use method='laplace', or leave method out"
-        )
+    nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
     if factors is not None:
         factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
     solution = fit_several(
         problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
-        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint", **options,
+        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint",
+        quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
     )  # fmt: skip
+    counts = np.bincount(design.terms[design.order[0]].codes)
+    if nodes == 1 and method != "joint" and np.median(counts) < _FEW_ROWS:
+        solution.convergence.warnings.append(_few_rows_warning(frame.terms[design.order[0]].group, counts, design))
     return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
+
+
+def _nested_quadrature(problem, nodes):
+    from jaxglmm.objectives.nested_quadrature import NestedQuadrature
+
+    frame, design, scaling = problem.frame, problem.rows, problem.scaling
+    finest = design.order[0]
+    term = frame.terms[finest]
+    tiles, layout = make_design(
+        frame.y, frame.X, weights=frame.weights, offset=frame.offset, codes=term.codes, n_groups=len(term.levels),
+        z=term.z, blocks=term.blocks, scaling=replace(scaling, z_scale=design.terms[finest].z_scale),
+    )  # fmt: skip
+    rule = padded_nodes(nodes, 1)
+    return NestedQuadrature(problem.family, design, jax.device_put(tiles), layout, term.codes, rule)
+
+
+def _few_rows_warning(group, counts, design):
+    remedy = "method='agq' integrates its effects by quadrature" if design.nested else "read its variance with care"
+    return (
+        f"{group!r} has {np.median(counts):g} rows in its median level: Laplace's approximation is biased for so few, "
+        f"towards small variances; {remedy}"
+    )
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):

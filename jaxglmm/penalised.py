@@ -112,12 +112,15 @@ def estimate_penalised(
     if penalty.lam > 0 and penalty.alpha > 0 and (weights.factors > 0).any():
         # A lasso estimate's distribution is neither normal nor centred; its curvature says nothing of it.
         covariance = np.full_like(covariance, np.nan)
-    found |= {"text": _described(penalty), "lam": float(penalty.lam), "alpha": float(penalty.alpha)}
+    left_out = int(np.isinf(weights.factors).sum())
+    found |= {"text": _described(penalty, left_out), "lam": float(penalty.lam), "alpha": float(penalty.alpha)}
     estimate = dataclasses.replace(estimate, covariance=covariance, penalised=found)
     return problem, estimate, posteriors
 
 
-def _described(penalty: ElasticNet) -> str:
+def _described(penalty: ElasticNet, left_out: int) -> str:
+    if penalty.lam == 0:
+        return f"none, with {left_out} columns left out"
     names = {0.0: "ridge", 1.0: "lasso"}
     name = names.get(float(penalty.alpha), f"elastic net (alpha {penalty.alpha:g})")
     return f"{name} with lambda {penalty.lam:g}"

@@ -172,7 +172,7 @@ CASES = [
          options={"levels": {"arm": ["a", "b", "b", "c"]}}),
     Case("levels as a word", "'categoric'", "or 'categorical'", "y ~ arm + (1 | g)",
          options={"levels": {"arm": "categoric"}}),
-    Case("precision", "'half'", "'double'", options={"precision": "half"}, error=jg.NotYetError),
+    Case("precision", "'half'", "'double'", options={"precision": "half"}),
     Case("penalty", "penalty must be", "jg.Lasso", options={"penalty": 1.0}),
     Case("one factor under two names", "'g' and 'h' are the same groups", "leave one of the bars out",
          "y ~ x + (1 | g) + (1 | h)", {"h": [f"h{v}" for v in GOOD["g"]]}),

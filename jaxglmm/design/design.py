@@ -47,6 +47,9 @@ class Design(eqx.Module):
         Of the first term, or of single rows when there is none.
     constant : ()
         The part of the log-likelihood that depends on the data alone.
+    single : bool
+        Fits compute with rows in float32, and add up blocks of rows in float64. By default they compute in float64
+        whatever the rows are stored in.
     """
 
     y: Float[Array, " slots"]
@@ -56,6 +59,11 @@ class Design(eqx.Module):
     terms: tuple[RandomTerm, ...]
     index: GroupIndex
     constant: Float[Array, ""]
+    single: bool = eqx.field(static=True, default=False)
+
+    def work_type(self, dtype):
+        """In which type rows are computed with, where the parameters have this one."""
+        return np.dtype(np.float32) if self.single else dtype
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments 
 
 def make_design(
     y, X, *, weights=None, offset=None, codes=None, n_groups=None, z=None, blocks=None,
-    constant=0.0, scaling=None, dtype=np.float64, blocked=True, block=None,
+    constant=0.0, scaling=None, dtype=np.float64, single=False, blocked=True, block=None,
 ) -> tuple[Design, Layout]:  # fmt: skip
     """Lay rows out in tile storage.
 
@@ -146,6 +154,9 @@ def make_design(
     scaling : Scaling, optional
         Applied to X and z on the way.
     dtype : dtype
+        Of the arrays of rows.
+    single : bool
+        As in `Design`.
     blocked : bool
         As in `build_index`.
 
@@ -189,6 +200,7 @@ def make_design(
         terms=terms,
         index=index,
         constant=np.asarray(constant, dtype),
+        single=single,
     ), layout
 
 

@@ -145,7 +145,7 @@ def make_rows(y, X, terms, *, weights, offset, scaling: Scaling, constant: float
         for u in order[i + 1 :]:
             a, b = made[t], made[u]
             if chain is not None:
-                pairs[t, u] = _parents(a, b)
+                pairs[t, u] = parent_pairs(a, b)
             else:
                 pairs[t, u] = find_pairs(a.codes, a.n_levels, b.codes, b.n_levels)
     scaled = np.empty(X.shape)
@@ -161,7 +161,7 @@ def _row_term(term, rows) -> RowTerm:
     return RowTerm(term.codes[rows].astype(np.intp), len(term.levels), columns, scale, Covariance(term.blocks))
 
 
-def _parents(fine: RowTerm, coarse: RowTerm) -> Pairs:
+def parent_pairs(fine: RowTerm, coarse: RowTerm) -> Pairs:
     """Pairs of a factor with one that it is nested in: as many as it has levels."""
     parent = np.zeros(fine.n_levels, np.int32)
     parent[fine.codes] = coarse.codes

@@ -12,7 +12,7 @@ from jaxglmm.fitted.effects import Kept, effects_of, intervals
 from jaxglmm.fitted.history import history_of
 from jaxglmm.fitted.posterior import check_level, ranef_table, term_index, variance_table
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
-from jaxglmm.fitted.scoring import only_factor, score_table
+from jaxglmm.fitted.scoring import only_factor, score_table, update_table
 from jaxglmm.fitted.state import State, state_of
 from jaxglmm.fitted.vcov import Vcov
 
@@ -257,7 +257,40 @@ class Fit:
             r_values=r_values, data=data,
         )  # fmt: skip
 
-    def score(self, history, *, interval: float | None = None) -> Any:
+    @property
+    def has_rows(self) -> bool:
+        """Whether the fit has its rows: it was made in this process, or saved with `rows=True`."""
+        return self._problem is not None or self._kept.history is not None
+
+    def update(self, rows, *, interval: float | None = None) -> Any:
+        """Posteriors of members after further rows, the parameters of this fit frozen.
+
+        For members of the fit the new rows come on top of what it knows of them: exactly where it has its rows
+        (`has_rows`) or responses are Gaussian; otherwise a normal prior of conditional mode and curvature stands for
+        their earlier rows, which is an approximation. A pandas table says which in `attrs["update"]`. Other members
+        start from N(0, Sigma).
+
+        Parameters
+        ----------
+        rows : table, mapping of arrays or path
+        interval : float, optional
+            Level of the posterior intervals `lower`, `upper`.
+
+        Returns
+        -------
+        table of the kind of `rows`
+            The members of `rows`, columns as of `score`; `n` counts all rows of a member.
+
+        Raises
+        ------
+        DataError
+            Naming the column.
+        """
+        if interval is not None:
+            check_level(interval)
+        return update_table(self, rows, interval)
+
+    def score(self, history, *, interval: float | None = None, out=None) -> Any:
         """Posteriors of members from their own rows, with the parameters of this fit frozen.
 
         Members need not have been in the fit; those who were are scored from the rows of `history` alone.
@@ -265,14 +298,16 @@ class Fit:
         Parameters
         ----------
         history : table, mapping of arrays or path
-            Rows with the response and all columns of the formula. For files beyond memory see
-            `jaxglmm.fitted.stream.score_file`.
+            Rows with the response and all columns of the formula.
         interval : float, optional
             Level of the posterior intervals `lower`, `upper`.
+        out : path, optional
+            A .parquet or .csv file to write instead of returning a table. `history` is then a file of any length, read
+            in chunks; what was done before a crash is not done again (see `jaxglmm.fitted.stream.score_file`).
 
         Returns
         -------
-        table of the kind of `history`
+        table of the kind of `history`, or None with `out`
             One row a member and effect, sorted: `level`, `term`, `n`, `estimate`, `sd`, `mean`, `sd_mean`,
             `reliability`; see `ranef`.
 
@@ -283,6 +318,10 @@ class Fit:
         """
         if interval is not None:
             check_level(interval)
+        if out is not None:
+            from jaxglmm.fitted.stream import score_file
+
+            return score_file(self.state, history, out, interval=interval)
         return score_table(self.state, history, interval)
 
     # --- Predictions ---------------------------------------------------------------------------------------

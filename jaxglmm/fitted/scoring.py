@@ -1,5 +1,6 @@
 """Posteriors of members from their own rows, the parameters frozen."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,33 @@ def own_prior(state: State) -> Prior:
     return Prior(np.zeros(len(state.terms[0].names)), np.asarray(state.estimate.factors[0], float))
 
 
-def history_from(state: State, data: Any) -> tuple[History, np.ndarray]:
-    """Rows of a table for a fit with one grouping factor, and the labels (G,) of their groups, sorted.
+@dataclass(frozen=True)
+class CompleteRows:
+    """The rows of a table without missing values: labels (n,) of their groups, their levels in the fit (-1 for new
+    ones), and the rest as in `History`."""
 
-    Rows with a missing value are left out. Prior weights that the fit took from a column are taken from it again.
+    labels: np.ndarray
+    levels: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    eta: np.ndarray
+    z: np.ndarray
+
+    def history(self) -> tuple[History, np.ndarray]:
+        """With codes by label, and the labels (G,), sorted."""
+        labels, codes = np.unique(self.labels, return_inverse=True)
+        return History(codes.astype(np.int32), self.y, self.weights, self.eta, self.z, len(labels)), labels
+
+
+def complete_rows(state: State, data: Any) -> CompleteRows:
+    """Rows of a table for a fit with one grouping factor; those with a missing value are left out.
+
+    Prior weights that the fit took from a column are taken from it again.
 
     Raises
     ------
     DataError
-        For missing columns, other types or an offset or weights that were given as arrays.
+        For missing columns, other types or an offset that was given as an array.
     """
     from jaxglmm.fitted.predict import new_rows
 
@@ -49,15 +68,28 @@ def history_from(state: State, data: Any) -> tuple[History, np.ndarray]:
     rows = new_rows(state, data, groups=True)
     y, trials = spec.response_values(data)
     weights = trials * _weights(state, data, len(y))
-    (z, codes), label = rows.effects[0], rows.labels[0]
+    (z, levels), label = rows.effects[0], rows.labels[0]
     assert label is not None
     known = np.isfinite(rows.eta) & np.isfinite(y) & np.isfinite(weights) & np.isfinite(z).all(0)
     kept = np.flatnonzero(known)
-    if not len(kept):
+    if len(kept):
+        name = spec.response.text if spec.response else "response"
+        state.family.check_response(y[kept], weights[kept], " ".join(name.split()))
+    return CompleteRows(_sortable(label[kept]), levels[kept], y[kept], weights[kept], rows.eta[kept], z[:, kept])
+
+
+def history_from(state: State, data: Any) -> tuple[History, np.ndarray]:
+    """History of a table, and the labels (G,) of its groups, sorted.
+
+    Raises
+    ------
+    DataError
+        As `complete_rows`, and when no row is complete.
+    """
+    kept = complete_rows(state, data)
+    if not len(kept.y):
         raise DataError("no row is complete: there is no history to score")
-    state.family.check_response(y[kept], weights[kept], spec.response.text if spec.response else "response")
-    labels, codes = np.unique(_sortable(label[kept]), return_inverse=True)
-    return History(codes.astype(np.int32), y[kept], weights[kept], rows.eta[kept], z[:, kept], len(labels)), labels
+    return kept.history()
 
 
 def _sortable(label: np.ndarray) -> np.ndarray:
@@ -123,6 +155,58 @@ def score_table(state: State, data: Any, interval: float | None = None) -> Any:
 
     only_factor(state, "score()")
     history, labels = history_from(state, data)
+    return native_table(open_table(data).native, scores(state, history, labels, own_prior(state), interval))
+
+
+def scores(state: State, history: History, labels, prior: Prior, interval: float | None) -> dict[str, np.ndarray]:
+    """Columns of the table of scores, with the labels of the members."""
     names = state.terms[0].names
     head = {"level": np.repeat(labels, len(names)), "term": np.tile(text_column(names), len(labels))}
-    return native_table(open_table(data).native, head | score_columns(state, history, own_prior(state), interval))
+    return head | score_columns(state, history, prior, interval)
+
+
+def update_table(fit, data: Any, interval: float | None = None) -> Any:
+    """Posteriors of members after further rows; see `Fit.update`."""
+    from jaxglmm.fitted.tables import native_table
+    from jaxglmm.formula.table import open_table
+
+    state = fit.state
+    only_factor(state, "update()")
+    new = complete_rows(state, data)
+    if not len(new.y):
+        raise DataError("no row is complete: there is nothing to update with")
+    history, labels = new.history()
+    level = np.full(len(labels), -1)
+    level[history.codes] = new.levels
+    known = level >= 0
+    prior, before = own_prior(state), np.where(known, np.asarray(state.posteriors[0].n)[level], 0)
+    exact = is_normal(state.family) or fit.has_rows
+    if fit.has_rows and not is_normal(state.family):
+        history = _joined(fit._history("update()")[0], history, level)
+    else:
+        posterior = state.posteriors[0]
+        values, vectors = np.linalg.eigh(posterior.covariance[level])
+        roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]
+        prior = Prior(
+            np.where(known[:, None], posterior.mode[level], 0.0),
+            np.where(known[:, None, None], roots, prior.factor),
+        )
+    columns = scores(state, history, labels, prior, interval)
+    if not fit.has_rows or is_normal(state.family):
+        columns["n"] = columns["n"] + np.repeat(before, len(state.terms[0].names))
+    table = native_table(open_table(data).native, columns)
+    if hasattr(table, "attrs"):
+        table.attrs["update"] = "exact" if exact else "approximate: N(mode, curvature) stood for the rows of the fit"
+    return table
+
+
+def _joined(old: History, new: History, level: np.ndarray) -> History:
+    """The rows of the fit of the levels (G,) that `new` has, with the new ones."""
+    code = np.full(old.n_groups, -1)
+    code[level[level >= 0]] = np.flatnonzero(level >= 0)
+    kept = np.flatnonzero(code[old.codes] >= 0)
+    join = lambda a, b: np.concatenate([a[..., kept], b], -1)
+    return History(
+        np.concatenate([code[old.codes[kept]], new.codes]), join(old.y, new.y), join(old.weights, new.weights),
+        join(old.eta, new.eta), join(old.z, new.z), new.n_groups,
+    )  # fmt: skip

@@ -127,7 +127,7 @@ def summarise(fit) -> Summary:
         parts.append(_dispersion_line(fit))
     if fit.names:
         parts.append(_fixed_block(fit))
-    if fit.penalised is not None:
+    if fit.penalised is not None and fit.penalised["lam"] != 0:
         kind = f"Penalised {kind[0].lower()}{kind[1:]}"
     return Summary(f"{kind} fit by {_METHODS[fit.method].format(fit.n_agq)}", parts + _convergence_lines(fit))
 

@@ -6,7 +6,7 @@ import csv
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ..errors import DataError
@@ -68,10 +68,6 @@ def _open_csv(path: str, separator: str) -> tuple[tuple[str, ...], Reader, int |
     def read(want: list[str]) -> Mapping[str, Any]:
         import pandas as pd
 
-        # before 3.1 pandas' default was fast and off by an ulp; since then it is exact and the option is gone
-        version = tuple(int(part) for part in pd.__version__.split(".")[:2])
-        exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
-
         def load() -> Any:
             return pd.read_csv(
                 path,
@@ -80,7 +76,7 @@ def _open_csv(path: str, separator: str) -> tuple[tuple[str, ...], Reader, int |
                 encoding="utf-8-sig",
                 keep_default_na=False,
                 na_values=list(MISSING_WORDS),
-                **exact,
+                **_exact(),
                 low_memory=False,  # one type a column, not one a chunk
             )
 
@@ -130,6 +126,57 @@ def _check_fields(path: str, separator: str, names: tuple[str, ...], opener: Cal
             f"{path!r} has {found} fields in line{line}, and its header names {len(names)} columns: correct that line "
             "(a value that holds the separator needs quotes, row names need a name in the header)."
         )
+
+
+def read_chunks(path: str, want: list[str], rows: int, text: Collection[str] = ()) -> Iterator[Any]:
+    """Columns of a file, so many rows at a time.
+
+    Parameters
+    ----------
+    path
+    want
+        Names of the columns.
+    rows
+        In a chunk; the last one has fewer.
+    text
+        Columns to read as text whatever a chunk of a CSV file looks like.
+
+    Raises
+    ------
+    DataError
+        As `open_file`, and for a missing column.
+    """
+    names, _, _ = open_file(path)
+    for name in want:
+        if name not in names:
+            raise DataError(f"{path!r} has no column {name!r}; its columns: {', '.join(map(repr, names[:20]))}.")
+    if path.lower().endswith((".parquet", ".pq")):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(rows, columns=want):
+                yield pa.Table.from_batches([batch])
+        return
+    import pandas as pd
+
+    separator = "\t" if ".tsv" in path.lower()[-7:] else ","
+    types: Any = dict.fromkeys(text, str)
+    chunks: Any = pd.read_csv(
+        path, sep=separator, usecols=want, chunksize=rows, dtype=types, encoding="utf-8-sig", keep_default_na=False,
+        na_values=list(MISSING_WORDS), **_exact(), low_memory=False,
+    )  # fmt: skip
+    with chunks:
+        yield from chunks
+
+
+def _exact() -> dict[str, Any]:
+    """Options with which pandas reads decimal numbers as written."""
+    import pandas as pd
+
+    # before 3.1 pandas' default was fast and off by an ulp; since then it is exact and the option is gone
+    version = tuple(int(part) for part in pd.__version__.split(".")[:2])
+    return {} if version >= (3, 1) else {"float_precision": "round_trip"}
 
 
 def _open_parquet(path: str) -> tuple[tuple[str, ...], Reader, int | None]:

@@ -69,6 +69,9 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
         Fixed effects, free entries of Lambda, log dispersion.
     start : (S, n_slots)
         Where the search for the modes begins.
+
+    Results have the type of psi, modes that of `start`. Rows are computed with in the type of psi unless the design
+    says otherwise (`Design.single`; native kernels always compute in float64).
     """
     native = fused.covers(family, design)
     if native:
@@ -82,24 +85,26 @@ def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, 
         value, *rest = fused.fused_pass(family, design, nodes, psi, start, determinant=determinant, second=second)
         return Evaluation(value + design.constant, *rest)
     term = design.terms[0]
-    m = psi.shape[0]
+    m, sums, stored = psi.shape[0], psi.dtype, start.dtype
+    work = design.work_type(sums)
+    psi, nodes = psi.astype(work), nodes.astype(work)
 
     def body(total, head, rows, X):
         gradient = _block(family, term.covariance, nodes, determinant, total, head, rows, X)
         if not second:
             g, (value, rest) = gradient(psi, rows[-1])
-            return (value, g, jnp.zeros((m, m), psi.dtype)), rest.modes
+            return (value, g, jnp.zeros((m, m), psi.dtype)), rest.modes.astype(stored)
         if X.shape[0] > design.index.block:
             g, (value, rest) = gradient(psi, rows[-1])
             push = lambda t: jax.jvp(lambda psi: gradient(psi, rest.modes)[0], (psi,), (t,))[1]
             hessian = jax.lax.map(push, jnp.eye(m, dtype=psi.dtype), batch_size=_LONG_DIRECTIONS)
-            return (value, g, hessian), rest.modes
+            return (value, g, hessian), rest.modes.astype(stored)
         push = lambda t: jax.jvp(lambda psi: gradient(psi, rows[-1]), (psi,), (t,))
         (g, (value, rest)), (hessian, _) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(m, dtype=psi.dtype))
-        return (value, g, hessian), rest.modes
+        return (value, g, hessian), rest.modes.astype(stored)
 
     rows = (design.y, design.weights, design.offset, term.z, start)
-    (value, gradient, hessian), modes = map_groups(body, design.index, rows, design.X)
+    (value, gradient, hessian), modes = map_groups(body, design.index, rows, design.X, dtype=work, sums=sums)
     return Evaluation(value + design.constant, gradient, 0.5 * (hessian + hessian.T), modes)
 
 
@@ -153,4 +158,4 @@ def posterior_moments(family, design, nodes: Nodes, psi, start) -> Moments:
         return (), Moments(u, M, u + small.matvec(spread, first), covariance, weights)
 
     rows = (design.y, design.weights, design.offset, term.z, start)
-    return map_groups(body, design.index, rows, design.X)[1]
+    return map_groups(body, design.index, rows, design.X, dtype=psi.dtype)[1]

@@ -30,6 +30,8 @@ def glm_evaluate(family, design, beta, log_phi, *, second=True):
         sum z^2 w.
     """
     z = design.terms[0].z if design.terms else jnp.zeros((0, design.y.shape[0]), design.y.dtype)
+    sums, work = beta.dtype, design.work_type(beta.dtype)
+    beta, log_phi = beta.astype(work), log_phi.astype(work)
 
     def body(total, head, rows, X):
         y, weight, offset, z = rows
@@ -43,7 +45,7 @@ def glm_evaluate(family, design, beta, log_phi, *, second=True):
         return (*sums, (score, spread, level)), ()
 
     rows = (design.y, design.weights, design.offset, z)
-    return map_groups(body, design.index, rows, design.X)[0]
+    return map_groups(body, design.index, rows, design.X, dtype=work, sums=sums)[0]
 
 
 def row_sums(family, X, y, weight, offset, beta, log_phi, *, second=True):

@@ -45,6 +45,10 @@ class Nodes(eqx.Module):
     log_weights: Float[Array, " K"]
     count: int | Array
 
+    def astype(self, dtype) -> "Nodes":
+        """The same nodes in another floating-point type."""
+        return Nodes(self.points.astype(dtype), self.log_weights.astype(dtype), self.count)
+
 
 @functools.lru_cache(64)
 def gauss_hermite(n_agq: int, n_effects: int, *, capacity: int | None = None) -> Nodes:

@@ -14,13 +14,14 @@ have it by automatic differentiation.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxglmm.design.crossproducts import small_products, weighted_gram
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, normal_equations, product, standardised, transposed
-from jaxglmm.modes.several import effect_scores, find_modes
+from jaxglmm.modes.several import effect_scores, find_modes, linear_predictor
 from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
 from jaxglmm.ops.rows import FamilyRows, RowDerivatives
 
@@ -89,37 +90,61 @@ def evaluate_several(
     if not modes.found:
         return nothing
     d, u = rows.derivatives(modes.eta, log_phi), modes.u
-    value = d.value - 0.5 * u @ u + design.constant
-    H, normal = None, None
+    found = laplace_over(design, solver, factors, d, u, determinant=determinant)
+    if found is None:
+        return nothing
+    e, h, bend = found.eta, found.leverage, found.bend
+    by_phi = 0.0
+    if d.phi is not None:
+        l_phi, s_phi, w_phi = d.phi
+        by_phi = float(np.sum(l_phi) - 0.5 * h @ w_phi + bend @ s_phi)
+    value, se = found.value + design.constant, found.value_se
+    return SeveralEvaluation(value, design.X.T @ e, found.factors, by_phi, u, d, h, bend, found.H, se)
+
+
+class LaplaceStep(NamedTuple):
+    """Value at the mode, its derivatives in eta and in each Lambda, leverages h, (Vk), and H there."""
+
+    value: float
+    eta: np.ndarray
+    factors: list[np.ndarray]
+    leverage: np.ndarray
+    bend: np.ndarray
+    H: AbstractFactorisation | None
+    value_se: float
+
+
+def laplace_over(design: RowDesign, solver, factors, d, u, *, determinant: bool = True) -> LaplaceStep | None:
+    """Laplace's approximation for rows whose log-density has the derivatives d at the mode u.
+
+    Returns
+    -------
+    LaplaceStep or None
+        None where H is not positive definite.
+    """
+    value = d.value - 0.5 * u @ u
+    H, normal, se = None, None, 0.0
     if any(factor.any() for factor in factors):
         normal = normal_equations(design, d.w)
         try:
             H = solver.factorise(design, standardised(normal, factors))
         except np.linalg.LinAlgError:
-            return nothing
+            return None
     if determinant and H is not None:
-        value -= 0.5 * H.log_det
+        value, se = value - 0.5 * H.log_det, 0.5 * H.log_det_se
         K = H.pattern()
         h = leverages(design, factors, K)
         adjoint = H.solve(effect_scores(design, factors, -0.5 * d.a * h)[:, None])[:, 0]
         occam = _occam(design, normal, factors, K)
     else:
         h, adjoint, occam = np.zeros_like(d.s), np.zeros_like(u), [np.zeros_like(f) for f in factors]
-    bend = np.zeros_like(d.s)
-    for term, factor, k in zip(design.terms, factors, design.split(adjoint), strict=True):
-        if factor.any():
-            bend += term.at_rows(k @ factor.T)
+    bend = linear_predictor(design, np.zeros_like(d.s), factors, adjoint)
     e = d.s - 0.5 * d.a * h - d.w * bend
     by_factor = [
         term.sums(e).T @ part + term.sums(d.s).T @ k - change
         for term, part, k, change in zip(design.terms, design.split(u), design.split(adjoint), occam, strict=True)
     ]
-    by_phi = 0.0
-    if d.phi is not None:
-        l_phi, s_phi, w_phi = d.phi
-        by_phi = float(np.sum(l_phi) - 0.5 * h @ w_phi + bend @ s_phi)
-    se = 0.5 * H.log_det_se if determinant and H is not None else 0.0
-    return SeveralEvaluation(value, design.X.T @ e, by_factor, by_phi, u, d, h, bend, H, se)
+    return LaplaceStep(value, e, by_factor, h, bend, H, se)
 
 
 def covariance_pattern(factors, K: Blocks) -> Blocks:

@@ -27,18 +27,24 @@ _MOST_EFFECTS = 3
 
 
 def covers(family, design) -> bool:
-    """Whether the native library is there and has this family and design: float64 on CPU, up to three effects."""
+    """Whether the native library is there and has this family and design: on CPU, up to three effects."""
     X = design.X
-    placed = isinstance(X, jax.Array) and not isinstance(X, Tracer)
-    platforms = {device.platform for device in X.devices()} if placed else {jax.default_backend()}
     return (
-        platforms == {"cpu"}
+        _platforms(X) == {"cpu"}
         and (family.name, family.link) in FAMILIES
         and len(design.terms) == 1
         and 1 <= design.terms[0].z.shape[0] <= _MOST_EFFECTS
-        and X.dtype == np.float64
+        and X.dtype in (np.float64, np.float32)
         and native.use_native()
     )
+
+
+def _platforms(X) -> set[str]:
+    """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones."""
+    if isinstance(X, jax.Array) and not isinstance(X, Tracer):
+        return {device.platform for device in X.devices()}
+    default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
+    return {default if isinstance(default, str) else default.platform}
 
 
 def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=True):
@@ -95,8 +101,12 @@ def _normaliser(family, weights, log_phi):
     """How often the term of the log-density without eta counts, and that term with two derivatives in log_phi."""
     zero = jnp.zeros_like(log_phi)
     if family.name == "gaussian":
-        return jnp.sum(weights > 0), (-log_phi, zero - 1.0, zero)
+        return jnp.sum(weights > 0).astype(log_phi.dtype), (-log_phi, zero - 1.0, zero)
     if family.name == "gamma":
         gap = lambda v: lgamma_gap(jnp.exp(v), v)
-        return jnp.sum(weights), (gap(log_phi), jax.grad(gap)(log_phi), jax.grad(jax.grad(gap))(log_phi))
+        return jnp.sum(weights, dtype=log_phi.dtype), (
+            gap(log_phi),
+            jax.grad(gap)(log_phi),
+            jax.grad(jax.grad(gap))(log_phi),
+        )
     return 0.0, (zero, zero, zero)

@@ -93,7 +93,7 @@ def long_total(index: GroupIndex) -> Total:
     return total
 
 
-def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None):
+def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None, *, dtype=None, sums=None):
     """Apply `body` to all groups and add up what it returns.
 
     Parameters
@@ -105,6 +105,10 @@ def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None):
     rows : pytree of arrays (..., n_slots)
     matrix : array (n_slots, p), optional
         Sliced along its first axis.
+    dtype : dtype, optional
+        What floating-point rows and matrix are turned into, block by block, before the body sees them.
+    sums : dtype, optional
+        What sums are turned into before they are added up.
 
     Returns
     -------
@@ -114,9 +118,13 @@ def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None):
     split = index.n_short * index.block
     rows = (rows, index.head)
 
+    floating = lambda v: jnp.issubdtype(v.dtype, jnp.floating)
+    turn = lambda tree, to: tree if to is None else jax.tree.map(lambda v: v.astype(to) if floating(v) else v, tree)
+
     def apply(total, rows, matrix):
         values, head = rows
-        return body(total, head, values, matrix)
+        found, out = body(total, head, turn(values, dtype), turn(matrix, dtype))
+        return turn(found, sums), out
 
     def section(begin, end):
         cut = lambda v: lax.slice_in_dim(v, begin, end, axis=v.ndim - 1)
@@ -129,11 +137,11 @@ def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None):
         parts.append(apply(short_total(index), *section(0, split)))
     if index.n_long:
         parts.append(apply(long_total(index), *section(split, index.n_slots)))
-    sums, out = parts[0]
+    found, out = parts[0]
     if len(parts) == 2:
-        sums = jax.tree.map(jnp.add, sums, parts[1][0])
+        found = jax.tree.map(jnp.add, found, parts[1][0])
         out = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), out, parts[1][1])
-    return sums, out
+    return found, out
 
 
 def _scan_blocks(apply, index, rows, matrix):

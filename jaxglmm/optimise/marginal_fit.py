@@ -124,8 +124,8 @@ def check_separation(design, result, names, intercept):
     """A last step along which no row is contradicted is a direction to infinity: name its columns."""
     p = design.X.shape[1]
     X, y, rows = np.asarray(design.X), np.asarray(design.y), np.asarray(design.weights) > 0
-    eta = X @ result.x[:p]
-    direction = result.step[:p]
+    eta = X @ result.x[:p].astype(X.dtype)  # not a second X in a wider type
+    direction = result.step[:p].astype(X.dtype)
     size = np.max(np.abs(direction), initial=0.0)
     if np.max(np.abs(eta[rows]), initial=0.0) < 12 or size == 0:
         return

@@ -225,12 +225,14 @@ class PathSolver:
 
     def _solve(self, i, lam) -> Solution:
         model, point, l1 = self.models[i], self.points[i], self.weights.l1(lam)
-        self._revive(i)
+        if self._near_zero(i) and point.rest[0] != 0:
+            point.rest[0] = 0.0
+            self.restart(i)
         needed = (point.beta != 0) | (self.weights.factors == 0)
         some = np.isfinite(l1)
         previous = l1 if self.last is None else self.weights.l1(self.last)
         needed[some] |= np.abs(point.gradient[: len(l1)][some]) >= 2 * l1[some] - previous[some]
-        iterations = 0
+        iterations, revived = 0, False
         while True:
             self._cover(np.flatnonzero(needed & some), point, l1)
             W = self.working
@@ -246,8 +248,12 @@ class PathSolver:
             self._keep_gradient(model, point, W, found.gradient)
             outside = self._violations(point, W, l1)
             violated = outside > max(self.tol, 0.5 * outside.max(initial=0.0))
-            if not violated.any() or not found.converged:
+            if not found.converged:
                 break
+            if not violated.any():
+                if revived or not self._revive(i):
+                    break
+                revived = True
             needed |= violated
         if i == len(self.models) - 1:
             self.last = lam
@@ -352,19 +358,24 @@ class PathSolver:
 
     # --- Variances at zero, degrees of freedom -------------------------------------------------------------
 
-    def _revive(self, i) -> None:
-        """A variance at zero, where the likelihood rises from it by now, gets a fresh start inside."""
+    def _near_zero(self, i) -> bool:
+        """Whether a single effect's variance is estimated and at zero, where the gradient in its sd vanishes."""
         model, point = self.models[i], self.points[i]
-        if model.nodes is None or len(model.free) != 2 or not model.free[0] or point.curvature.matrix is None:
-            return
-        spread = self.spread[i][0]
-        if abs(point.rest[0]) > _NOTHING * spread:
-            return
-        W = self.working
-        hessian: Any = self._at(model, point, W, np.append(point.beta[W], point.rest[model.free]), True)[2]
-        if hessian[len(W), len(W)] < 0:
-            point.rest[0] = _AGAIN * spread
-            self.restart(i)
+        estimated = model.nodes is not None and len(model.free) == 2 and model.free[0]
+        return bool(estimated and abs(point.rest[0]) <= _NOTHING * self.spread[i][0])
+
+    def _revive(self, i) -> bool:
+        """Start anew inside where the likelihood rises from a variance of zero."""
+        if not self._near_zero(i):
+            return False
+        self.points[i].rest[0] = 0.0
+        self.restart(i)
+        curvature: Any = self.points[i].curvature.matrix
+        if curvature[len(self.working), len(self.working)] >= 0:
+            return False
+        self.points[i].rest[0] = _AGAIN * self.spread[i][0]
+        self.restart(i)
+        return True
 
     def _df(self, i, W, x, penalised) -> float:
         active = (x != 0) | (penalised.l1 == 0)

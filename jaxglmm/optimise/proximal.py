@@ -157,7 +157,8 @@ def minimise_model(hessian, gradient, x, penalised: Penalised) -> np.ndarray:
 
     First without the coordinates that would stay at zero: the loss is convex in all coefficients but not together
     with a dispersion, and directions in which columns say nothing show it. Then with covariance and dispersion
-    parameters taken apart from the coefficients, at last shifted by multiples of the diagonal.
+    parameters taken apart from the coefficients, their curvature made positive (away from a saddle, as from a variance
+    at zero that should not be); at last shifted by multiples of the diagonal.
     """
     diagonal = np.abs(np.diag(hessian))
     diagonal = np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-300))
@@ -167,6 +168,8 @@ def minimise_model(hessian, gradient, x, penalised: Penalised) -> np.ndarray:
     every, near = np.ones(len(x), bool), (x != 0) | (np.abs(slope) >= penalised.l1)
     apart = A.copy()
     apart[: penalised.width, penalised.width :] = apart[penalised.width :, : penalised.width] = 0.0
+    values, vectors = np.linalg.eigh(apart[penalised.width :, penalised.width :])
+    apart[penalised.width :, penalised.width :] = vectors * np.maximum(np.abs(values), 1e-3) @ vectors.T
     tries = [(A, every, 0.0), (A, every, _LEAST_SHIFT), (A, near, _LEAST_SHIFT)]
     for matrix, kept, shift in [*tries, *((apart, every, shift) for shift in _SHIFTS)]:
         shifted = matrix[np.ix_(kept, kept)] + shift * np.eye(int(kept.sum()))

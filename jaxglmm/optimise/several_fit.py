@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.solver import AbstractSolver
+from jaxglmm.objectives.nested_quadrature import NestedQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.estimate import Convergence
@@ -48,7 +49,9 @@ class SeveralSolution:
         Of the value, in psi.
     factors : list of (S, S)
         Lambda of each term, for scaled z.
+    value : float
     evaluation : SeveralEvaluation
+        By Laplace's approximation, whatever was maximised.
     convergence : Convergence
     """
 
@@ -56,13 +59,14 @@ class SeveralSolution:
     free: np.ndarray
     hessian: np.ndarray
     factors: list[np.ndarray]
+    value: float
     evaluation: SeveralEvaluation
     convergence: Convergence
 
 
 def fit_several(
     family, design: RowDesign, solver: AbstractSolver, intercept, *, names, groups, factors=None, determinant=True,
-    tol=1e-12, max_iterations=100, callback=None,
+    quadrature: NestedQuadrature | None = None, tol=1e-12, max_iterations=100, callback=None,
 ) -> SeveralSolution:  # fmt: skip
     """Fit by Laplace's approximation.
 
@@ -78,6 +82,8 @@ def fit_several(
         Hold each Lambda (for scaled z) here.
     determinant : bool
         False for the joint likelihood.
+    quadrature : NestedQuadrature, optional
+        The likelihood to maximise in place of Laplace's, which then only says where to begin.
 
     Raises
     ------
@@ -86,34 +92,39 @@ def fit_several(
     """
     search = _Search(family, design, solver.cheap, determinant, tol, max_iterations, callback)
     glm = search.fit_glm(intercept, names)
-    free = search.all_free()
+    free, scores = search.all_free(), {}
     if factors is not None:
         free[search.varied] = False
-        result = search.climb(search.with_factors(glm.x, factors), free)
-        scores = {}
+        x = search.with_factors(glm.x, factors)
     else:
-        start = search.start(glm)
-        result = search.climb(start, free, steps=min(_FIRST_STEPS, max_iterations))
+        x = search.start(glm)
+    steps = min(_FIRST_STEPS, max_iterations)
+    result = search.climb(x, free, steps=steps)
+    if quadrature is not None:
+        result = search.climb(search.use_quadrature(quadrature, result.x, free), free, steps=steps)
+    if factors is None:
         result, free, scores = search.settle(result, groups)
     hessian = search.final_hessian(result.x, free)
-    if solver.cheap is not solver:
+    if solver.cheap is not solver and quadrature is None:
         search.refine_with(solver)
     result = search.certify(result, hessian, free)
-    e = search.at(result.x)
+    value, e = search.at(result.x).value, search.laplace(result.x)
     convergence = Convergence(
         converged=result.converged,
         reason=result.reason,
         decrement=float(max(result.decrement, 0.0)),
         iterations=search.evaluations,
         passes=float(search.evaluations),
-        n_agq=1 if determinant else None,
+        n_agq=None if not determinant else 1 if quadrature is None else int(quadrature.nodes.count),
+        gap=None if quadrature is None else value - e.value,
         singular=factors is None and not free[search.varied].all(),
         solver=f"{solver.name}: {solver.reason}",
         loglik_se=e.value_se,
         scores_at_zero=scores,
     )
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
-    solution = SeveralSolution(psi, free, back.T @ hessian @ back, search.factors(result.x), e, convergence)
+    hessian = back.T @ hessian @ back
+    solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
     _check_growth(family, design, solution, groups)
     return solution
 
@@ -161,6 +172,7 @@ class _Search:
         self._last: tuple[bytes, SeveralEvaluation] | None = None
         self._model: _Model | None = None
         self.refining = False
+        self.quadrature: NestedQuadrature | None = None
 
     # --- Coordinates -------------------------------------------------------------------------------------------
 
@@ -208,6 +220,17 @@ class _Search:
         return e
 
     def _evaluate(self, x, u, solver=None):
+        if self.quadrature is not None:
+            psi = self.psi(x)
+            self.evaluations += 1
+            return self.quadrature.evaluate(psi[: self.p], self._matrices(psi), psi[-1], u)
+        return self._laplace(x, u, solver)
+
+    def laplace(self, x) -> SeveralEvaluation:
+        """By Laplace's approximation, whatever is maximised."""
+        return self.at(x) if self.quadrature is None else self._laplace(x, self._all_modes)
+
+    def _laplace(self, x, u, solver=None):
         psi = self.psi(x)
         self.evaluations += 1
         return evaluate_several(
@@ -229,9 +252,10 @@ class _Search:
         e = self.at(x) if cheap is self.solver else self._evaluate(x, self.u, cheap)
         gradient = self.gradient(e)
         H = np.zeros((self.m, self.m))
-        few = exact and cheap.exact and self.design.X.size <= _FEW_ENTRIES
+        few = exact and (self.quadrature is not None or (cheap.exact and self.design.X.size <= _FEW_ENTRIES))
         if not few:
-            H[: self.p, : self.p] = fixed_hessian(self.design, e, self.factors(x), trace=exact and self.determinant)
+            base = e if self.quadrature is None else self.laplace(x)
+            H[: self.p, : self.p] = fixed_hessian(self.design, base, self.factors(x), trace=exact and self.determinant)
         step, free = self._steps(x), self.all_free()
         for j in range(0 if few else self.p, self.m):
             if free[j]:
@@ -282,6 +306,13 @@ class _Search:
             if move @ -known.hessian[np.ix_(free, free)] @ move < _NEAR:
                 return known.hessian
         return self.hessian(x, exact=True)
+
+    def use_quadrature(self, quadrature, x, free):
+        """Maximise another likelihood from here on; x with variances that are far enough from zero to be moved."""
+        parts = self.design.split(self.u)
+        self._all_modes, self.u = self.u, np.concatenate([parts[t].ravel() for t in quadrature.coarser])
+        self.quadrature, self._last, self._model = quadrature, None, None
+        return np.where(self.even & free, np.maximum(np.abs(x), _SMALLEST), x)
 
     def refine_with(self, solver):
         """Use another solver from here on, with the Hessian that is known."""

@@ -11,7 +11,7 @@ from jaxglmm.optimise.report import inverse_information, log_dispersion_name, no
 def several_estimate(problem, solution, *, joint=False) -> Estimate:
     """Estimate of a model with several grouping factors."""
     frame, family, scaling, design = problem.frame, problem.family, problem.scaling, problem.rows
-    p, psi = len(frame.names), solution.psi
+    p, psi, n_agq = len(frame.names), solution.psi, solution.convergence.n_agq
     J = np.eye(len(psi))
     J[:p, :p] = scaling.to_columns()
     names, at = frame.names, p
@@ -30,9 +30,9 @@ def several_estimate(problem, solution, *, joint=False) -> Estimate:
         beta=J[:p, :p] @ psi[:p],
         factors=tuple(t.factor_to_columns(f) for t, f in zip(design.terms, solution.factors, strict=True)),
         dispersion=None if family.dispersion_name is None else float(np.exp(psi[-1])),
-        loglik=solution.evaluation.value,
-        method="joint" if joint else "laplace",
-        n_agq=None if joint else 1,
+        loglik=solution.value,
+        method="joint" if joint else "laplace" if n_agq == 1 else "agq",
+        n_agq=n_agq,
         parameters=names + log_dispersion_name(family),
         covariance=inverse[:kept, :kept],
         boundary=~solution.free[:kept],

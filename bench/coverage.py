@@ -1,0 +1,76 @@
+"""Coverage of the intervals of group effects by simulation: `python -m bench.coverage`.
+
+Logistic regression with a random intercept: intercept -0.5, groups of 1 to 8 rows. Of each replicate the share of
+groups whose effect lies within its nominal 95 % interval, with the parameters' uncertainty
+(`fit.ranef(interval=0.95)`) and without; replicates whose estimated standard deviation is zero count. The mean over
+replicates has the standard error printed beside it.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import jaxglmm as jg
+
+
+LEVEL = 0.95
+
+
+def replicate(groups: int, tau: float, rng) -> dict[str, float]:
+    """Shares of groups covered by the two kinds of interval, and whether tau was estimated as zero."""
+    sizes = rng.permutation(np.resize(np.arange(1, 9), groups))
+    g = np.repeat(np.arange(groups), sizes)
+    b = tau * rng.standard_normal(groups)
+    y = (rng.random(len(g)) < 1 / (1 + np.exp(0.5 - b[g]))) * 1.0
+    data = pd.DataFrame({"y": y, "g": g})
+    fit = jg.fit("y ~ 1 + (1 | g)", data, family="binomial", method="agq", n_agq=15)
+    inside = lambda table: float(np.mean((table["lower"] <= b) & (b <= table["upper"])))
+    return {
+        "with": inside(fit.ranef(interval=LEVEL)),
+        "given": inside(fit.ranef(interval=LEVEL, uncertainty=False)),
+        "zero": float(fit.varcorr[0]["sd"] == 0),
+    }
+
+
+def simulate(groups: int, tau: float, replicates: int, seed: int = 0) -> dict:
+    """Means over replicates with their standard errors."""
+    rng = np.random.default_rng([seed, groups, round(100 * tau)])
+    found = [replicate(groups, tau, rng) for _ in range(replicates)]
+    out = {"groups": groups, "tau": tau, "replicates": replicates}
+    for name in found[0]:
+        values = np.array([f[name] for f in found])
+        out[name], out[f"{name}_se"] = float(values.mean()), float(values.std(ddof=1) / np.sqrt(replicates))
+    return out
+
+
+def main():
+    """Run the simulation and write its results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--groups", default="30,3000")
+    parser.add_argument("--taus", default="0.5,1")
+    parser.add_argument("--replicates", type=int, default=2000, help="with 30 groups; a hundredth with 3,000")
+    parser.add_argument("--out", type=Path, default=Path("bench-results/coverage.json"))
+    options = parser.parse_args()
+    results = []
+    for groups in map(int, options.groups.split(",")):
+        for tau in map(float, options.taus.split(",")):
+            began = time.perf_counter()
+            runs = options.replicates if groups < 1000 else max(options.replicates // 100, 3)
+            found = simulate(groups, tau, runs)
+            print(
+                f"{groups} groups, tau {tau}: {found['with']:.4f} +- {found['with_se']:.4f} with the parameters' "
+                f"uncertainty, {found['given']:.4f} +- {found['given_se']:.4f} without; tau^ = 0 in "
+                f"{found['zero']:.0%} of {runs} replicates ({time.perf_counter() - began:.0f} s)",
+                flush=True,
+            )
+            results.append(found)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Scores of the members in a file of any length: in bounded memory, and without losing what was done when killed.
+
+The file is read in chunks. Of each row label, y, weight, eta and z are kept, in a file of the chunk's own in which rows
+lie by a hash of their label; so a member's rows meet again in its bucket, wherever they were. Then bucket after bucket
+is scored, into a file of its own, and the parts are joined. Every file appears under its name only when it is complete,
+and what is there already is not made again: the result of a run that was killed and repeated is that of one run, byte
+for byte.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.scoring import CompleteRows, complete_rows, only_factor, own_prior, scores
+from jaxglmm.fitted.state import State
+
+
+CHUNK = 500_000  # rows read at once
+BUCKET = 1_000_000  # rows scored at once, about
+_CSV_ROW = 30  # bytes of a CSV row, at least, to tell the number of buckets from the size of the file
+_MOST_BUCKETS = 1024
+
+
+def score_file(state: State, source, out, *, interval: float | None = None, chunk: int = CHUNK) -> None:
+    """Score the members in a CSV or Parquet file.
+
+    Members come in the order of a hash of their labels; with fewer than a million rows, sorted.
+
+    Parameters
+    ----------
+    state : State
+    source : path
+        .parquet, .csv or .csv.gz.
+    out : path
+        .parquet or .csv file to write. A folder beside it holds the intermediate files until it is complete.
+    interval : float, optional
+        Level of the posterior intervals.
+    chunk : int
+        Rows read at once.
+
+    Raises
+    ------
+    DataError
+        Naming the column or file.
+    """
+    only_factor(state, "score()")
+    source, out = _checked(source, out)
+    job = _job(state, source, interval, chunk)
+    work = out.with_name(f".{out.name}.scoring")
+    if not _resumes(work, job):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        _write(work / "job.json", lambda path: path.write_text(json.dumps(job), encoding="utf-8"))
+    chunks = _spill(state, source, chunk, work, job["buckets"])
+    for b in range(job["buckets"]):
+        part = work / f"part-{b:06d}.parquet"
+        if not part.exists():
+            kept = _bucket(work, chunks, b)
+            if len(kept.y):
+                history, labels = kept.history()
+                columns = scores(state, history, labels, own_prior(state), interval)
+                _write(part, lambda path, columns=columns: _to_parquet(columns, path))
+    _write(out, lambda path: _join(work, job["buckets"], path))
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _checked(source, out) -> tuple[Path, Path]:
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(f"score(out=...) reads a .csv or .parquet file; found a {type(source).__name__}")
+    source, out = Path(source), Path(out)
+    if not source.is_file():
+        raise DataError(f"there is no file {str(source)!r}")
+    if out.suffix not in (".csv", ".parquet") or not out.absolute().parent.is_dir():
+        raise DataError(f"out={str(out)!r}: expected a .csv or .parquet file in a folder that exists")
+    return source, out
+
+
+def _job(state: State, source: Path, interval, chunk: int) -> dict[str, Any]:
+    """What a run is: another model, file or option begins anew."""
+    estimate, stat = state.estimate, source.stat()
+    model = zlib.crc32(np.ascontiguousarray(estimate.beta), zlib.crc32(repr((state.spec.formula, state.n)).encode()))
+    for factor in estimate.factors:
+        model = zlib.crc32(np.ascontiguousarray(factor), model)
+    if _is_parquet(source):
+        import pyarrow.parquet as pq
+
+        rows = pq.read_metadata(source).num_rows
+    else:
+        rows = stat.st_size // _CSV_ROW * (4 if source.suffix == ".gz" else 1)
+    return {
+        "model": [model, state.log_dispersion], "source": [str(source.absolute()), stat.st_size, stat.st_mtime_ns],
+        "interval": interval, "chunk": chunk, "buckets": min(max(-(-rows // BUCKET), 1), _MOST_BUCKETS),
+    }  # fmt: skip
+
+
+def _resumes(work: Path, job: dict) -> bool:
+    try:
+        return json.loads((work / "job.json").read_text(encoding="utf-8")) == job
+    except (OSError, ValueError):
+        return False
+
+
+def _write(path: Path, write) -> None:
+    """Write a file beside its place, then move it there."""
+    fresh = path.with_name(f".new-{path.name}")
+    try:
+        write(fresh)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _spill(state: State, source: Path, chunk: int, work: Path, buckets: int) -> int:
+    """Rows of each chunk, by bucket, in a file each; returns the number of chunks."""
+    import pyarrow as pa
+    from pandas.core.util.hashing import hash_array
+
+    done = work / "chunks.json"
+    if done.exists():
+        return int(json.loads(done.read_text()))
+    count = 0
+    for i, table in enumerate(_tables(state, source, chunk)):
+        path, count = work / f"chunk-{i:06d}.arrow", i + 1
+        if path.exists():
+            continue
+        kept = complete_rows(state, table)
+        hashes = hash_array(kept.labels.astype(object) if kept.labels.dtype.kind == "U" else kept.labels)
+        bucket = (hashes % np.uint64(buckets)).astype(np.int64)
+        order = np.argsort(bucket, kind="stable")
+        ends = np.cumsum(np.bincount(bucket, minlength=buckets)).tolist()
+        columns = {"label": kept.labels, "y": kept.y, "weights": kept.weights, "eta": kept.eta}
+        columns |= {f"z{a}": row for a, row in enumerate(kept.z)}
+        spilled = pa.table({name: pa.array(values[order]) for name, values in columns.items()})
+        spilled = spilled.replace_schema_metadata({"ends": json.dumps(ends)})
+        _write(path, lambda path, spilled=spilled: _to_arrow(spilled, path))
+    _write(done, lambda path: path.write_text(json.dumps(count)))
+    return count
+
+
+def _is_parquet(source: Path) -> bool:
+    return source.suffix.lower() in (".parquet", ".pq")
+
+
+def _tables(state: State, source: Path, chunk: int) -> Iterator[Any]:
+    """Chunks of the file's columns that the model needs."""
+    from jaxglmm.formula.files import read_chunks
+
+    spec = state.spec
+    response = spec.response.variables if spec.response else ()
+    effects = [name for term in spec.terms for recipe in term.recipes for name in recipe.variables]
+    groups = [name for term in spec.terms for name in term.grouping.columns]
+    offsets = [name for expression in spec.offsets for name in expression.variables]
+    named = [name for name in (spec.offset_column, spec.weights_column) if name is not None]
+    wanted = list(dict.fromkeys([*response, *spec.fixed.variables, *effects, *groups, *offsets, *named]))
+    levels = [values for term in spec.terms for values in term.grouping.levels]
+    text = [name for name, values in zip(groups, levels, strict=True) if values.dtype.kind in "OUT"]
+    return read_chunks(str(source), wanted, chunk, text=text)
+
+
+def _bucket(work: Path, chunks: int, b: int) -> CompleteRows:
+    """The rows of one bucket in the order of the file."""
+    import pyarrow as pa
+
+    parts = []
+    for i in range(chunks):
+        with pa.memory_map(str(work / f"chunk-{i:06d}.arrow")) as file:
+            table = pa.ipc.open_file(file).read_all()
+            ends = json.loads(table.schema.metadata[b"ends"])
+            begin = ends[b - 1] if b else 0
+            part = table.slice(begin, ends[b] - begin)
+            parts.append({name: part[name].to_numpy() for name in part.column_names})
+    join = lambda name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
+    labels = join("label")
+    z = [join(name) for name in (parts[0] if parts else {}) if name.startswith("z")]
+    return CompleteRows(
+        labels.astype(str) if labels.dtype == object else labels, np.zeros(0, int), join("y"), join("weights"),
+        join("eta"), np.array(z),
+    )  # fmt: skip
+
+
+def _to_arrow(table, path: Path) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _to_parquet(columns: dict[str, np.ndarray], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+
+
+def _join(work: Path, buckets: int, path: Path) -> None:
+    """The parts, one after the other."""
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    files = [p for b in range(buckets) if (p := work / f"part-{b:06d}.parquet").exists()]
+    if not files:
+        raise DataError("no row is complete: there is no history to score")
+    schema = pq.read_schema(files[0])
+    with pc.CSVWriter(path, schema) if path.suffix == ".csv" else pq.ParquetWriter(path, schema) as writer:
+        for file in files:
+            writer.write_table(pq.read_table(file))

@@ -1,0 +1,196 @@
+"""The columns of a path: those of a formula, a further matrix, and categoricals kept as their codes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxglmm.design.checks import check_frame
+from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
+from jaxglmm.design.groups import Layout
+from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.formula.grouping import first_grouping
+from jaxglmm.formula.table import open_table, unknown_column
+from jaxglmm.model.penalties import column_factors
+from jaxglmm.optimise.path import Weights
+
+
+@dataclass(frozen=True)
+class PathDesign:
+    """What a path is computed from.
+
+    Attributes
+    ----------
+    design : Design
+        Of all rows; its X has no columns.
+    layout : Layout
+    columns : WideColumns
+    scaling : Scaling
+        Of all columns.
+    weights : Weights
+    names : tuple of str
+        Of all columns.
+    """
+
+    design: Design
+    layout: Layout
+    columns: WideColumns
+    scaling: Scaling
+    weights: Weights
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """Columns beyond the formula's, in the rows that are kept: codes or a sparse matrix, moments, names."""
+
+    part: Any
+    mean: np.ndarray
+    sd: np.ndarray
+    names: tuple[str, ...]
+
+
+def lay_out_path(
+    frame, family, data, *, alpha, factors, standardize, X=None, X_names=None, dummies=(), estimated=True
+) -> PathDesign:
+    """Check the unpenalised columns, and lay out rows and columns.
+
+    Parameters
+    ----------
+    frame : ModelFrame
+    family : AbstractFamily
+    data
+        The table, for `dummies`.
+    alpha, factors, standardize
+        As in `ElasticNet`.
+    X : (rows of the table, k) array or scipy.sparse matrix, optional
+    X_names : sequence of str, optional
+    dummies : sequence of str
+        Columns of the table, each a categorical all of whose levels get a column.
+    estimated : bool
+        Whether the covariance of the random effects is.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
+    if len(frame.terms) > 1:
+        raise NotYetError(
+            f"paths take one grouping factor for now; the formula has {len(frame.terms)}: keep the one that matters "
+            "most, or join them as (1 | a:b)"
+        )
+    term = frame.terms[0] if frame.terms else None
+    scaling = column_scaling(frame.X, frame.weights, None if term is None else term.z)
+    extras = [_matrix(frame, X, X_names)] if X is not None else []
+    extras += [_categorical(frame, data, name) for name in dummies]
+    names = (*frame.names, *(name for extra in extras for name in extra.names))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"there are two columns {twice!r}: rename one (X_names=), or leave it out of the formula")
+    f = column_factors(factors, names, scaling.intercept)
+    first = len(frame.names)
+    check_frame(frame, family, estimated=estimated, columns=np.flatnonzero(f[:first] == 0))
+    rows = {"weights": frame.weights, "offset": frame.offset}
+    if term is not None:
+        rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
+    constant = family.constant(frame.y, frame.weights)
+    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
+    mean = np.concatenate([frame.weights @ frame.X / frame.weights.sum(), *(extra.mean for extra in extras)])
+    sd = scaling.scale.copy()
+    if scaling.intercept is None:
+        sd = np.sqrt(np.maximum(sd**2 - mean[:first] ** 2, 0.0))
+    sd = np.concatenate([sd, *(extra.sd for extra in extras)])
+    rms = sd if scaling.intercept is not None else np.sqrt(sd**2 + mean**2)
+    scale = np.concatenate([scaling.scale, np.where(rms > 0, rms, 1.0)[first:]])
+    center = np.concatenate([scaling.center, np.where(scaling.intercept is not None, mean, 0.0)[first:]])
+    parts: list[Any] = [DensePart(np.asarray(design.X))]
+    for extra in extras:
+        mine = slice(first, first + len(extra.names))
+        kind = IndexPart if isinstance(extra.part, np.ndarray) else SparsePart
+        parts.append(kind(extra.part, layout.slot, center[mine], scale[mine]))
+        first = mine.stop
+    columns = WideColumns(tuple(parts), layout.slot, layout.n_slots)
+    unit = np.where(sd > 0, scale / np.where(sd > 0, sd, 1.0), 1.0) if standardize else scale
+    bare = jax.device_put(_without_columns(design))
+    whole = Scaling(center, scale, scaling.intercept, scaling.z_scale)
+    return PathDesign(bare, layout, columns, whole, Weights(float(alpha), f, unit), names)
+
+
+def _without_columns(design):
+    import equinox as eqx
+
+    return eqx.tree_at(lambda d: d.X, design, jnp.zeros((design.y.shape[0], 0)))
+
+
+def _matrix(frame, X: Any, names) -> _Extra:
+    from scipy import sparse
+
+    if not sparse.issparse(X):
+        X = np.asarray(X, float)
+        if X.ndim != 2:
+            raise DataError(f"X must have two dimensions, a row for each row of the data; found shape {X.shape}")
+    X = sparse.csc_matrix(X, dtype=float)
+    total = int(frame.rows[-1]) + 1 if len(frame.rows) else 0
+    expected = len(frame.rows) + frame.n_dropped
+    if X.shape[0] != expected or X.shape[0] < total:
+        raise DataError(f"X has {X.shape[0]} rows; expected {expected}, one for each row of the data")
+    if not np.isfinite(X.data).all():
+        raise DataError("X has entries that are missing or infinite: fill them in")
+    names = tuple(f"X{j}" for j in range(X.shape[1])) if names is None else tuple(map(str, names))
+    if len(names) != X.shape[1]:
+        raise DataError(f"X_names has {len(names)} names for the {X.shape[1]} columns of X")
+    if frame.n_dropped:
+        X = X.tocsr()[frame.rows].tocsc()
+    return _Extra(X, *sparse_moments(X, frame.weights), names)
+
+
+def _categorical(frame, data, name: str) -> _Extra:
+    table = open_table(data)
+    if name not in table.names:
+        raise unknown_column(name, table.names, "dummies=")
+    column = table.load([name])[0][name]
+    grouping, codes = first_grouping((name,), {name: column.take(frame.rows)}, {})
+    if (codes < 0).any():
+        raise DataError(f"column {name!r} of dummies= has missing values: give them a level of their own, or drop them")
+    names = tuple(f"{name}[{label}]" for label in grouping.labels)
+    return _Extra(codes, *index_moments(codes, len(names), frame.weights), names)
+
+
+def fold_labels(frame, cv, by: str, seed, total_rows: int) -> np.ndarray | None:
+    """Fold (n,) of each row that is kept, from 0; None where there is no cross-validation.
+
+    Parameters
+    ----------
+    cv : int, array or None
+        Number of folds, or the fold of each row of the table.
+    by : {"groups", "rows"}
+    seed : int or numpy.random.Generator
+
+    Raises
+    ------
+    DataError
+    """
+    if cv is None:
+        return None
+    n = len(frame.y)
+    if by not in ("groups", "rows"):
+        raise DataError(f"cv_by must be 'groups' or 'rows'; found {by!r}")
+    if isinstance(cv, (int, np.integer)) and not isinstance(cv, bool):
+        units = len(frame.terms[0].levels) if by == "groups" and frame.terms else n
+        if not 2 <= cv <= units:
+            raise DataError(f"cv must lie between 2 and the {units} {by} there are; found {cv}")
+        order = np.random.default_rng(seed).permutation(units)
+        fold = np.empty(units, int)
+        fold[order] = np.arange(units) % cv
+        return fold[frame.terms[0].codes] if units < n or (by == "groups" and frame.terms) else fold
+    labels = np.asarray(cv)
+    if not isinstance(cv, (Sequence, np.ndarray)) or labels.shape != (total_rows,):
+        raise DataError(f"cv must be a number of folds, or the fold of each of the {total_rows} rows; found {cv!r:.60}")
+    values, fold = np.unique(labels[frame.rows], return_inverse=True)
+    if len(values) < 2:
+        raise DataError(f"cv puts all rows into one fold ({values[0]!r}): at least two are needed")
+    return fold

@@ -1,0 +1,73 @@
+"""Fits whose rows are stored, or computed with, in float32, against the fit in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.fitting import make_problem
+from jaxglmm.formula.frame import model_frame
+from jaxglmm.ops import fused
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Counts in groups of six; a column far from zero, which float32 holds to three digits of its spread."""
+    rng = np.random.default_rng(5)
+    g = np.repeat(np.arange(250), 6)
+    x, year = rng.standard_normal(len(g)), 20000 + 10 * rng.standard_normal(len(g))
+    eta = 0.5 + 0.4 * x + 0.02 * (year - 20000) + 0.7 * rng.standard_normal(250)[g]
+    return {"y": rng.poisson(np.exp(eta)), "x": x, "year": year, "g": g}
+
+
+def fitted(data, precision):
+    return jg.fit("y ~ x + year + (1 | g)", data, family="poisson", method="laplace", precision=precision)
+
+
+@pytest.fixture(scope="module")
+def double(data):
+    return fitted(data, "double")
+
+
+@pytest.mark.parametrize("kernels", ["native", "plain"])
+@pytest.mark.parametrize(("precision", "errors"), [("mixed", 1e-4), ("single", 1e-2)])
+def test_float32_gives_what_float64_gives(data, double, monkeypatch, kernels, precision, errors):
+    if kernels == "native" and double.convergence.kernels != "native":
+        pytest.skip("needs the native library")
+    monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
+    found = fitted(data, precision)
+    assert found.convergence.kernels == kernels and found.convergence.converged
+    assert found.loglik == pytest.approx(double.loglik, rel=1e-6)
+    for name, se in double.fixef_se.items():
+        assert abs(found.fixef[name] - double.fixef[name]) <= errors * se
+        assert found.fixef_se[name] == pytest.approx(se, rel=1e-4)
+    assert found.varcorr[0]["sd"] == pytest.approx(double.varcorr[0]["sd"], rel=1e-4)
+    np.testing.assert_allclose(found.ranef("g")["mean"], double.ranef("g")["mean"], atol=1e-4)
+
+
+def test_rows_are_stored_in_float32_where_they_may_be(data):
+    family = jg.Poisson()
+    frame = model_frame("y ~ x + year + (1 | g)", data, family=family)
+    for precision, stored in (("double", np.float64), ("mixed", np.float32), ("single", np.float32)):
+        design = make_problem(frame, family, precision=precision).design
+        assert design is not None
+        rows = (design.X, design.y, design.weights, design.offset, design.terms[0].z)
+        assert all(v.dtype == stored for v in rows)
+        assert design.constant.dtype == np.float64
+
+
+def test_the_kernels_cover_what_lies_on_the_cpu(data, monkeypatch):
+    """Arrays that lie nowhere yet go where JAX puts new ones, which a caller may have set."""
+    family = jg.Poisson()
+    frame = model_frame("y ~ x + year + (1 | g)", data, family=family)
+    design = make_problem(frame, family).design
+    there = fused.covers(family, design)
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert fused.covers(family, design) is there
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not fused.covers(family, design)
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert fused.covers(family, design) is there
+    with jax.enable_x64(True):
+        assert fused.covers(family, jax.device_put(design, jax.devices("cpu")[0])) is there
+    assert not fused.covers(jg.Beta(), design)
