@@ -45,7 +45,12 @@ def main(arguments=None) -> int:
     if options.suite is None:
         for name in suites.names():
             console.print(f"  {name:18} {suites.load(name).TITLE}", highlight=False)
+        console.print(f"  {'device':18} every operation and a fit on this machine's accelerator against its CPU")
         return 0
+    if options.suite == "device":
+        from bench.device import main as device
+
+        return device(*(options.sizes or ())[:1])
     try:
         suite = suites.load(options.suite)
     except KeyError as error:

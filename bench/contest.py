@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ class Entry:
         "done", or why there is nothing: "missing", "not covered", "failed: ..."
     first : float or None
         Seconds of the first run where it compiles.
-    seconds, loads, peaks : list of float
-        Of each measured run: wall time, cores that others used just before, peak resident MB.
+    seconds, cpu, loads, peaks : list of float
+        Of each measured run: wall time, that of all processors together, cores that others used just before, peak
+        resident MB.
     result : dict
         What the task returned last; `objective` among it.
     describe : dict
@@ -72,6 +74,7 @@ class Entry:
     status: str
     first: float | None = None
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
@@ -120,10 +123,11 @@ class Worker:
             command = [python, str(HERE / "worker.py"), contender.module, task, folder]
         variables = os.environ | environment(settings.threads) | contender.environment
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=variables,
-            preexec_fn=_processors(settings.threads), cwd=folder,
-        )  # fmt: skip
+        with _processors(settings.threads):
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=variables,
+                cwd=folder,
+            )  # fmt: skip
 
     def answer(self) -> dict[str, Any]:
         """The next line of the protocol; {"status": "failed: ..."} when there is none."""
@@ -157,12 +161,18 @@ class Worker:
         self.errors.close()
 
 
+@contextmanager
 def _processors(threads):
-    """Set, in the new process, the processors that it may use: what XLA and others count threads by."""
+    """Processes started within may use so many processors: what XLA and others count threads by."""
     if not hasattr(os, "sched_setaffinity"):
-        return None
-    allowed = sorted(os.sched_getaffinity(0))[:threads]
-    return lambda: os.sched_setaffinity(0, allowed)
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def missing(name: str, settings: Settings) -> str:
@@ -257,6 +267,7 @@ def _run(worker, entry, settings, measured=True):
     entry.status, entry.result = "done", answer["result"]
     if measured:
         entry.seconds.append(answer["seconds"])
+        entry.cpu.append(answer["cpu"])
         entry.loads.append(load)
         if answer.get("peak_mb"):
             entry.peaks.append(answer["peak_mb"])

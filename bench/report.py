@@ -8,6 +8,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from bench.contest import BUSY, Entry, Settings, environment
 from bench.suites import Case
 
@@ -34,13 +36,13 @@ def table(case: Case, entries: list[Entry]):
     from rich.table import Table
 
     view = Table(title=case.name, title_justify="left", box=SIMPLE)
-    for heading in ("contender", "median s", "ratio", "runs s", "first s", "peak MB", "objective"):
+    for heading in ("contender", "median s", "ratio", "runs s", "CPU s", "first s", "peak MB", "objective"):
         view.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
     view.add_column("remarks")
     ours = next((entry.median for entry in entries if entry.median), None)
     for entry in entries:
         if entry.median is None:
-            view.add_row(entry.contender, "", "", "", "", "", "", entry.status)
+            view.add_row(entry.contender, "", "", "", "", "", "", "", entry.status)
             continue
         objective = entry.result.get("objective")
         view.add_row(
@@ -48,6 +50,7 @@ def table(case: Case, entries: list[Entry]):
             f"{entry.median:.3f}",
             "" if ours is None else f"{entry.median / ours:.2f}",
             " ".join(f"{s:.3f}" for s in entry.seconds),
+            f"{np.median(entry.cpu):.3f}" if entry.cpu else "",
             "" if entry.first is None else f"{entry.first:.2f}",
             f"{max(entry.peaks):.0f}" if entry.peaks else "",
             f"{objective:.4f}" if isinstance(objective, float) else "",

@@ -5,13 +5,14 @@ import numpy as np
 
 def members(
     groups: int, *, columns: int = 20, tau: float = 0.8, family: str = "binomial", slope: float = 0.0, seed: int = 0,
-    shuffled: bool = True,
+    shuffled: bool = True, matter: int = 0,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rows of many small groups.
 
     Group sizes are 1 + NegativeBinomial(2, 1/2), 3 in the mean; the columns are standard normal, the first constant;
     coefficients 0.3 N(0, 1) with intercept -1; a random intercept of standard deviation `tau` and, where `slope` is
-    not 0, an independent slope of that standard deviation on the second column.
+    not 0, an independent slope of that standard deviation on the second column. With `matter`, only so many columns
+    beside the constant matter, with coefficients of sizes from 0.1 to 0.5 and alternating signs.
 
     Returns
     -------
@@ -26,6 +27,9 @@ def members(
     X[0] = 1.0
     beta = 0.3 * rng.standard_normal(columns)
     beta[0] = -1.0
+    if matter:
+        beta[1:] = 0.0
+        beta[1 : matter + 1] = np.linspace(0.1, 0.5, matter) * np.where(np.arange(matter) % 2, 1.0, -1.0)
     eta = beta @ X + tau * rng.standard_normal(groups)[codes]
     if slope:
         eta += slope * rng.standard_normal(groups)[codes] * X[1]
@@ -35,6 +39,31 @@ def members(
         order = rng.permutation(n)
         y, X, identifiers = y[order], np.ascontiguousarray(X[:, order]), identifiers[order]
     return {"y": y, "X": X, "g": identifiers}
+
+
+def two_factors(
+    levels: tuple[int, int], rows: int, *, columns: int = 6, family: str = "gaussian", nested: bool = False,
+    sds: tuple[float, float] = (0.5, 0.5), seed: int = 0,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Rows of two grouping factors, crossed at random or the first nested in the second.
+
+    The columns are standard normal with coefficients 0.5, the first constant with coefficient 0; a random intercept of
+    each factor.
+
+    Returns
+    -------
+    dict
+        As `members`, with identifiers `h` (n,) of the second factor beside `g` of the first.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.append(np.arange(levels[0]), rng.integers(0, levels[0], rows - levels[0]))
+    second = first % levels[1] if nested else rng.permutation(np.arange(rows) % levels[1])
+    X = rng.standard_normal((columns, rows))
+    X[0] = 1.0
+    eta = 0.5 * X[1:].sum(0)
+    for codes, count, sd in zip((first, second), levels, sds, strict=True):
+        eta += sd * rng.standard_normal(count)[codes]
+    return {"y": _response(rng, family, eta), "X": X, "g": 1_000_003 + 7 * first, "h": 2_000_003 + 3 * second}
 
 
 def _response(rng, family, eta):

@@ -33,6 +33,7 @@ if (!is.null(arrays$X)) {
   frame <- as.data.frame(arrays$X[, -1, drop = FALSE])
   names(frame) <- sprintf("x%d", seq_along(frame))
   arrays$frame <- cbind(y = arrays$y, g = factor(arrays$g), frame)
+  if (!is.null(arrays$h)) arrays$frame$h <- factor(arrays$h)
 }
 run <- tryCatch(get(arguments[1])(arrays, spec), error = function(e) NULL)
 if (is.null(run)) {
@@ -43,8 +44,8 @@ version <- as.character(packageVersion(if (arguments[1] == "glmer") "lme4" else 
 say(status = "ready", describe = list(version = version))
 input <- file("stdin", "r")
 while (length(line <- readLines(input, 1)) && line == "run") {
-  seconds <- system.time(result <- tryCatch(run(), error = function(e) list(error = conditionMessage(e))))[["elapsed"]]
+  spent <- system.time(result <- tryCatch(run(), error = function(e) list(error = conditionMessage(e))))
   peak <- tryCatch(as.numeric(sub("\\D*(\\d+).*", "\\1", grep("VmHWM", readLines("/proc/self/status"), value = TRUE))) / 1024,
     error = function(e) NULL)
-  say(status = "done", seconds = seconds, peak_mb = peak, result = result)
+  say(status = "done", seconds = spent[["elapsed"]], cpu = sum(spent[1:2]), peak_mb = peak, result = result)
 }

@@ -1,7 +1,8 @@
 """A contender in a process of its own: `python worker.py MODULE TASK FOLDER`.
 
 Reads the arrays in FOLDER (NAME.npy, spec.json), says {"status": "ready"}, and then does the task once for each line
-"run" on standard input, answering with a line of JSON: seconds, peak resident memory, and what the task returned.
+"run" on standard input, answering with a line of JSON: seconds, those of all
+processors together, peak resident memory, and what the task returned.
 It is run by the peers' interpreter, so that it uses NumPy and the standard library only.
 """
 
@@ -39,13 +40,14 @@ def main(module: str, task: str, folder: str) -> None:
         if line.strip() != "run":
             break
         before = _reset_peak()
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         try:
             result = run()
         except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}"}
         seconds = time.perf_counter() - began
-        say(status="done", seconds=seconds, before_mb=before, peak_mb=_memory("VmHWM"), result=result)
+        processor = time.process_time() - processor
+        say(status="done", seconds=seconds, cpu=processor, before_mb=before, peak_mb=_memory("VmHWM"), result=result)
 
 
 def _memory(field: str) -> float | None:

@@ -39,6 +39,13 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
         Poisson as Poisson,
     )
     from .model.penalties import ElasticNet as ElasticNet, Lasso as Lasso, Ridge as Ridge
+    from .model.priors import (
+        GammaPrior as GammaPrior,
+        HalfCauchyPrior as HalfCauchyPrior,
+        HalfStudentPrior as HalfStudentPrior,
+        NormalPrior as NormalPrior,
+        StudentPrior as StudentPrior,
+    )
     from .objectives.gaussian import GaussianMarginal as GaussianMarginal
     from .objectives.joint import JointLikelihood as JointLikelihood
     from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
@@ -47,6 +54,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .ops.native import native_status as native_status
     from .path_result import Path as Path
     from .paths import fit_path as fit_path
+    from .pooling import ShrinkageComparison as ShrinkageComparison, compare_shrinkage as compare_shrinkage
 
 _EXPORTS = {  # module -> its public names
     "batch": ("fit_each", "fit_many"),
@@ -69,6 +77,7 @@ _EXPORTS = {  # module -> its public names
     "inference.pool": ("pool",),
     "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
     "model.penalties": ("ElasticNet", "Lasso", "Ridge"),
+    "model.priors": ("GammaPrior", "HalfCauchyPrior", "HalfStudentPrior", "NormalPrior", "StudentPrior"),
     "objectives.gaussian": ("GaussianMarginal",),
     "objectives.joint": ("JointLikelihood",),
     "objectives.laplace": ("LaplaceMarginal",),
@@ -77,6 +86,7 @@ _EXPORTS = {  # module -> its public names
     "ops.native": ("native_status",),
     "path_result": ("Path",),
     "paths": ("fit_path",),
+    "pooling": ("ShrinkageComparison", "compare_shrinkage"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

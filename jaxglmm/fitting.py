@@ -11,13 +11,14 @@ from jaxglmm.design.checks import check_frame
 from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
-from jaxglmm.design.factor_products import FactorProducts, factor_products
-from jaxglmm.design.groups import Layout
+from jaxglmm.design.factor_products import FactorProducts, dense_order, factor_products
+from jaxglmm.design.groups import GroupIndex, Layout
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
+from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
@@ -65,11 +66,18 @@ class Problem:
     cross: CrossProducts | FactorProducts | None = None
     rows: "RowDesign | None" = None
 
+    @property
+    def storage(self) -> tuple[GroupIndex, Layout] | None:
+        """Index and layout of the rows, where there are some and one device has them all."""
+        if self.design is None or self.layout is None or self.design.index.mesh is not None:
+            return None
+        return self.design.index, self.layout
+
 
 def fit(
     formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
     penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double",
-    solver="auto", tol=1e-12, max_iterations=100, progress=None, throw=True,
+    solver="auto", devices=None, tol=1e-12, max_iterations=100, progress=None, throw=True,
 ) -> Fit:  # fmt: skip
     """Fit a generalized linear mixed model.
 
@@ -87,7 +95,8 @@ def fit(
         `Binomial(link="probit")`.
     method : {"auto", "laplace", "agq", "joint"}
         "auto": exact for Gaussian responses; otherwise quadrature with as many nodes as make a difference for one or
-        two effects a group, and Laplace's approximation for more. "joint" maximises the joint likelihood of
+        two effects a group, and Laplace's approximation for more and for several grouping factors, where "agq"
+        integrates the finest of nested ones. "joint" maximises the joint likelihood of
         (beta, b) at a held `theta`, which is ridge regression on one-hot groups.
     n_agq : int, optional
         Nodes per effect for "agq"; 1 is Laplace.
@@ -102,6 +111,12 @@ def fit(
         criterion. Standard errors are then those of the penalised information for ridge (the posterior's under the
         normal prior that ridge is; they leave out the bias), and NaN for a lasso or elastic net. `fit.loglik` is the
         log-likelihood without the penalty, `fit.df` the effective number of parameters.
+    prior : dict, optional
+        {name: prior}: of a column, or of all fixed effects but the intercept under "beta", a `jg.NormalPrior` or
+        `jg.StudentPrior`; of the standard deviations of a grouping factor's effects, or of all under "sd", a
+        `jg.HalfStudentPrior`, `jg.HalfCauchyPrior` or `jg.GammaPrior`, which keeps them from zero. The fit is at the
+        posterior mode of (beta, sds, dispersion), flat in what has no prior, and standard errors come from the
+        curvature there. `fit.loglik` is the log-likelihood alone.
     theta : dict, optional
         Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
     levels : dict, optional
@@ -115,6 +130,8 @@ def fit(
     solver : {"auto", "separable", "schur", "krylov"}
         With several grouping factors, how systems with all effects are solved; by default as the data's structure
         calls for, which `fit.convergence.solver` tells.
+    devices : sequence of jax.Device, optional
+        Spread the groups over these devices (one grouping factor, responses that are not Gaussian).
     tol : float
         Newton decrement at which to stop.
     max_iterations : int
@@ -147,6 +164,8 @@ def fit(
     framed = laid_out = time.perf_counter()
     with jax.enable_x64(True), Progress(progress) as line:
         if penalty is not None or prior is not None:
+            if devices is not None:
+                raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")
             from jaxglmm.penalised import estimate_penalised
 
             problem, estimate, posteriors = estimate_penalised(
@@ -154,7 +173,7 @@ def fit(
                 max_iterations=max_iterations,
             )  # fmt: skip
         else:
-            problem = make_problem(frame, family, estimated=theta is None, precision=precision)
+            problem = make_problem(frame, family, estimated=theta is None, precision=precision, devices=devices)
             tol = max(tol, _SINGLE_TOLERANCE) if precision == "single" else tol
             laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(
@@ -192,13 +211,17 @@ def check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
     if precision not in PRECISIONS:
         raise DataError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; found {precision!r}")
+    if precision != "double" and (penalty is not None or prior is not None):
+        raise NotYetError(f"penalty= and prior= take precision='double' for now; found {precision!r}")
     if reml and (penalty is not None or prior is not None):
         raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:
         raise DataError("method='joint' cannot estimate the covariance: pass theta={group: sd}, or use method='auto'")
 
 
-def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double") -> Problem:
+def make_problem(
+    frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double", devices=None
+) -> Problem:
     """Check the columns and lay the rows out.
 
     Parameters
@@ -209,6 +232,8 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision
         Whether the covariance of the random effects is to be estimated; some data can only serve one that is held.
     precision : {"double", "mixed", "single"}
         As in `fit`.
+    devices : sequence of jax.Device, optional
+        To spread the groups over.
 
     Raises
     ------
@@ -218,8 +243,12 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision
     X = Columns(frame.columns, len(frame.weights))
     found = moments(X, frame.weights)
     check_frame(frame, family, estimated=estimated, found=found)
-    linear = (family.name, family.link) == ("gaussian", "identity")
-    if len(frame.terms) > 1 and not linear:
+    linear = _linear(family)
+    if devices is not None and (linear or len(frame.terms) != 1):
+        raise NotYetError(
+            "devices= spreads the groups of one factor, for responses that are not Gaussian; leave it out here"
+        )
+    if len(frame.terms) > 1 and (not linear or dense_order(frame.terms) > DENSE_LIMIT):
         return _problem_of_rows(frame, family)
     if len(frame.terms) > 1:
         scaling = column_scaling(X, frame.weights, None, found)
@@ -238,12 +267,13 @@ def make_problem(frame: ModelFrame, family, *, estimated: bool = True, precision
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
         return Problem(frame, family, scaling, cross=cross)
     constant = family.constant(frame.y, frame.weights)
+    mesh = None if devices is None else jax.sharding.Mesh(np.asarray(devices), ("groups",))
     design, layout = make_design(
         frame.y, X, scaling=scaling, constant=constant, dtype=np.float64 if precision == "double" else np.float32,
-        single=precision == "single", **rows,
+        single=precision == "single", mesh=mesh, **rows,
     )  # fmt: skip
     design = replace(design, constant=np.asarray(constant, np.float64))
-    if design.X.nbytes > _PLACED_BYTES:
+    if mesh is None and design.X.nbytes > _PLACED_BYTES:
         # The arrays are aligned and nobody else's: JAX takes them over without a copy.
         design = jax.device_put(design, may_alias=True)
     return Problem(frame, family, scaling, design, layout)
@@ -273,6 +303,11 @@ def estimate_problem(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
     if problem.rows is not None:
+        if reml:
+            raise NotYetError(
+                f"REML is computed from a dense matrix of order {DENSE_LIMIT:,} at most, and beside the factor with "
+                f"most levels there are {dense_order(frame.terms):,} effects: use reml=False"
+            )
         return _estimate_several(
             problem, method, n_agq, factors, solver, tol=tol, max_iterations=max_iterations, callback=callback
         )
@@ -330,7 +365,9 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
     frame, design = problem.frame, problem.rows
+    exact = _linear(problem.family)  # Laplace's approximation to a normal integral is the integral
     nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
+    nodes = 1 if exact else nodes
     if factors is not None:
         factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
     solution = fit_several(
@@ -339,9 +376,16 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
         quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
     )  # fmt: skip
     counts = np.bincount(design.terms[design.order[0]].codes)
-    if nodes == 1 and method != "joint" and np.median(counts) < _FEW_ROWS:
+    if nodes == 1 and method != "joint" and not exact and np.median(counts) < _FEW_ROWS:
         solution.convergence.warnings.append(_few_rows_warning(frame.terms[design.order[0]].group, counts, design))
-    return several_estimate(problem, solution, joint=method == "joint"), several_posteriors(problem, solution)
+    estimate = several_estimate(problem, solution, joint=method == "joint")
+    if exact:
+        estimate = replace(estimate, method="ml", n_agq=None)
+    return estimate, several_posteriors(problem, solution)
+
+
+def _linear(family) -> bool:
+    return (family.name, family.link) == ("gaussian", "identity")
 
 
 def _nested_quadrature(problem, nodes):

@@ -19,6 +19,9 @@ from jaxglmm.fitting import Problem, estimate_problem
 class GroupEffects:
     """Posterior of each level's intercept given the parameters, link scale.
 
+    By the fit's own quadrature rule, of at least 15 nodes, which leaves about 1e-5 of a posterior standard deviation;
+    `Fit.ranef` integrates further.
+
     Attributes
     ----------
     mean, sd : (G,)

@@ -6,6 +6,7 @@ from jaxglmm.plots import BLUE, GREY, PALE, RED, _done, _figure
 
 
 _MOST_NAMES = 12  # coefficients named at the path's end
+_MOST_POINTS = 20_000
 
 
 def plot_path(fit, path=None):
@@ -79,3 +80,55 @@ def _count_axis(ax, x, counts):
     top.set_xlim(ax.get_xlim())
     top.set_xticks(x[at], [str(c) for c in counts[at]], fontsize=7)
     top.set_xlabel("coefficients that are not zero", fontsize=8)
+
+
+def plot_pooling(found, path=None):
+    """Each group's shrunken estimate against its own, and how much of it is kept, by the size of the group.
+
+    Parameters
+    ----------
+    found : ShrinkageComparison
+    path : str or path, optional
+        File to write (.png, .svg, .pdf).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    g = found.groups
+    at = np.flatnonzero(np.isfinite(g["raw"]))
+    if len(at) > _MOST_POINTS:
+        at = np.random.default_rng(0).choice(at, _MOST_POINTS, replace=False)
+    n, raw = g["n"][at], g["raw"][at]
+    tau = found.fits["random intercept"].varcorr[0]["sd"]
+    fig = _figure(path, (10.0, 4.6))
+    left, right = fig.subplots(1, 2)
+    shown = left.scatter(raw, g["shrunken"][at], c=np.log2(n), s=12, cmap="viridis", linewidths=0)
+    # Where all responses of a group are alike its own estimate is only bounded by the approximation: cut far points.
+    limit = np.quantile(np.abs(raw), 0.99) * 1.05
+    left.plot([-limit, limit], [-limit, limit], color=GREY, lw=0.8)
+    left.axhline(0, color=GREY, lw=0.8)
+    left.set(xlim=(-limit, limit), xlabel="own estimate", ylabel="shrunken estimate")
+    left.set_title(f"{len(g['n']):,} levels of {found.group}, tau {tau:.3g}", loc="left")
+    bar = fig.colorbar(shown, ax=left)
+    ticks = np.unique(np.round(np.linspace(np.log2(n.min()), np.log2(n.max()), 5)))
+    bar.set_ticks(ticks, labels=[f"{2**t:,.0f}" for t in ticks])
+    bar.set_label("rows in the group")
+    sizes = np.geomspace(max(n.min(), 1), max(n.max(), 2), 200)
+    right.scatter(n, g["rho"][at], s=12, color=BLUE, alpha=0.5, linewidths=0, label="each group")
+    curve = tau**2 / (tau**2 + 1 / (found.information * sizes))
+    right.plot(sizes, curve, color=RED, lw=1.5, label="tau² / (tau² + sigma² / n)")
+    right.set_xscale("log")
+    ticks = 2.0 ** np.arange(0, np.ceil(np.log2(sizes[-1])) + 1)
+    right.set_xticks(ticks, [f"{t:,.0f}" for t in ticks], fontsize=8)
+    right.minorticks_off()
+    right.set(
+        xlim=(0.8 * sizes[0], 1.25 * sizes[-1]),
+        ylim=(0, 1.02),
+        xlabel="rows in the group",
+        ylabel="share of the own estimate that is kept",
+    )
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    for ax in (left, right):
+        ax.grid(color=PALE, lw=0.6)
+    return _done(fig, path)

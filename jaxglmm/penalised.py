@@ -1,6 +1,7 @@
 """Fits with a penalty or a prior: from a model frame to the estimate."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from jaxglmm.design.design import column_scaling, make_design
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitting import Problem, held_factors, quadrature_rule
 from jaxglmm.model.penalties import ElasticNet, column_factors
+from jaxglmm.model.priors import AbstractPrior
+from jaxglmm.optimise.log_prior import LogPrior, PriorTerm
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.null_fit import Likelihood
 from jaxglmm.optimise.path import Weights
@@ -17,7 +20,7 @@ from jaxglmm.optimise.penalised_fit import fit_penalised
 from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
 
 
-def lay_out(frame, family, penalty: ElasticNet, *, estimated: bool) -> tuple[Problem, Weights]:
+def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) -> tuple[Problem, Weights]:
     """Check the unpenalised columns and lay the rows out; every family's in slots.
 
     Parameters
@@ -26,6 +29,7 @@ def lay_out(frame, family, penalty: ElasticNet, *, estimated: bool) -> tuple[Pro
     family : AbstractFamily
     penalty : ElasticNet
         At lam = 0 all columns but those left out are unpenalised.
+    terms : tuple of PriorTerm
     estimated : bool
         Whether the covariance of the random effects is estimated.
 
@@ -43,6 +47,10 @@ def lay_out(frame, family, penalty: ElasticNet, *, estimated: bool) -> tuple[Pro
     f = column_factors(penalty.factors, frame.names, scaling.intercept)
     if penalty.lam == 0:
         f = np.where(np.isinf(f), np.inf, 0.0)
+    # What has a prior is no part of the fit that the penalised one begins with: it may have no maximum of its own.
+    informed = np.concatenate([term.at for term in terms if not term.prior.on_sd] or [np.zeros(0, int)])
+    if penalty.lam == 0:
+        f[informed[np.isfinite(f[informed])]] = 1.0
     check_frame(frame, family, estimated=estimated, columns=np.flatnonzero(f == 0))
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
@@ -90,11 +98,16 @@ def estimate_penalised(
     if penalty is not None and not isinstance(penalty, ElasticNet):
         raise DataError(f"penalty must be jg.ElasticNet(...), jg.Ridge(...) or jg.Lasso(...); found {penalty!r}")
     penalty = ElasticNet(0.0) if penalty is None else penalty
-    problem, weights = lay_out(frame, family, penalty, estimated=theta is None)
+    terms = () if prior is None else prior_terms(prior, frame)
+    problem, weights = lay_out(frame, family, penalty, terms, estimated=theta is None)
+    log_prior = None
+    if terms and problem.design is not None:
+        covariance = problem.design.terms[0].covariance if frame.terms else None
+        log_prior = LogPrior(terms, problem.scaling, covariance)
     solution, found = fit_penalised(
         family, problem.design, problem.scaling, float(penalty.lam), weights,
-        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta), names=frame.names, tol=tol,
-        max_iterations=max_iterations,
+        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta), names=frame.names,
+        prior=log_prior, tol=tol, max_iterations=max_iterations,
     )  # fmt: skip
     if frame.terms:
         estimate = marginal_estimate(problem, solution, joint=method == "joint")
@@ -114,8 +127,44 @@ def estimate_penalised(
         covariance = np.full_like(covariance, np.nan)
     left_out = int(np.isinf(weights.factors).sum())
     found |= {"text": _described(penalty, left_out), "lam": float(penalty.lam), "alpha": float(penalty.alpha)}
+    found["prior"] = None if prior is None else "; ".join(f"{name} ~ {_told(p)}" for name, p in prior.items())
     estimate = dataclasses.replace(estimate, covariance=covariance, penalised=found)
     return problem, estimate, posteriors
+
+
+def prior_terms(prior, frame) -> tuple[PriorTerm, ...]:
+    """The densities of a `prior=` mapping with the parameters that each is of.
+
+    Raises
+    ------
+    DataError
+        For what is no prior, or a name that is no column, no grouping factor and neither "beta" nor "sd".
+    """
+    if not isinstance(prior, Mapping) or not prior:
+        raise DataError(f"prior must map names to priors, such as {{'beta': jg.NormalPrior(2.5)}}; found {prior!r}")
+    groups = {term.group: np.arange(len(term.names)) for term in frame.terms}
+    intercept = [j for j, name in enumerate(frame.names) if name == "Intercept"]
+    out = []
+    for name, density in prior.items():
+        if not isinstance(density, AbstractPrior):
+            raise DataError(f"prior[{name!r}] must be a prior such as jg.NormalPrior(2.5); found {density!r}")
+        if density.on_sd:
+            known = groups if name != "sd" else {"sd": np.concatenate([*groups.values(), np.zeros(0, int)])}
+            what, at = "grouping factor", known.get(name, ())
+        else:
+            mine = [j for j, c in enumerate(frame.names) if c == name or c.startswith(f"{name}[")]
+            every = [j for j in range(len(frame.names)) if j not in intercept]
+            what, at = "column", every if name == "beta" else mine
+        if not len(at):
+            known = ", ".join(map(repr, groups if density.on_sd else frame.names)) or "none"
+            raise DataError(f"prior: no {what} {name!r} for {_told(density)}; there is {known}")
+        out.append(PriorTerm(density, np.asarray(at, int)))
+    return tuple(out)
+
+
+def _told(prior: AbstractPrior) -> str:
+    name = type(prior).__name__.removesuffix("Prior")
+    return f"{name}({', '.join(f'{v:g}' for v in vars(prior).values())})"
 
 
 def _described(penalty: ElasticNet, left_out: int) -> str:

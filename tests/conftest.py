@@ -3,12 +3,36 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def compile_quickly() -> dict[str, str]:
+    """Have XLA compile without its optimisations in the tests' own processes; returns how, as an environment.
+
+    Two thirds of the tests' time would be XLA's compiler at work on programs that then run for milliseconds. What an
+    optimised program computes differs by rounding only, and every tolerance holds with either. Processes that tests
+    start (the command line, the documentation, cold starts) and the native kernels are as users have them; with
+    XLA_FLAGS set, `XLA_FLAGS= python -m pytest`, so is everything.
+    """
+    if "XLA_FLAGS" in os.environ:
+        return {}
+    flags = ["--xla_backend_optimization_level=0"]
+    if version("jaxlib").startswith("0.10."):  # a flag that jaxlib does not know ends the process
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+    import jax
+
+    jax.devices()  # reads them
+    return {"XLA_FLAGS": os.environ.pop("XLA_FLAGS")}
+
+
+COMPILER = compile_quickly()
 
 
 def pytest_report_header(config) -> str:
@@ -57,6 +81,12 @@ def reference_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"reference results: no folder {folder}; name theirs by JAXGLMM_REFERENCE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def same_compiler() -> dict[str, str]:
+    """Return the environment of a process that is to compute the same bits as this one."""
+    return COMPILER
 
 
 @pytest.fixture(scope="session")

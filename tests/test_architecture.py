@@ -33,6 +33,7 @@ PRESENTATION = {
     "path_design",
     "path_plots",
     "path_result",
+    "pooling",
     "fitted",
     "inference",
     "cli",

@@ -68,6 +68,18 @@ def test_a_worse_objective_is_remarked():
     assert report.remarks(case, entries[1], entries) == ["objective worse by 0.5", "busy machine: 2.0 cores"]
 
 
+def test_the_device_command_finds_the_cpu_right():
+    """Float32 and float64 on this machine's first device, against float64 on its CPU."""
+    import jax
+
+    from bench.device import check
+
+    measured = check(jax.devices()[0], 300, columns=4)
+    assert {m.operation for m in measured if m.dtype == "float32"} >= {"group totals", "posterior", "a whole fit"}
+    assert [(m.operation, m.dtype, m.error) for m in measured if not m.good] == []
+    assert all(m.seconds > 0 and m.bytes > 0 for m in measured)
+
+
 def test_members_are_what_they_are_said_to_be():
     arrays = members(20_000, seed=1)
     y, X, g = arrays["y"], arrays["X"], arrays["g"]

@@ -232,15 +232,15 @@ def test_under_jit_and_vmap(x64):
     design, beta = problem(family, (1, 2, 3, 40))
     rule, start = padded_nodes(3, 1), jnp.zeros_like(design.terms[0].z)
     psi = np.stack([[*beta, 0.5, 0.2], [*beta, 0.9, -0.1], [*(2 * beta), 0.1, 0.0]])
-    one = lambda psi: fused.fused_pass(family, design, rule, psi, start)
+    one = jax.jit(lambda psi: fused.fused_pass(family, design, rule, psi, start))
     for a, b in zip(jax.jit(jax.vmap(one))(psi), zip(*map(one, jnp.asarray(psi)), strict=True), strict=True):
         np.testing.assert_allclose(a, np.stack(b), rtol=1e-14, atol=1e-14)
     y = np.stack([design.y, design.y + 1.0])  # response and parameters batched by different axes
-    both = jax.vmap(
+    both = jax.jit(jax.vmap(
         lambda y: jax.vmap(lambda psi: fused.fused_pass(family, type(design)(
             y, design.X, design.offset, design.weights, design.terms, design.index, design.constant
         ), rule, psi, start))(psi)
-    )(y)  # fmt: skip
+    ))(y)  # fmt: skip
     np.testing.assert_allclose(both[2][0, 1], one(jnp.asarray(psi[1]))[2], rtol=1e-14, atol=1e-14)
 
 

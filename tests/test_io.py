@@ -31,17 +31,17 @@ def all_predictions(fit, data):
     )
 
 
-def test_a_fresh_process_predicts_the_same_bits(tmp_path, run_python):
+def test_a_fresh_process_predicts_the_same_bits(tmp_path, run_python, same_compiler):
     fit = members()
     new = visits().assign(member=lambda d: np.where(d["x"] > 1, "someone new", d["member"]))
     fit.save(tmp_path / "model")
     new.to_parquet(tmp_path / "new.parquet")
     names = {k: str(tmp_path / v) for k, v in {"model": "model", "data": "new.parquet", "out": "out.npy"}.items()}
-    run_python(FRESH.format(**names))
+    run_python(FRESH.format(**names), **same_compiler)
     np.testing.assert_array_equal(np.load(names["out"]), all_predictions(fit, new))
 
 
-def test_transforms_come_back(tmp_path, run_python):
+def test_transforms_come_back(tmp_path, run_python, same_compiler):
     rng = np.random.default_rng(2)
     data = pd.DataFrame({"x": rng.uniform(1, 5, 80), "z": rng.normal(size=80), "g": np.repeat(np.arange(16), 5)})
     data["f"], data["y"] = rng.choice(["a", "b", "c"], 80), rng.normal(size=80)
@@ -51,7 +51,7 @@ def test_transforms_come_back(tmp_path, run_python):
     new = data.iloc[::-3].assign(g=lambda d: d["g"] + 8)
     new.to_parquet(tmp_path / "new.parquet")
     names = {k: str(tmp_path / v) for k, v in {"model": "model", "data": "new.parquet", "out": "out.npy"}.items()}
-    run_python(FRESH.format(**names))
+    run_python(FRESH.format(**names), **same_compiler)
     np.testing.assert_array_equal(np.load(names["out"]), all_predictions(fit, new))
 
 

@@ -65,6 +65,12 @@ def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):
     assert not found[0][np.setdiff1d(np.arange(N + 500), slot)].any()
 
 
+@pytest.mark.parametrize("kernels", ["", "plain"])
+def test_no_columns_are_nothing_to_copy(monkeypatch, kernels):
+    monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
+    layout.scatter_rows([], np.arange(5), layout.aligned_zeros((5, 0), float))
+
+
 @pytest.mark.native
 def test_native_slots_are_those_of_sorting(monkeypatch):
     """Groups of one row to thousands, in random order."""

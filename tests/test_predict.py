@@ -160,8 +160,8 @@ def test_bad_options_list_the_good_ones(rows):
     for option, value in (("kind", "probability"), ("effects", "random"), ("new_levels", "zero")):
         with pytest.raises(jg.DataError, match=f"{option} must be one of .*found '{value}'"):
             fit.predict(rows, **{option: value})
-    with pytest.raises(jg.NotYetError, match="interval"):
-        fit.predict(rows, interval=0.9)
+    with pytest.raises(jg.DataError, match="interval must be a level"):
+        fit.predict(rows, interval=90)
 
 
 def test_an_offset_given_as_an_array_cannot_be_repeated():

@@ -204,6 +204,25 @@ def test_an_iterative_fit_is_the_exact_one_up_to_its_stated_error(grid, formula,
     assert "Monte-Carlo" in str(iterative.summary()) and "Monte-Carlo" not in str(exact.summary())
 
 
+def test_a_fit_of_many_nested_levels_begins_at_a_sample(monkeypatch):
+    rng = np.random.default_rng(4)
+    member = rng.integers(0, 1500, 6000)
+    hospital = member % 75
+    x = rng.standard_normal(6000)
+    eta = 0.4 * x + rng.standard_normal(1500)[member] + 0.6 * rng.standard_normal(75)[hospital]
+    data = {"y": rng.poisson(np.exp(eta)), "x": x, "member": member, "hospital": hospital}
+    formula = "y ~ x + (1 | hospital) + (1 | member)"
+    plain = jg.fit(formula, data, family="poisson")
+    monkeypatch.setattr("jaxglmm.optimise.several_sample._MANY_ROWS", 1000)
+    monkeypatch.setattr("jaxglmm.optimise.several_sample._FEWEST_ROWS", 1500)
+    monkeypatch.setattr("jaxglmm.optimise.several_sample._FEWEST_LEVELS", 10)
+    begun = jg.fit(formula, data, family="poisson")
+    assert begun.convergence.iterations < plain.convergence.iterations
+    assert begun.loglik == pytest.approx(plain.loglik, abs=1e-8)
+    np.testing.assert_allclose(list(begun.fixef_se.values()), list(plain.fixef_se.values()), rtol=1e-6)
+    assert [row["sd"] for row in begun.varcorr] == pytest.approx([row["sd"] for row in plain.varcorr], rel=1e-7)
+
+
 def test_solvers_may_be_chosen_where_the_data_allow(unbalanced):
     with pytest.raises(DataError, match="solver must be one of"):
         jg.fit("y ~ x + (1 | a) + (1 | b)", unbalanced, family="binomial", solver="cholesky")

@@ -31,36 +31,39 @@ def matrix_last(A) -> np.ndarray:
 def test_factor_solve_and_inverse(size, batch):
     A = positive_definite(size, batch, seed=size)
     dense = matrix_last(A)
-    L = jax.jit(small.cholesky)(A)
-    np.testing.assert_allclose(matrix_last(L), np.linalg.cholesky(dense), rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(matrix_last(small.inverse_lower(L)), np.linalg.inv(matrix_last(L)), atol=1e-11)
-    np.testing.assert_allclose(small.log_det(L), np.linalg.slogdet(dense)[1], atol=1e-12)
-
     b = np.random.default_rng(1).normal(size=(size, *batch))
+
+    @jax.jit
+    def everything(A, b):
+        L = small.cholesky(A)
+        solutions = [solve(L, b) for solve in (small.solve_lower, small.solve_upper, small.cho_solve)]
+        return L, small.inverse_lower(L), small.log_det(L), solutions
+
+    L, inverse, log_det, solutions = everything(A, b)
+    np.testing.assert_allclose(matrix_last(L), np.linalg.cholesky(dense), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(matrix_last(inverse), np.linalg.inv(matrix_last(L)), atol=1e-11)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(dense)[1], atol=1e-12)
     vectors = np.moveaxis(b, 0, -1)[..., None]
     lower = matrix_last(L)
-    for solve, matrix in [
-        (small.solve_lower, lower),
-        (small.solve_upper, np.swapaxes(lower, -1, -2)),
-        (small.cho_solve, dense),
-    ]:
+    for solution, matrix in zip(solutions, (lower, np.swapaxes(lower, -1, -2), dense), strict=True):
         expected = np.moveaxis(np.linalg.solve(matrix, vectors)[..., 0], -1, 0)
-        np.testing.assert_allclose(solve(L, b), expected, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(solution, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_matrix_right_hand_sides_broadcast():
     A = positive_definite(3, (4,))
-    L = small.cholesky(A)
+    L = jax.jit(small.cholesky)(A)
     B = np.random.default_rng(2).normal(size=(3, 5, 4))
     expected = np.stack([np.linalg.solve(A[:, :, g], B[:, :, g]) for g in range(4)], axis=-1)
-    np.testing.assert_allclose(small.cho_solve(L, B), expected, atol=1e-11)
+    np.testing.assert_allclose(jax.jit(small.cho_solve)(L, B), expected, atol=1e-11)
 
 
 def test_only_the_lower_triangle_is_read():
     A = positive_definite(3, (4,))
     broken = A.copy()
     broken[0, 1] = broken[0, 2] = broken[1, 2] = np.nan
-    np.testing.assert_array_equal(small.cholesky(broken), small.cholesky(A))
+    factor = jax.jit(small.cholesky)
+    np.testing.assert_array_equal(factor(broken), factor(A))
 
 
 def test_derivatives_of_log_det_both_modes_and_second_order():
@@ -72,18 +75,19 @@ def test_derivatives_of_log_det_both_modes_and_second_order():
     inverse = np.linalg.inv(A)
     first = np.trace(inverse @ direction)
     second = -np.trace(inverse @ direction @ inverse @ direction)
-    np.testing.assert_allclose(jax.jacfwd(f)(0.0), first, rtol=1e-11)
-    np.testing.assert_allclose(jax.grad(f)(0.0), first, rtol=1e-11)
-    np.testing.assert_allclose(jax.hessian(f)(0.0), second, rtol=1e-10)
+    forward, reverse, twice = jax.jit(lambda t: (jax.jacfwd(f)(t), jax.grad(f)(t), jax.hessian(f)(t)))(0.0)
+    np.testing.assert_allclose(forward, first, rtol=1e-11)
+    np.testing.assert_allclose(reverse, first, rtol=1e-11)
+    np.testing.assert_allclose(twice, second, rtol=1e-10)
 
 
 def test_vmap_and_single_precision():
     A = positive_definite(2, (6,))
     with jax.enable_x64(False):
-        L = small.cholesky(jnp.asarray(A, jnp.float32))
+        L = jax.jit(small.cholesky)(jnp.asarray(A, jnp.float32))
         assert L.dtype == jnp.float32
-    each = jax.vmap(small.cholesky, in_axes=2, out_axes=2)(A)
-    np.testing.assert_allclose(each, small.cholesky(A), rtol=1e-14)
+    each = jax.jit(jax.vmap(small.cholesky, in_axes=2, out_axes=2))(A)
+    np.testing.assert_allclose(each, jax.jit(small.cholesky)(A), rtol=1e-14)
 
 
 def test_no_rows_is_refused():

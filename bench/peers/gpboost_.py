@@ -1,6 +1,7 @@
 """GPBoost: Laplace's approximation, its own optimiser and defaults."""
 
 import gpboost
+import numpy as np
 
 
 LIKELIHOODS = {
@@ -21,7 +22,7 @@ def mixed(arrays, spec):
     """Random intercepts; the group identifiers are indexed inside the timed part, as they are in ours."""
     if spec.get("slope") or spec.get("nodes", 1) != 1:
         return None
-    y, X, g = arrays["y"], arrays["X"].T, arrays["g"]
+    y, X, g = arrays["y"], arrays["X"].T, np.column_stack([arrays[name] for name in ("g", "h") if name in arrays])
 
     def run():
         model = gpboost.GPModel(group_data=g, likelihood=LIKELIHOODS[spec["family"]])
@@ -29,7 +30,7 @@ def mixed(arrays, spec):
         # The value is the negative log-likelihood, of a normal response with all constants.
         return {
             "objective": -float(model.get_current_neg_log_likelihood()),
-            "sd": [float(model.get_cov_pars(format_pandas=False).ravel()[-1]) ** 0.5],
+            "sd": [float(v) ** 0.5 for v in model.get_cov_pars(format_pandas=False).ravel()[-g.shape[1] :]],
             "intercept": float(model.get_coef(format_pandas=False).ravel()[0]),
         }
 

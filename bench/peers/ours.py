@@ -9,15 +9,16 @@ def describe():
 
 
 def table(arrays):
-    """The arrays as a mapping of columns: y, g and x1, x2, ...; the constant first column is the intercept."""
+    """The arrays as a mapping of columns: y, g, h and x1, x2, ...; the constant first column is the intercept."""
     columns = {f"x{j}": column for j, column in enumerate(arrays["X"]) if j}
-    return {"y": arrays["y"], "g": arrays["g"], **columns}
+    return {name: arrays[name] for name in ("y", "g", "h") if name in arrays} | columns
 
 
 def formula(arrays, spec):
-    """`y ~ x1 + ... + (1 | g)`, with a slope on x1 where the case has one."""
+    """`y ~ x1 + ... + (1 | g)`, with a slope on x1 where the case has one, and `(1 | h)` for a second factor."""
     fixed = " + ".join(f"x{j}" for j in range(1, len(arrays["X"]))) or "1"
-    return f"y ~ {fixed} + ({'1 + x1' if spec.get('slope') else '1'} | g)"
+    second = " + (1 | h)" if "h" in arrays else ""
+    return f"y ~ {fixed} + ({'1 + x1' if spec.get('slope') else '1'} | g){second}"
 
 
 def told(fit):
@@ -33,7 +34,7 @@ def told(fit):
 
 
 def mixed(arrays, spec):
-    """One grouping factor; standard errors and group effects are part of a fit."""
+    """One grouping factor, or two; standard errors and group effects are part of a fit."""
     import jaxglmm
 
     data, text, nodes = table(arrays), formula(arrays, spec), spec.get("nodes", 1)
@@ -41,6 +42,8 @@ def mixed(arrays, spec):
     family = jaxglmm.Gamma(link="log") if family else spec["family"]
     exact = spec["family"] == "gaussian"
     method = {} if exact else {"method": "laplace"} if nodes == 1 else {"method": "agq", "n_agq": nodes}
+    if "solver" in spec:
+        method["solver"] = spec["solver"]
 
     def run():
         return told(jaxglmm.fit(text, data, family=family, progress=False, **method))
@@ -77,5 +80,38 @@ def ingest(arrays, spec):
         fit.ranef().to_parquet("ranef.parquet")
         spent = time.perf_counter() - began
         return told(fit) | {"ingest": spent - fit.convergence.timings["fit"]}
+
+    return run
+
+
+def path(arrays, spec):
+    """A lasso path with the random intercept's standard deviation estimated at each lambda."""
+    import jaxglmm
+
+    data, text = table(arrays), formula(arrays, spec)
+
+    def run():
+        found = jaxglmm.fit_path(
+            text, data, family=spec["family"], method="laplace", n_lambdas=spec["lambdas"], tol=5e-7, progress=False
+        )
+        return {
+            "lambdas": len(found.lambdas), "columns": int((found.coef[-1] != 0).sum()) - 1, "kkt": found.kkt.max(),
+            "passes": found.passes, "sd": [float(found.theta["g"][-1])],
+        }  # fmt: skip
+
+    return run
+
+
+def shrinkage(arrays, spec):
+    """A random intercept with tau estimated, or the one-hot ridge at a given one."""
+    import jaxglmm
+
+    data, text = table(arrays), formula(arrays, spec)
+    method = {"method": "laplace"}
+    if not spec["estimated"]:
+        method = {"method": "joint", "theta": {"g": spec["tau"]}}
+
+    def run():
+        return told(jaxglmm.fit(text, data, family=spec["family"], progress=False, **method)) | {"objective": None}
 
     return run

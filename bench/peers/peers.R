@@ -1,9 +1,10 @@
 # Contenders in R: one function each, (arrays, spec) -> a function without arguments that is timed.
 
 formula_of <- function(arrays, spec) {
-  fixed <- paste(colnames(arrays$frame)[-(1:2)], collapse = " + ")
+  fixed <- paste(setdiff(colnames(arrays$frame), c("y", "g", "h")), collapse = " + ")
   effects <- if (isTRUE(spec$slope)) "1 + x1" else "1"
-  as.formula(sprintf("y ~ %s + (%s | g)", if (nchar(fixed)) fixed else "1", effects))
+  second <- if (is.null(arrays$h)) "" else " + (1 | h)"
+  as.formula(sprintf("y ~ %s + (%s | g)%s", if (nchar(fixed)) fixed else "1", effects, second))
 }
 
 families <- list(binomial = binomial(), poisson = poisson(), gamma = Gamma(link = "log"), gaussian = gaussian())
@@ -34,4 +35,16 @@ glmmTMB <- function(arrays, spec) {
   text <- formula_of(arrays, spec)
   family <- if (spec$family == "negativebinomial") glmmTMB::nbinom2() else families[[spec$family]]
   function() list(objective = as.numeric(logLik(glmmTMB::glmmTMB(text, arrays$frame, family))))
+}
+
+# The plain lasso, without a random effect, at all lambdas that were asked for: by default it stops where the deviance
+# hardly changes any more.
+glmnet <- function(arrays, spec) {
+  if (is.null(spec$lambdas)) return(NULL)
+  X <- as.matrix(arrays$frame[, -(1:2)])
+  glmnet::glmnet.control(fdev = 0)
+  function() {
+    fit <- glmnet::glmnet(X, arrays$frame$y, family = spec$family, nlambda = spec$glmnet_lambdas)
+    list(lambdas = length(fit$lambda), columns = max(fit$df), model = "no random effects")
+  }
 }

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
+from jaxglmm.design.shards import place, shared_index
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.ops.layout import aligned_zeros, scatter_rows
@@ -133,7 +134,7 @@ def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments 
 
 def make_design(
     y, X, *, weights=None, offset=None, codes=None, n_groups=None, z=None, blocks=None,
-    constant=0.0, scaling=None, dtype=np.float64, single=False, blocked=True, block=None,
+    constant=0.0, scaling=None, dtype=np.float64, single=False, blocked=True, block=None, mesh=None,
 ) -> tuple[Design, Layout]:  # fmt: skip
     """Lay rows out in tile storage.
 
@@ -159,6 +160,8 @@ def make_design(
         As in `Design`.
     blocked : bool
         As in `build_index`.
+    mesh : jax.sharding.Mesh, optional
+        Of one axis: spread the groups over its devices. The arrays are JAX's then, each device with its part.
 
     Returns
     -------
@@ -183,7 +186,10 @@ def make_design(
         index, layout = row_index(n)
         terms = ()
     else:
-        index, layout = build_index(codes, n_groups, blocked=blocked, block=block)
+        if mesh is None:
+            index, layout = build_index(codes, n_groups, blocked=blocked, block=block)
+        else:
+            index, layout = shared_index(codes, n_groups, mesh)
         z = np.broadcast_to(1.0, (1, n)) if z is None else np.atleast_2d(np.asarray(z))
         scale = np.ones(len(z)) if scaling is None else scaling.z_scale
         slots = aligned_zeros((len(z), layout.n_slots), dtype)
@@ -191,7 +197,7 @@ def make_design(
             scatter_rows([row], layout.slot, to, scale=[size])
         covariance = Covariance(blocks or (tuple(range(z.shape[0])),))
         terms = (RandomTerm(index, slots, covariance),)
-    return Design(
+    design = Design(
         # A slot without a row needs some valid response; its weight is 0.
         y=layout.scatter(y, fill=y[0] if n else 0.0, dtype=dtype),
         X=scatter_columns(X, layout, scaling, dtype),
@@ -201,7 +207,8 @@ def make_design(
         index=index,
         constant=np.asarray(constant, dtype),
         single=single,
-    ), layout
+    )
+    return (design if mesh is None else place(design)), layout
 
 
 def scatter_columns(X, layout, scaling, dtype):

@@ -253,6 +253,13 @@ def _product(one, other, w):
     return found.tocsr()
 
 
+def dense_order(terms) -> int:
+    """Order of the dense matrix that is left when the factors that can be are eliminated level by level."""
+    sizes = [len(term.levels) * len(term.z) for term in terms]
+    order, n_sparse = _elimination_order(terms, sizes)
+    return sum(sizes[t] for t in order[n_sparse:])
+
+
 def _elimination_order(terms, sizes) -> tuple[tuple[int, ...], int]:
     """Largest factor first; then those in which everything eliminated before is nested: no fill arises within them."""
     left = sorted(range(len(terms)), key=lambda t: -sizes[t])

@@ -9,6 +9,7 @@ by a short sorted sum over pieces. Slots without a row carry weight 0.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -47,6 +48,8 @@ class GroupIndex(eqx.Module):
     blocked : bool
         Evaluate block by block in a `lax.scan` (CPU), or all blocks at once (GPU, TPU), where `bounds`
         holds the first block of each class and the end.
+    mesh : jax.sharding.Mesh or None
+        The devices that share the groups, each with an equal part of the slots; sizes above are those of a part.
     """
 
     kind: Int[Array, " blocks"]
@@ -57,6 +60,7 @@ class GroupIndex(eqx.Module):
     n_long: int = eqx.field(static=True)
     n_long_groups: int = eqx.field(static=True)
     bounds: tuple[int, ...] | None = eqx.field(static=True)
+    mesh: Any = eqx.field(static=True, default=None)
 
     @property
     def blocked(self) -> bool:
@@ -108,8 +112,9 @@ def round_up(count: int) -> int:
 
 
 def build_index(
-    codes: np.ndarray, n_groups: int | None = None, *, blocked: bool = True, block: int | None = None
-) -> tuple[GroupIndex, Layout]:
+    codes: np.ndarray, n_groups: int | None = None, *, blocked: bool = True, block: int | None = None,
+    least: tuple[int, int, int] = (0, 0, 0),
+) -> tuple[GroupIndex, Layout]:  # fmt: skip
     """Sort rows by group and lay them out in blocks.
 
     Parameters
@@ -122,6 +127,8 @@ def build_index(
         Block-by-block evaluation (CPU) or everything at once (GPU, TPU).
     block : int, optional
         Slots in a block; a multiple of 480. Chosen from the data by default.
+    least : tuple of int
+        Fewest short blocks, blocks of pieces and groups in pieces, where several indices must be of the same shape.
 
     Returns
     -------
@@ -158,16 +165,16 @@ def build_index(
         kind_of_block.append(np.full(blocks, kind, np.int32))
         base += blocks
         bounds.append(base)
-    n_short = round_up(base) if blocked else base
+    n_short = max(round_up(base) if blocked else base, least[0])
     kind_of_block.append(np.zeros(n_short - base, np.int32))
 
     long = np.flatnonzero(kinds == len(SIZES))
     piece, n_long, n_long_groups = None, 0, 0
-    if len(long):
+    if len(long) or least[1]:
         across = block // LONGEST
         pieces = -(-counts[long] // LONGEST)
-        n_long = round_up(-(-int(pieces.sum()) // across))
-        n_long_groups = round_up(len(long) + 1)
+        n_long = max(round_up(-(-int(pieces.sum()) // across)), least[1])
+        n_long_groups = max(round_up(len(long) + 1), least[2])
         # Pad pieces belong to the last (pad) group, whose sums nobody reads.
         piece = np.full(n_long * across, n_long_groups - 1, np.int32)
         piece[: pieces.sum()] = np.repeat(np.arange(len(long)), pieces)

@@ -1,6 +1,8 @@
 """Effects of the groups of a fit: posterior means and variances, and what the parameters' uncertainty adds to them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -70,31 +72,47 @@ def effects_of(state: State, problem, term: int) -> Effects:
 def intervals(state: State, effects: Effects, history, level: float, uncertain: bool) -> np.ndarray:
     """Ends (G, S, 2) of equal-tailed posterior intervals.
 
-    One effect, other than Gaussian responses: quantiles of the exact posterior; normal otherwise. With the parameters'
-    uncertainty the posterior given the parameters is moved and stretched to `mean_eb` and `variance_eb`.
+    With the parameters' uncertainty the posterior given the parameters is moved and stretched to `mean_eb` and
+    `variance_eb`.
+
+    Parameters
+    ----------
+    history : callable
+        As in `standard_quantiles`.
+    uncertain : bool
+        With the parameters' uncertainty.
+    """
+    z = standard_quantiles(state, effects, history, level)
+    if uncertain and not np.isnan(effects.variance_eb).any():
+        return effects.mean_eb[..., None] + np.sqrt(effects.variance_eb)[..., None] * z
+    return effects.mean[..., None] + np.sqrt(np.maximum(effects.variance, 0))[..., None] * z
+
+
+def standard_quantiles(state: State, effects: Effects, history, level: float) -> np.ndarray:
+    """Quantiles (G, S, 2) at both ends of an interval, as (quantile - mean) / sd of each posterior.
+
+    Of the exact posterior for one effect, other than with Gaussian responses; normal otherwise.
 
     Parameters
     ----------
     history : callable
         Gives (History, layout or None) of the rows; not called where posteriors are normal.
-    uncertain : bool
-        With the parameters' uncertainty.
+    level : float
+        Of the interval.
     """
     from scipy.special import ndtri
 
     tail = 0.5 * (1 - level)
     sd = np.sqrt(np.maximum(effects.variance, 0))
     z = np.broadcast_to(ndtri([tail, 1 - tail]), (*sd.shape, 2)).copy()
-    prior = Prior(np.zeros(sd.shape[1]), np.asarray(state.estimate.factors[0], float))
-    if sd.shape[1] == 1 and len(state.terms) == 1 and not is_normal(state.family) and prior.factor.any():
+    if sd.shape[1] == 1 and len(state.terms) == 1 and not is_normal(state.family) and state.factor.any():
+        prior = Prior(np.zeros(1), np.asarray(state.estimate.factors[0], float))
         rows, layout = history()
         nodes = nodes_for(state.family, prior, rows)
         for groups, p in posteriors(state.family, state.log_dispersion, rows, prior, nodes, layout=layout, keep=True):
             q = quantiles(p.first, p.step, p.weights, (tail, 1 - tail))
             z[groups, 0] = (q - effects.mean[groups]) / sd[groups]
-    if uncertain and not np.isnan(effects.variance_eb).any():
-        return effects.mean_eb[..., None] + np.sqrt(effects.variance_eb)[..., None] * z
-    return effects.mean[..., None] + sd[..., None] * z
+    return z
 
 
 def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarray | None = None):
@@ -105,34 +123,44 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     x, V : (m,), (m, m), optional
         Parameters (beta, entries of Lambda, log dispersion) and their covariance; the estimate's by default.
     """
-    from jaxglmm.inference.likelihood import coordinates, raw_covariance
+    from jaxglmm.inference.likelihood import raw_covariance
 
-    family, at, start = state.family, coordinates(state), None
-    entries = tuple(zip(*(v.tolist() for v in at.entries), strict=True))
-    m = at.p + len(entries) + (family.dispersion_name is not None)
-    S = len(state.terms[0].names)
-    if x is None or V is None:
-        x, V = at.x, raw_covariance(state)
-        if S == 1 and x[at.p] > 0:
-            start = state.posteriors[0].mode / x[at.p]
-    factor = np.zeros((S, S))
-    factor[at.entries] = x[at.p : at.p + len(entries)]
-    history = history_of(problem.frame, 0, x[: at.p])
-    out = tuple(np.zeros((history.n_groups, S)) for _ in range(3))
-    if not factor.any():
-        return out
-    prior = Prior(np.zeros(S), factor)
-    layout = None if problem.design is None else (problem.design.index, problem.layout)
-    # An average over parameters needs no digits: one program serves all of them.
-    nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=x is not at.x)
-    found = posteriors(
-        family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=problem.frame.X, V=V[:m, :m],
-        entries=entries,
-    )  # fmt: skip
-    normal = is_normal(family)
-    for groups, p in found:
+    V = raw_covariance(state) if V is None else V
+    normal, G, S = is_normal(state.family), len(state.terms[0].levels), len(state.terms[0].names)
+    out = tuple(np.zeros((G, S)) for _ in range(3))
+    for groups, p in with_slopes(state, problem, x):
         spread = p.curvature if normal else p.covariance
         out[0][groups] = (p.mode if normal else p.mean).T
         out[1][groups] = np.diagonal(spread, axis1=0, axis2=1)
-        out[2][groups] = np.asarray(p.slopes).T
+        m = p.slopes.shape[1]
+        out[2][groups] = np.einsum("sag,ab,sbg->gs", p.slopes, V[:m, :m], p.slopes, optimize=True)
     return out
+
+
+def with_slopes(state: State, problem, x: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Any]]:
+    """Posteriors with the slopes of their means in the parameters, piece by piece; none where all effects are zero.
+
+    Parameters
+    ----------
+    x : (m,), optional
+        Parameters, as in `conditional`.
+    """
+    from jaxglmm.inference.likelihood import coordinates
+
+    family, at, start = state.family, coordinates(state), None
+    entries = tuple(zip(*(v.tolist() for v in at.entries), strict=True))
+    S = len(state.terms[0].names)
+    if x is None and S == 1 and at.x[at.p] > 0:
+        start = state.posteriors[0].mode / at.x[at.p]
+    # An average over parameters needs no digits: one program serves all of them.
+    coarse, x = x is not None, at.x if x is None else x
+    factor = np.zeros((S, S))
+    factor[at.entries] = x[at.p : at.p + len(entries)]
+    if not factor.any():
+        return
+    prior, history = Prior(np.zeros(S), factor), history_of(problem.frame, 0, x[: at.p])
+    nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=coarse)
+    yield from posteriors(
+        family, float(x[-1]), history, prior, nodes, layout=problem.storage, start=start, X=problem.frame.X,
+        entries=entries,
+    )  # fmt: skip

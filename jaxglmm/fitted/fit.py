@@ -14,6 +14,7 @@ from jaxglmm.fitted.posterior import check_level, ranef_table, term_index, varia
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
 from jaxglmm.fitted.scoring import only_factor, score_table, update_table
 from jaxglmm.fitted.state import State, state_of
+from jaxglmm.fitted.tables import native_table
 from jaxglmm.fitted.vcov import Vcov
 
 
@@ -241,9 +242,7 @@ class Fit:
                 f"{what} needs the rows of the fit, which this saved model does not hold: pass data=, or save the fit "
                 "with rows=True"
             )
-        problem = self._problem
-        layout = None if problem.design is None else (problem.design.index, problem.layout)
-        return history_of(problem.frame, 0, self.state.estimate.beta), layout
+        return history_of(self._problem.frame, 0, self.state.estimate.beta), self._problem.storage
 
     def rank(
         self, group: str | None = None, *, term: str | None = None, top: float | int | None = None, alpha: float = 0.1,
@@ -327,8 +326,8 @@ class Fit:
     # --- Predictions ---------------------------------------------------------------------------------------
 
     def predict(
-        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate"
-    ) -> np.ndarray:
+        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate", uncertainty=True
+    ) -> Any:
         """Predict rows.
 
         Parameters
@@ -341,16 +340,20 @@ class Fit:
             On the response scale: "conditional" is the posterior mean of mu given the estimates; "mode" plugs in the
             conditional modes (lme4's predict); "marginal" averages mu over N(0, Sigma) in every row; "population"
             sets b = 0. On the link scale the first two use the conditional modes and the others b = 0.
-        interval : None
-            Not available yet.
+        interval : float, optional
+            Level of intervals for mu or eta, such as 0.95, with what is not known of a row's group in them: the
+            posterior of a known level's effect, N(0, Sigma) for new levels and under "marginal"; see
+            `jaxglmm.fitted.predict_intervals.ends`.
         new_levels : {"integrate", "population", "error"}
             Rows whose group the fit has not seen: averaged over N(0, Sigma) on the response scale (b = 0 on the link
             scale), b = 0, or an error.
+        uncertainty : bool
+            Whether intervals hold the uncertainty of the parameters.
 
         Returns
         -------
-        (m,)
-            NaN in rows with a missing value.
+        (m,), or a table of the caller's kind
+            NaN in rows with a missing value. With an interval a table of `prediction`, `lower` and `upper`.
 
         Raises
         ------
@@ -362,7 +365,34 @@ class Fit:
             rows = training_rows(self._training("predict() without new rows"), self.state.estimate.beta)
         else:
             rows = new_rows(self.state, new, groups=effects != "population")
-        return predict_rows(self.state, rows, kind, effects, new_levels)
+        found = predict_rows(self.state, rows, kind, effects, new_levels)
+        if interval is None:
+            return found
+        from jaxglmm.fitted.predict_intervals import ends
+
+        lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty)
+        return native_table(self.state.native, {"prediction": found, "lower": lower, "upper": upper})
+
+    def loo(self, kind: str = "response") -> np.ndarray:
+        """Predict each row of the fit from the other rows of its group; see `leave_one_out`.
+
+        Parameters
+        ----------
+        kind : {"response", "link"}
+            The posterior mean of mu, or eta at the conditional mode.
+
+        Returns
+        -------
+        (n,)
+
+        Raises
+        ------
+        DataError
+            For a fit that was saved without its rows.
+        """
+        from jaxglmm.fitted.leave_one_out import leave_one_out
+
+        return leave_one_out(self.state, self._history("loo()")[0], kind)
 
     @cached_property
     def fitted(self) -> np.ndarray:

@@ -80,7 +80,7 @@ def nodes_for(
 
 def posteriors(
     family, log_phi: float, history: History, prior: Prior, nodes, *, layout: tuple[GroupIndex, Layout] | None = None,
-    start: np.ndarray | None = None, X: np.ndarray | None = None, V: np.ndarray | None = None, entries=(), keep=False,
+    start: np.ndarray | None = None, X: np.ndarray | None = None, entries=(), keep=False,
 ) -> Iterator[tuple[np.ndarray, Posteriors]]:  # fmt: skip
     """Posteriors of all groups, a piece at a time, in an order that the data alone decide.
 
@@ -91,7 +91,7 @@ def posteriors(
     start : (G, S), optional
         Modes u to begin at.
     X : (n, p), optional
-        With V and `entries`, as in `group_posteriors`.
+        With `entries`, as in `group_posteriors`.
     keep : bool
         Return the weights of the nodes.
 
@@ -115,7 +115,7 @@ def posteriors(
         rows, extra = _gather(history, prior, start, at, sub.n_slots)
         with jax.enable_x64(True):
             columns = None if X is None else np.pad(X[np.maximum(at, 0)], ((0, extra), (0, 0)))
-            found = group_posteriors(family, sub, nodes, rows, log_phi, columns, V, entries=entries, keep=keep)
+            found = group_posteriors(family, sub, nodes, rows, log_phi, columns, entries=entries, keep=keep)
             here = heads[low:high] - begin
             return groups, jax.tree.map(lambda v: np.asarray(v)[..., here], found)
 

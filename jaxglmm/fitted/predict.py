@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.posterior import check_level
 from jaxglmm.fitted.rowwise import average, normal_average, rowwise
 from jaxglmm.fitted.state import State
 
@@ -20,6 +21,7 @@ class Rows:
 
     Attributes
     ----------
+    X : (m, p)
     eta : (m,)
         Offset plus fixed part.
     effects : tuple of (z (S, m), codes (m,))
@@ -28,6 +30,7 @@ class Rows:
         Of each term; None for the rows of the fit.
     """
 
+    X: np.ndarray
     eta: np.ndarray
     effects: tuple[tuple[np.ndarray, np.ndarray], ...]
     labels: tuple[np.ndarray | None, ...]
@@ -35,7 +38,8 @@ class Rows:
 
 def training_rows(frame, beta) -> Rows:
     """The rows of the fit."""
-    return Rows(frame.offset + frame.X @ beta, tuple((t.z, t.codes) for t in frame.terms), (None,) * len(frame.terms))
+    eta = frame.offset + frame.X @ beta
+    return Rows(frame.X, eta, tuple((t.z, t.codes) for t in frame.terms), (None,) * len(frame.terms))
 
 
 def new_rows(state: State, data, *, groups: bool) -> Rows:
@@ -55,7 +59,7 @@ def new_rows(state: State, data, *, groups: bool) -> Rows:
     X, offset = spec.fixed_matrix(data)
     eta = offset + X @ state.estimate.beta
     if not groups:
-        return Rows(eta, (), ())
+        return Rows(X, eta, (), ())
     effects, labels = [], []
     for term in range(len(state.terms)):
         z, label, codes = spec.effect_matrix(term, data)
@@ -64,7 +68,7 @@ def new_rows(state: State, data, *, groups: bool) -> Rows:
             z[:, np.flatnonzero(codes < 0)[missing]] = np.nan
         effects.append((z, codes))
         labels.append(label)
-    return Rows(eta, tuple(effects), tuple(labels))
+    return Rows(X, eta, tuple(effects), tuple(labels))
 
 
 def check_options(kind, effects, interval, new_levels) -> None:
@@ -72,7 +76,7 @@ def check_options(kind, effects, interval, new_levels) -> None:
 
     Raises
     ------
-    DataError, NotYetError
+    DataError
     """
     for name, value, known in (
         ("kind", kind, KINDS),
@@ -82,7 +86,7 @@ def check_options(kind, effects, interval, new_levels) -> None:
         if value not in known:
             raise DataError(f"{name} must be one of {', '.join(map(repr, known))}; found {value!r}")
     if interval is not None:
-        raise NotYetError(f"prediction intervals are not available yet: leave out interval={interval!r}")
+        check_level(interval)
 
 
 def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: str) -> np.ndarray:

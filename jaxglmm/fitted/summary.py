@@ -116,6 +116,7 @@ def summarise(fit) -> Summary:
         f"Family: {family.name} ({family.link} link)",
         *([f"Modelled: {fit.modelled}"] if fit.modelled else []),
         *([f"Penalty: {fit.penalised['text']}; KKT residual {fit.penalised['kkt']:.1g}"] if fit.penalised else []),
+        *([f"Prior: {fit.penalised['prior']}; estimates are at the posterior mode"] if _prior(fit) else []),
         _rows_line(fit),
         _fit_line(fit),
     ]
@@ -127,9 +128,13 @@ def summarise(fit) -> Summary:
         parts.append(_dispersion_line(fit))
     if fit.names:
         parts.append(_fixed_block(fit))
-    if fit.penalised is not None and fit.penalised["lam"] != 0:
+    if fit.penalised is not None and (fit.penalised["lam"] != 0 or _prior(fit)):
         kind = f"Penalised {kind[0].lower()}{kind[1:]}"
     return Summary(f"{kind} fit by {_METHODS[fit.method].format(fit.n_agq)}", parts + _convergence_lines(fit))
+
+
+def _prior(fit):
+    return fit.penalised and fit.penalised["prior"]
 
 
 def _rows_line(fit) -> str:
@@ -137,9 +142,8 @@ def _rows_line(fit) -> str:
     if fit.n_dropped:
         missing = ", ".join(f"{name} {count:,}" for name, count in fit.state.dropped_by.items())
         line += f" ({fit.n_dropped:,} dropped for missing values: {missing})"
-    for name, levels in fit.groups.items():
-        line += f"; groups: {name}, {levels:,}"
-    return line
+    groups = [f"{name}, {levels:,}" for name, levels in fit.groups.items()]
+    return line + (f"; groups: {'; '.join(groups)}" if groups else "")
 
 
 def _fit_line(fit) -> str:

@@ -47,7 +47,8 @@ class Table:
                 raise unknown_column(name, self.names)
             if count > 1:
                 raise DataError(f"the table has {count} columns named {name!r}; rename them, so that one is meant.")
-        columns = {name: read_column(name, values) for name, values in self._read(wanted).items()}
+        found = dict(self._read(wanted))
+        columns = {name: read_column(name, found.pop(name)) for name in wanted}  # none of a file's is held twice
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns differ in length: {lengths}; every column needs one value a row.")

@@ -111,6 +111,21 @@ def stirling_remainder(x):
     return r * horner(_STIRLING, r * r)
 
 
+def stirling_rise(y, x):
+    """stirling_remainder(x + y) - stirling_remainder(x), of the relative accuracy of y, and 0 at y = 0.
+
+    The remainder is r h(r^2) with r = 1/x. A difference of two such would leave the rounding of their products, where
+    a compiler contracts one of them only; here y is a factor, by the divided difference of the polynomial h.
+    """
+    near, far = 1.0 / x, 1.0 / (x + y)
+    value = slope = jnp.zeros_like(near)
+    for coefficient in reversed(_STIRLING):
+        slope = slope * (far * far) + value
+        value = value * (near * near) + coefficient
+    step, total = -y * near * far, near + far
+    return step * (value + (step + near) * total * slope)
+
+
 def lgamma_gap(x, log_x):
     """x log x - x - lgamma(x) for ``x > 0``, small where the three terms are huge.
 
@@ -134,7 +149,7 @@ def lgamma_rise(y, theta, log_theta):
     big = jnp.where(large, theta, STIRLING_FROM)
     small = jnp.where(large, 1.0, theta)
     x = y / big
-    far = big * xlog1pmx(x) - 0.5 * jnp.log1p(x) + stirling_remainder(y + big) - stirling_remainder(big)
+    far = big * xlog1pmx(x) - 0.5 * jnp.log1p(x) + stirling_rise(y, big)
     near = jax.lax.lgamma(y + small) - jax.lax.lgamma(small) - y * jnp.where(large, 0.0, log_theta)
     return jnp.where(large, far, near)
 

@@ -123,6 +123,7 @@ class KrylovFactorisation(AbstractFactorisation):
     def log_det_se(self) -> float:
         return self._estimate[1]
 
+    @cached_property
     def pattern(self) -> Blocks:
         """Entries of H^-1: exact to first order in N, the remainder from the probes."""
         design, e = self.design, self.elimination

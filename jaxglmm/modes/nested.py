@@ -5,6 +5,7 @@ ancestors, so that the matrix that is left has the same form with one factor les
 the inverse (Takahashi, Fagan & Chin 1973).
 """
 
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -64,6 +65,7 @@ class NestedFactorisation(AbstractFactorisation):
                 parts[t][...] -= product(self.ratios[t, u], parts[u][self.design.pairs[t, u].second])
         return x
 
+    @cached_property
     def pattern(self) -> Blocks:
         design, order = self.design, self.design.order
         diagonal: list = [None] * len(order)

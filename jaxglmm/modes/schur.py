@@ -6,6 +6,7 @@ factors. Entries of the inverse follow from D^-1, the sparse E = D^-1 B and the 
     H^-1 = [[D^-1 + E R E', -E R], [., R]],   R = (M - B'D^-1 B)^-1
 """
 
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -61,6 +62,7 @@ class SchurFactorisation(AbstractFactorisation):
         rest, _ = _potrs(self.cholesky, right, lower=1)
         return self.elimination.expand(own, rest)
 
+    @cached_property
     def pattern(self) -> Blocks:
         design, e = self.design, self.elimination
         R, _ = _potri(self.cholesky.copy(order="F"), lower=1, overwrite_c=1)

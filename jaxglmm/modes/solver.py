@@ -26,18 +26,17 @@ class AbstractFactorisation(abc.ABC):
     log_det : float
     log_det_se : float
         Monte-Carlo standard error of `log_det`; 0 where it is exact.
+    pattern : Blocks
+        The entries of H^-1 where levels meet in the data; found when first asked for.
     """
 
     log_det: float
     log_det_se: float = 0.0
+    pattern: Blocks
 
     @abc.abstractmethod
     def solve(self, b: np.ndarray) -> np.ndarray:
         """H^-1 b for b (q, k)."""
-
-    @abc.abstractmethod
-    def pattern(self) -> Blocks:
-        """The entries of H^-1 where levels meet in the data."""
 
 
 class AbstractSolver(eqx.Module):

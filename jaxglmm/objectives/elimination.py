@@ -254,7 +254,7 @@ def multiply(blocks: np.ndarray, X: np.ndarray, *, transposed: bool = False) -> 
         return blocks.reshape(-1, 1) * X
     if blocks.ndim == 2:
         blocks = blocks[:, :, None]
-    shaped = X.reshape(-1, S, X.shape[1])
+    shaped = X.reshape(len(X) // S, S, X.shape[1])
     subscripts = "bag,gbc->gac" if transposed else "abg,gbc->gac"
     return np.einsum(subscripts, np.broadcast_to(blocks, (S, S, len(shaped))), shaped).reshape(X.shape)
 

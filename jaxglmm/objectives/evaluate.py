@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxglmm.design.shards import each_part, refuse_scattered
 from jaxglmm.modes.separable import curvature, find_modes, linear
 from jaxglmm.objectives.glm import glm_evaluate
 from jaxglmm.objectives.marginal import Nodes, group_gradient, loadings
@@ -73,6 +74,7 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
     Results have the type of psi, modes that of `start`. Rows are computed with in the type of psi unless the design
     says otherwise (`Design.single`; native kernels always compute in float64).
     """
+    refuse_scattered(design)
     native = fused.covers(family, design)
     if native:
         register()  # a stored program is run without the tracing that would do it
@@ -81,6 +83,13 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
 
 @program(static=("family", "determinant", "second", "native"))
 def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, native) -> Evaluation:
+    if design.index.mesh is not None:
+        part = lambda d, same, start: _evaluate(
+            family, d, *same, start, determinant=determinant, second=second, native=native
+        )
+        return each_part(
+            part, design, (nodes, psi), start, totals=Evaluation(True, True, True, False), out=Evaluation(0, 0, 0, 1)
+        )
     if native:
         value, *rest = fused.fused_pass(family, design, nodes, psi, start, determinant=determinant, second=second)
         return Evaluation(value + design.constant, *rest)
@@ -111,6 +120,10 @@ def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, 
 @program(static=("family", "second"))
 def evaluate_glm(family, design, psi, *, second=True):
     """As `evaluate` without random effects: psi = (beta, log dispersion); the last result is (score, spread, level)."""
+    refuse_scattered(design)
+    if design.index.mesh is not None:
+        part = lambda d, psi, _: evaluate_glm(family, d, psi, second=second)
+        return each_part(part, design, psi, (), totals=(True,) * 4, out=(0,) * 4)
     value, gradient, hessian, groups = glm_evaluate(family, design, psi[:-1], psi[-1], second=second)
     return value + design.constant, gradient, hessian, groups
 
@@ -129,6 +142,10 @@ class Moments(NamedTuple):
 @program(static=("family",))
 def posterior_moments(family, design, nodes: Nodes, psi, start) -> Moments:
     """Mode, curvature and node moments of every group's posterior given the parameters."""
+    if design.index.mesh is not None:
+        part = lambda d, same, start: posterior_moments(family, d, *same, start)
+        before = Moments(1, 2, 1, 2, 1)
+        return each_part(part, design, (nodes, psi), start, totals=Moments(*[False] * 5), out=before)
     term = design.terms[0]
 
     def body(total, head, rows, X):

@@ -60,7 +60,7 @@ class Slopes:
         """Rows of factor t, (q, c) -> (G, S, c)."""
         place = self.products.order.index(t)
         begin, end = self.products.bounds[place : place + 2]
-        return U[begin:end].reshape(-1, len(self.factors[t]), U.shape[1])
+        return U[begin:end].reshape(self.products.levels[t], len(self.factors[t]), U.shape[1])
 
 
 def average_hessian(slopes: Slopes, at: GaussianProfile) -> np.ndarray:

@@ -108,8 +108,8 @@ class Posteriors(NamedTuple):
         Lattice: the points are (first + k) step, k = 0 ... K - 1.
     weights : (K, R)
         Of the points, adding to 1; None unless they were asked for.
-    slopes : (S, R)
-        d'V d, d the derivatives of the mean in the parameters and V their covariance; None without V.
+    slopes : (S, m, R)
+        Derivatives of the mean in (beta, entries of Lambda, log dispersion); None without X.
     """
 
     mode: Array
@@ -123,9 +123,7 @@ class Posteriors(NamedTuple):
 
 
 @program(static=("family", "entries", "keep"))
-def group_posteriors(
-    family, index, nodes, rows: Rows, log_phi, X=None, V=None, *, entries=(), keep=False
-) -> Posteriors:
+def group_posteriors(family, index, nodes, rows: Rows, log_phi, X=None, *, entries=(), keep=False) -> Posteriors:
     """Posteriors of all groups of an index.
 
     Parameters
@@ -133,23 +131,21 @@ def group_posteriors(
     nodes : Lattice or Nodes
         A lattice for one effect, Gauss-Hermite nodes for several.
     X : (R, p), optional
-        With V the columns of the fixed effects.
-    V : (m, m), optional
-        Covariance of (beta, entries of Lambda, log dispersion): `slopes` is computed.
+        Columns of the fixed effects: `slopes` are computed.
     entries : tuple of (row, column)
-        Of Lambda, as V has them.
+        Of Lambda, whose derivatives are among them.
     keep : bool
         Return the weights.
 
     References
     ----------
-    Kass & Steffey (1989), JASA 84, 717; Booth & Hobert (1998), JASA 93, 262, for d'V d.
+    Kass & Steffey (1989), JASA 84, 717; Booth & Hobert (1998), JASA 93, 262, for what the slopes are for.
     """
-    body = lambda total, head, rows, X: ((), _block(family, nodes, total, rows, log_phi, X, V, entries, keep))
+    body = lambda total, head, rows, X: ((), _block(family, nodes, total, rows, log_phi, X, entries, keep))
     return map_groups(body, index, rows, X)[1]
 
 
-def _block(family, nodes, total, rows, log_phi, X, V, entries, keep):
+def _block(family, nodes, total, rows, log_phi, X, entries, keep):
     y, weight, eta, z, start, prior, factor = rows
     S = z.shape[0]
     eta = eta + linear(z, prior)
@@ -161,7 +157,7 @@ def _block(family, nodes, total, rows, log_phi, X, V, entries, keep):
     mode = prior + small.matvec(factor, u)
     first, step, centre, root = _place(nodes, prior, factor, u, M)
     log_weights = getattr(nodes, "log_weights", jnp.zeros(nodes.points.shape[1]))
-    sensitive = V is not None
+    sensitive = X is not None
 
     def terms(k):
         at = centre + small.matvec(root, nodes.points[:, k, None])
@@ -188,7 +184,7 @@ def _block(family, nodes, total, rows, log_phi, X, V, entries, keep):
     zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(terms, 0))
     sums, weights = jax.lax.scan(add, zero, jnp.arange(nodes.points.shape[1]))
     mean = {name: value / sums["1"] for name, value in sums.items()}
-    slopes = [_mean_variance(total, V, X, entries, u, mean, a) for a in range(S)] if sensitive else None
+    slopes = [_slope(total, X, entries, u, mean, a) for a in range(S)] if sensitive else None
     spread = jnp.stack([small.matvec(factor, M[:, a]) for a in range(S)], 1)
     return Posteriors(
         mode=mode,
@@ -215,8 +211,8 @@ def _place(nodes, prior, factor, u, M):
     return middle - half, step, ((middle * step - prior[0]) / sd)[None], (step / sd)[None, None]
 
 
-def _mean_variance(total, V, X, entries, u, mean, a):
-    """d'V d of effect a.
+def _slope(total, X, entries, u, mean, a):
+    """Derivatives (m, R) of the mean of effect a.
 
     dE[b]/dpsi is the covariance of b with the score of psi; an entry of Lambda also moves b = Lambda u itself.
     """
@@ -226,5 +222,4 @@ def _mean_variance(total, V, X, entries, u, mean, a):
     for e, (row, column) in enumerate(entries):
         if row == a:
             by_score = by_score.at[e].add(of_u[column])
-    d = jnp.concatenate([total(X.T * by_eta), by_score])
-    return jnp.sum(d * jnp.matmul(V, d, precision="highest"), 0)
+    return jnp.concatenate([total(X.T * by_eta), by_score])

@@ -81,6 +81,8 @@ def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
         Zeros and ones by default.
     """
     n, p = len(slot), len(columns)
+    if not p:
+        return
     center = np.zeros(p) if center is None else np.asarray(center, np.float64)
     scale = np.ones(p) if scale is None else np.asarray(scale, np.float64)
     if native.use_native() and out.dtype in (np.float64, np.float32):

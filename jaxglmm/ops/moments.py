@@ -11,7 +11,8 @@ from jaxglmm.ops.programs import program
 
 def covers(family, design) -> bool:
     """Whether the native library is there and has this family and design: one scalar effect, on CPU."""
-    return fused.covers(family, design) and len(design.terms) == 1 and design.terms[0].z.shape[0] == 1
+    one = len(design.terms) == 1 and design.terms[0].z.shape[0] == 1 and design.index.mesh is None
+    return one and fused.covers(family, design)
 
 
 def group_moments(family, design, nodes, psi, modes, first):
@@ -50,7 +51,8 @@ def _group_moments(family, design, nodes, psi, modes, level, *, levels):
     result = [jax.ShapeDtypeStruct((levels, k), np.float64) for k in (3, nodes.points.shape[1])]
     return native.call(
         "group_moments", result,
-        design.X, design.y, design.weights, design.offset, design.terms[0].z[0], modes[0],
+        design.X, design.y, design.weights, design.offset, design.terms[0].z[0],
+        modes[0].astype(design.X.dtype),
         jnp.asarray(SIZES, jnp.int32)[index.kind], np.zeros(0, np.int32) if index.piece is None else index.piece,
         level, psi, nodes.points[0], nodes.log_weights,
         block=np.int64(index.block), family=np.int64(fused.FAMILIES[family.name, family.link]),

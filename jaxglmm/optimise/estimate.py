@@ -90,7 +90,7 @@ class Estimate:
     penalised : dict or None
         Of a fit with a penalty or a prior, plain values: "text", what was added to the likelihood; "df", the effective
         number of parameters; "kkt", the largest violation of the optimality conditions; "lam" and "alpha"
-        of a penalty.
+        of a penalty; "prior", its text, or None.
     """
 
     beta: np.ndarray

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.design.factor_products import FactorProducts
-from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.errors import DataError
 from jaxglmm.objectives.gaussian import conditional_modes
 from jaxglmm.objectives.gaussian_expansion import expand
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
@@ -32,8 +32,8 @@ SMALL = 1e-4
 SLACK = 1e-12
 # Standard errors from zero beyond which a zero is not tried.
 _FAR = 12.0
-# Order of a dense matrix from which on BLAS may use all threads; and the largest that is factorised.
-_MANY_THREADS, _MOST_DENSE = 3_000, 12_000
+# Order of a dense matrix from which on BLAS may use all threads.
+_MANY_THREADS = 3_000
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class GaussianFit:
     score_at_zero : float or None
         Singular fits: the derivative of the log-likelihood in the variance at zero, the largest of them where
         there are several; not positive at a boundary optimum.
+    solver : str
+        Several factors: how they were eliminated.
     effects : list of ((G, S), (G, S, S)) or None
         Several factors: conditional modes and covariances of each one's effects, in the formula's order.
     """
@@ -95,6 +97,7 @@ class GaussianFit:
     iterations: int
     singular: bool
     score_at_zero: float | None
+    solver: str = ""
     effects: list[tuple[np.ndarray, np.ndarray]] | None = None
 
 
@@ -143,12 +146,6 @@ def fit_gaussian(
             f"the grouping factor has {groups} levels for {n} rows: with one row a group, the variance of "
             "the groups and the residual variance cannot be told apart; expected groups of several rows. "
             "Leave the random effect out, or hold it by theta="
-        )
-    if isinstance(cross, FactorProducts) and cross.n_dense > _MOST_DENSE:
-        raise NotYetError(
-            f"beside the factor with most levels, crossed factors have {cross.n_dense:,} effects in all; the exact fit "
-            f"factorises a dense matrix of at most {_MOST_DENSE:,}. Leave out a factor, or merge levels of one that is "
-            "not the largest"
         )
     with jax.enable_x64(True), _calm(cross):
         criterion = _Criterion(cross, reml)
@@ -266,6 +263,18 @@ class _Criterion:
         factor[self.rows, self.columns] = x
         return factor
 
+    def described(self) -> str:
+        """How several factors are eliminated."""
+        if not isinstance(self.cross, FactorProducts):
+            return ""
+        sparse, factors, dense = self.cross.n_sparse, len(self.cross.order), self.cross.n_dense
+        if not dense:
+            return "separable: factors nested in each other are eliminated level by level"
+        return (
+            f"schur: {sparse} of {factors} factors eliminated level by level, the other {dense:,} effects "
+            "by a dense Cholesky factorisation"
+        )
+
     # --- What is reported ----------------------------------------------------------------------------------
 
     def report(self, at: GaussianProfile, result=None, held=None, fixed=False, iterations=0) -> GaussianFit:
@@ -310,6 +319,7 @@ class _Criterion:
             iterations=iterations,
             singular=bool(held.any()),
             score_at_zero=score,
+            solver=self.described(),
             effects=conditional_effects(self.slopes(at.raw), at.beta, at.sigma) if self.several else None,
         )
 

@@ -361,7 +361,7 @@ class PathSolver:
     def _near_zero(self, i) -> bool:
         """Whether a single effect's variance is estimated and at zero, where the gradient in its sd vanishes."""
         model, point = self.models[i], self.points[i]
-        estimated = model.nodes is not None and len(model.free) == 2 and model.free[0]
+        estimated = model.nodes is not None and model.prior is None and len(model.free) == 2 and model.free[0]
         return bool(estimated and abs(point.rest[0]) <= _NOTHING * self.spread[i][0])
 
     def _revive(self, i) -> bool:

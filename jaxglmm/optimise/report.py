@@ -164,6 +164,7 @@ def gaussian_estimate(problem, fit, *, reml: bool) -> Estimate:
             singular=fit.singular,
             score_at_zero=fit.score_at_zero,
             reason=fit.reason,
+            solver=fit.solver,
         ),
         vcov_jacobian=T @ fit.vcov_jacobian @ T.T,
     )

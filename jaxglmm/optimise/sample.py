@@ -50,11 +50,11 @@ def sample_groups(design):
     Returns
     -------
     Design or None
-        None where the design is small, or most of its rows are in long groups.
+        None where the design is small, spread over devices, or most of its rows are in long groups.
     """
     index = design.index
     slots = index.n_short * index.block
-    if slots < max(_MANY_SLOTS, index.n_long * index.block):
+    if index.mesh is not None or slots < max(_MANY_SLOTS, index.n_long * index.block):
         return None
     weights = np.asarray(design.weights)
     real = np.flatnonzero(weights[:slots].reshape(index.n_short, -1).any(axis=1))

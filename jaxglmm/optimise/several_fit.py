@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxglmm.design.rows import RowDesign
+from jaxglmm.errors import SeparationError
 from jaxglmm.modes.solver import AbstractSolver
 from jaxglmm.objectives.nested_quadrature import NestedQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
@@ -19,6 +20,7 @@ from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.marginal_fit import base_factor, check_separation, maximise_free
 from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.several_sample import sample_levels
 
 
 # Differences of the gradient, relative to the size of the parameter: their error is of the square of this.
@@ -32,6 +34,7 @@ _TRUSTED, _NEAR, _MANY_ROWS = 0.1, 1e-6, 100_000
 _NOTHING, _LITTLE, _FIRST_STEPS = 1e-2, 0.1, 40
 # Decrement at which to stop where each evaluation is costly or estimated: a ten-thousandth of a standard error.
 _COARSE = 1e-8
+_SAMPLE_TOLERANCE = 1e-3
 _BOUNDED_LINKS, _LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
@@ -91,13 +94,13 @@ def fit_several(
         When a direction in the columns predicts the response perfectly.
     """
     search = _Search(family, design, solver.cheap, determinant, tol, max_iterations, callback)
-    glm = search.fit_glm(intercept, names)
     free, scores = search.all_free(), {}
+    x = _sampled_start(search, intercept, names) if factors is None and determinant else None
     if factors is not None:
         free[search.varied] = False
-        x = search.with_factors(glm.x, factors)
-    else:
-        x = search.start(glm)
+        x = search.with_factors(search.fit_glm(intercept, names).x, factors)
+    elif x is None:
+        x = search.start(search.fit_glm(intercept, names))
     steps = min(_FIRST_STEPS, max_iterations)
     result = search.climb(x, free, steps=steps)
     if quadrature is not None:
@@ -127,6 +130,24 @@ def fit_several(
     solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
     _check_growth(family, design, solution, groups)
     return solution
+
+
+def _sampled_start(search, intercept, names):
+    """The estimate from a sample, whose Hessian serves the first steps; None where there is no sample, or none good."""
+    sample = sample_levels(search.design)
+    if sample is None:
+        return None
+    part = _Search(search.family, sample, search.solver, True, _SAMPLE_TOLERANCE, search.max_iterations, None)
+    try:
+        glm = part.fit_glm(intercept, names)
+    except SeparationError:  # in the sample, which says nothing of all rows
+        return None
+    free = part.all_free()
+    result = part.climb(part.start(glm), free)
+    if not result.converged or np.abs(result.x[search.even]).min() < _LITTLE:
+        return None
+    search.jacobian = part.jacobian
+    return search.begin(result.x, part.hessian(result.x) * len(search.design.y) / len(sample.y))
 
 
 def _check_growth(family, design, solution, groups):
@@ -175,6 +196,11 @@ class _Search:
         self.quadrature: NestedQuadrature | None = None
 
     # --- Coordinates -------------------------------------------------------------------------------------------
+
+    def begin(self, x, hessian):
+        """x, with a Hessian that is about right there."""
+        self._model = _Model(x, self.gradient(self.at(x)), hessian, False)
+        return x
 
     def all_free(self):
         return np.append(np.ones(self.m - 1, bool), self.family.dispersion_name is not None)

@@ -1,0 +1,121 @@
+"""Prior densities of fixed effects and of random effects' standard deviations, for fits at the posterior mode."""
+
+import abc
+import math
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+from jaxtyping import Array
+
+from jaxglmm.errors import DataError
+
+
+class AbstractPrior(eqx.Module):
+    """Density of one parameter, on its own scale."""
+
+    on_sd: eqx.AbstractClassVar[bool]  # of a standard deviation, otherwise of a coefficient
+
+    @abc.abstractmethod
+    def log_density(self, x: Array) -> Array:
+        """Logarithm of the density at x, elementwise; a standard deviation is at least 0."""
+
+
+class NormalPrior(AbstractPrior):
+    """Normal prior of a fixed effect.
+
+    Attributes
+    ----------
+    scale : float
+        Standard deviation.
+    mean : float
+    """
+
+    on_sd: ClassVar[bool] = False
+    scale: float
+    mean: float = 0.0
+
+    def __check_init__(self):
+        _positive(self, scale=self.scale)
+
+    def log_density(self, x):
+        return -0.5 * jnp.square((x - self.mean) / self.scale) - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
+
+
+class StudentPrior(AbstractPrior):
+    """Student's t prior of a fixed effect: t with 7 degrees of freedom and scale 2.5 is weakly informative on the logit
+    scale (Gelman et al. 2008 have the Cauchy, df = 1).
+
+    Attributes
+    ----------
+    df, scale, mean : float
+    """
+
+    on_sd: ClassVar[bool] = False
+    df: float = 7.0
+    scale: float = 2.5
+    mean: float = 0.0
+
+    def __check_init__(self):
+        _positive(self, df=self.df, scale=self.scale)
+
+    def log_density(self, x):
+        return _student(x - self.mean, self.df, self.scale)
+
+
+class HalfStudentPrior(AbstractPrior):
+    """Half-t prior of a standard deviation (Gelman 2006).
+
+    Attributes
+    ----------
+    df, scale : float
+        df = 1 is the half-Cauchy.
+    """
+
+    on_sd: ClassVar[bool] = True
+    df: float = 3.0
+    scale: float = 2.5
+
+    def __check_init__(self):
+        _positive(self, df=self.df, scale=self.scale)
+
+    def log_density(self, x):
+        return math.log(2) + _student(x, self.df, self.scale)
+
+
+def HalfCauchyPrior(scale: float = 2.5) -> HalfStudentPrior:
+    """Half-Cauchy prior of a standard deviation: `HalfStudentPrior` with one degree of freedom."""
+    return HalfStudentPrior(1.0, scale)
+
+
+class GammaPrior(AbstractPrior):
+    """Gamma prior of a standard deviation. With shape 2 and a small rate it is linear near zero, so that the mode is
+    never there, and hardly informative elsewhere (Chung et al. 2013).
+
+    Attributes
+    ----------
+    shape, rate : float
+    """
+
+    on_sd: ClassVar[bool] = True
+    shape: float = 2.0
+    rate: float = 1e-4
+
+    def __check_init__(self):
+        _positive(self, shape=self.shape, rate=self.rate)
+
+    def log_density(self, x):
+        constant = self.shape * jnp.log(self.rate) - gammaln(self.shape)
+        return constant + (self.shape - 1) * jnp.log(x) - self.rate * x
+
+
+def _student(x, df, scale):
+    constant = gammaln(0.5 * (df + 1)) - gammaln(0.5 * df) - 0.5 * jnp.log(df * math.pi) - jnp.log(scale)
+    return constant - 0.5 * (df + 1) * jnp.log1p(jnp.square(x / scale) / df)
+
+
+def _positive(prior, **values):
+    for name, value in values.items():
+        if isinstance(value, int | float) and not (0 < value < math.inf):
+            raise DataError(f"{type(prior).__name__}: {name} must be a finite number above 0; found {value!r}")

@@ -1,0 +1,86 @@
+"""Random intercept beside one-hot ridge: the identity, the scores by hand, the figure."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.pooling import _auc, _without_bars
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    """40 groups of 2 to 12 rows."""
+    rng = np.random.default_rng(2)
+    g = np.repeat(np.arange(40), rng.integers(2, 13, size=40))
+    x = rng.standard_normal(len(g))
+    table = pd.DataFrame({"x": x, "g": g, "y": 1 + 0.5 * x + rng.standard_normal(40)[g] + rng.standard_normal(len(g))})
+    return table, jg.compare_shrinkage("y ~ x + (1 | g)", table, folds=3)
+
+
+def rows(found):
+    return found.table.set_index("method")
+
+
+def test_ridge_at_the_implied_lambda_gives_the_same_effects(gaussian):
+    table, found = gaussian
+    fit = found.fits["random intercept"]
+    lam = rows(found).loc["random intercept", "lambda"]
+    X = np.column_stack([np.ones(len(table)), table.x, table.g.to_numpy()[:, None] == np.arange(40)])
+    ridge = np.linalg.solve(X.T @ X + np.diag([0.0, 0.0] + [lam] * 40), X.T @ table.y)
+    np.testing.assert_allclose(found.groups["shrunken"], ridge[2:], atol=1e-9)
+    assert fit.fixef["x"] == pytest.approx(ridge[1], abs=1e-9)
+    tau2, sigma2 = fit.varcorr[0]["variance"], fit.dispersion["value"] ** 2
+    np.testing.assert_allclose(found.groups["rho"], tau2 / (tau2 + sigma2 / found.groups["n"]), rtol=1e-9)
+    own = (table.y - fit.predict(effects="population")).groupby(table.g).mean()
+    np.testing.assert_allclose(found.groups["raw"], own, rtol=1e-8)
+
+
+def test_partial_pooling_predicts_best(gaussian):
+    table, found = gaussian
+    scores = rows(found)
+    assert list(scores.index) == [
+        "random intercept", "ridge, lambda implied", "ridge, lambda by cross-validation", "no pooling",
+        "complete pooling",
+    ]  # fmt: skip
+    assert scores.log_loss["random intercept"] < min(scores.log_loss["no pooling"], scores.log_loss["complete pooling"])
+    assert scores.slope_all["no pooling"] < scores.slope_all["random intercept"]
+    assert scores["lambda"]["no pooling"] == 0 and np.isinf(scores["lambda"]["complete pooling"])
+    assert found.size_classes[0][0] == 2 and found.size_classes[-1][1] == table.groupby("g").size().max()
+    # The loss of complete pooling by hand: the folds are those of the seed.
+    order = np.random.default_rng(0).permutation(len(table))
+    fold = np.empty(len(table), int)
+    fold[order] = np.arange(len(table)) % 3
+    loss = 0.0
+    for k in range(3):
+        train, test = table[fold != k], table[fold == k]
+        slope, intercept = np.polyfit(train.x, train.y, 1)
+        sigma2 = np.mean((train.y - intercept - slope * train.x) ** 2)
+        loss += np.sum(0.5 * np.log(2 * np.pi * sigma2) + (test.y - intercept - slope * test.x) ** 2 / (2 * sigma2))
+    assert scores.log_loss["complete pooling"] == pytest.approx(loss / len(table), rel=1e-9)
+
+
+def test_a_figure_of_the_groups(gaussian, tmp_path):
+    gaussian[1].plot(tmp_path / "pooling.png")
+    assert (tmp_path / "pooling.png").stat().st_size > 10_000
+
+
+def test_area_under_the_curve():
+    y, score = np.array([0, 0, 1, 1, 0.0, 1]), np.array([0.1, 0.4, 0.35, 0.8, 0.4, 0.4])
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[y == 1] for b in score[y == 0]]
+    assert _auc(y, score, np.ones(6)) == pytest.approx(np.mean(pairs))
+
+
+def test_a_formula_without_its_bars():
+    assert _without_bars("y ~ a * b + (1 | g) + I(c + d)", ()) == "y ~ a * b + I(c + d)"
+    assert _without_bars("y ~ (1 | g)", ()) == "y ~ 1"
+
+
+def test_other_random_parts_are_refused(gaussian):
+    table, _ = gaussian
+    with pytest.raises(jg.DataError, match="one random intercept"):
+        jg.compare_shrinkage("y ~ x + (x | g)", table)
+    with pytest.raises(jg.DataError, match="estimated as zero"):
+        flat = table.assign(y=np.random.default_rng(7).standard_normal(len(table)))
+        flat["y"] -= flat.groupby("g").y.transform("mean")
+        jg.compare_shrinkage("y ~ x + (1 | g)", flat)
