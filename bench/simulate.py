@@ -5,13 +5,14 @@ import numpy as np
 
 def members(
     groups: int, *, columns: int = 20, tau: float = 0.8, family: str = "binomial", slope: float = 0.0, seed: int = 0,
-    shuffled: bool = True,
+    shuffled: bool = True, matter: int = 0,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rows of many small groups.
 
     Group sizes are 1 + NegativeBinomial(2, 1/2), 3 in the mean; the columns are standard normal, the first constant;
     coefficients 0.3 N(0, 1) with intercept -1; a random intercept of standard deviation `tau` and, where `slope` is
-    not 0, an independent slope of that standard deviation on the second column.
+    not 0, an independent slope of that standard deviation on the second column. With `matter`, only so many columns
+    beside the constant matter, with coefficients of sizes from 0.1 to 0.5 and alternating signs.
 
     Returns
     -------
@@ -26,6 +27,9 @@ def members(
     X[0] = 1.0
     beta = 0.3 * rng.standard_normal(columns)
     beta[0] = -1.0
+    if matter:
+        beta[1:] = 0.0
+        beta[1 : matter + 1] = np.linspace(0.1, 0.5, matter) * np.where(np.arange(matter) % 2, 1.0, -1.0)
     eta = beta @ X + tau * rng.standard_normal(groups)[codes]
     if slope:
         eta += slope * rng.standard_normal(groups)[codes] * X[1]

@@ -95,7 +95,8 @@ def fit(
         `Binomial(link="probit")`.
     method : {"auto", "laplace", "agq", "joint"}
         "auto": exact for Gaussian responses; otherwise quadrature with as many nodes as make a difference for one or
-        two effects a group, and Laplace's approximation for more. "joint" maximises the joint likelihood of
+        two effects a group, and Laplace's approximation for more and for several grouping factors, where "agq"
+        integrates the finest of nested ones. "joint" maximises the joint likelihood of
         (beta, b) at a held `theta`, which is ridge regression on one-hot groups.
     n_agq : int, optional
         Nodes per effect for "agq"; 1 is Laplace.

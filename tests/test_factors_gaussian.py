@@ -209,6 +209,9 @@ def test_loglik_is_the_dense_one_and_its_maximum():
         ("school", "Intercept"), ("school:pupil", "Intercept"), ("rater", "Intercept"), ("rater", "x"),
     ]  # fmt: skip
     assert fit.df == 2 + 1 + 1 + 3 + 1
+    assert fit.convergence.solver == (
+        "schur: 2 of 3 factors eliminated level by level, the other 18 effects by a dense Cholesky factorisation"
+    )
     text = str(fit.summary().text)
     assert "school:pupil, 60" in text and "Residual" in text
     sds = {v["group"]: v["sd"] for v in fit.varcorr if v["name"] == "Intercept"}
@@ -309,6 +312,28 @@ def test_intervals_tests_and_comparison():
     table = jg.anova(smaller, fit)
     assert table["chisq"].iloc[1] > 50 and "half chi2(1)" in table["reference"].iloc[1]
     assert np.isfinite(fit.test("x").p).all()
+
+
+def test_ranef_of_all_factors_is_one_table_on_disk(tmp_path):
+    """Levels are text where one factor's are text and another's are numbers."""
+    from jaxglmm.commands import _write_ranef
+
+    _write_ranef(marked(), tmp_path / "ranef.parquet")
+    table = pd.read_parquet(tmp_path / "ranef.parquet")
+    assert table["group"].value_counts().to_dict() == {"school:pupil": 60, "rater": 18, "school": 10}
+    assert set(table.loc[table["group"] == "rater", "level"]) == {str(v) for v in range(9)}
+
+
+def test_beyond_a_dense_matrix_ml_is_that_of_other_responses(reference_dir, monkeypatch):
+    monkeypatch.setattr("jaxglmm.fitting.DENSE_LIMIT", 3)
+    formula, data = "diameter ~ 1 + (1 | plate) + (1 | sample)", reference_dir / "Penicillin.csv"
+    fit, exact = jg.fit(formula, data), penicillin(reference_dir)
+    assert fit.method == "ml" and not fit.convergence.warnings and fit.convergence.solver.startswith("schur: crossed")
+    assert fit.loglik == pytest.approx(exact.loglik, abs=1e-8)
+    np.testing.assert_allclose([v["sd"] for v in fit.varcorr], [v["sd"] for v in exact.varcorr], rtol=1e-5)
+    np.testing.assert_allclose(fit.state.estimate.covariance, exact.state.estimate.covariance, rtol=1e-3, atol=1e-6)
+    with pytest.raises(jg.NotYetError, match="REML is computed from a dense matrix of order 3 at most"):
+        jg.fit(formula, data, reml=True)
 
 
 def test_cluster_scores_need_one_factor_around_the_others():

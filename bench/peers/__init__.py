@@ -41,6 +41,7 @@ CONTENDERS = {
     "sklearn": Contender("sklearn_", "peers", ("sklearn",)),
     "statsmodels": Contender("statsmodels_", "peers", ("statsmodels",)),
     "polars": Contender("polars_", "peers", ("polars",)),
+    "glmnet": Contender("glmnet", "R", ("glmnet",)),
     "glmer": Contender("glmer", "R", ("lme4",)),
     "glmmTMB": Contender("glmmTMB", "R", ("glmmTMB",)),
 }

@@ -42,6 +42,8 @@ def mixed(arrays, spec):
     family = jaxglmm.Gamma(link="log") if family else spec["family"]
     exact = spec["family"] == "gaussian"
     method = {} if exact else {"method": "laplace"} if nodes == 1 else {"method": "agq", "n_agq": nodes}
+    if "solver" in spec:
+        method["solver"] = spec["solver"]
 
     def run():
         return told(jaxglmm.fit(text, data, family=family, progress=False, **method))
@@ -78,5 +80,38 @@ def ingest(arrays, spec):
         fit.ranef().to_parquet("ranef.parquet")
         spent = time.perf_counter() - began
         return told(fit) | {"ingest": spent - fit.convergence.timings["fit"]}
+
+    return run
+
+
+def path(arrays, spec):
+    """A lasso path with the random intercept's standard deviation estimated at each lambda."""
+    import jaxglmm
+
+    data, text = table(arrays), formula(arrays, spec)
+
+    def run():
+        found = jaxglmm.fit_path(
+            text, data, family=spec["family"], method="laplace", n_lambdas=spec["lambdas"], tol=5e-7, progress=False
+        )
+        return {
+            "lambdas": len(found.lambdas), "columns": int((found.coef[-1] != 0).sum()) - 1, "kkt": found.kkt.max(),
+            "passes": found.passes, "sd": [float(found.theta["g"][-1])],
+        }  # fmt: skip
+
+    return run
+
+
+def shrinkage(arrays, spec):
+    """A random intercept with tau estimated, or the one-hot ridge at a given one."""
+    import jaxglmm
+
+    data, text = table(arrays), formula(arrays, spec)
+    method = {"method": "laplace"}
+    if not spec["estimated"]:
+        method = {"method": "joint", "theta": {"g": spec["tau"]}}
+
+    def run():
+        return told(jaxglmm.fit(text, data, family=spec["family"], progress=False, **method)) | {"objective": None}
 
     return run

@@ -36,3 +36,15 @@ glmmTMB <- function(arrays, spec) {
   family <- if (spec$family == "negativebinomial") glmmTMB::nbinom2() else families[[spec$family]]
   function() list(objective = as.numeric(logLik(glmmTMB::glmmTMB(text, arrays$frame, family))))
 }
+
+# The plain lasso, without a random effect, at all lambdas that were asked for: by default it stops where the deviance
+# hardly changes any more.
+glmnet <- function(arrays, spec) {
+  if (is.null(spec$lambdas)) return(NULL)
+  X <- as.matrix(arrays$frame[, -(1:2)])
+  glmnet::glmnet.control(fdev = 0)
+  function() {
+    fit <- glmnet::glmnet(X, arrays$frame$y, family = spec$family, nlambda = spec$glmnet_lambdas)
+    list(lambdas = length(fit$lambda), columns = max(fit$df), model = "no random effects")
+  }
+}

@@ -373,6 +373,27 @@ class Fit:
         lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty)
         return native_table(self.state.native, {"prediction": found, "lower": lower, "upper": upper})
 
+    def loo(self, kind: str = "response") -> np.ndarray:
+        """Predict each row of the fit from the other rows of its group; see `leave_one_out`.
+
+        Parameters
+        ----------
+        kind : {"response", "link"}
+            The posterior mean of mu, or eta at the conditional mode.
+
+        Returns
+        -------
+        (n,)
+
+        Raises
+        ------
+        DataError
+            For a fit that was saved without its rows.
+        """
+        from jaxglmm.fitted.leave_one_out import leave_one_out
+
+        return leave_one_out(self.state, self._history("loo()")[0], kind)
+
     @cached_property
     def fitted(self) -> np.ndarray:
         """mu at the conditional modes in the rows of the fit, (n,): lme4's fitted()."""

@@ -267,9 +267,13 @@ class _Criterion:
         """How several factors are eliminated."""
         if not isinstance(self.cross, FactorProducts):
             return ""
-        sparse, dense = self.cross.n_sparse, self.cross.n_dense
-        exact = f"exact: {sparse} of {len(self.cross.order)} factors eliminated level by level"
-        return exact + (f", the other {dense:,} effects by a dense Cholesky factorisation" if dense else "")
+        sparse, factors, dense = self.cross.n_sparse, len(self.cross.order), self.cross.n_dense
+        if not dense:
+            return "separable: factors nested in each other are eliminated level by level"
+        return (
+            f"schur: {sparse} of {factors} factors eliminated level by level, the other {dense:,} effects "
+            "by a dense Cholesky factorisation"
+        )
 
     # --- What is reported ----------------------------------------------------------------------------------
 
