@@ -120,16 +120,20 @@ def laplace_over(design: RowDesign, solver, factors, d, u, *, determinant: bool 
     Returns
     -------
     LaplaceStep or None
-        None where H is not positive definite.
+        None where H is not positive definite, which observed information of some links can be away from the optimum.
     """
+    try:
+        return _laplace(design, solver, factors, d, u, determinant)
+    except np.linalg.LinAlgError:
+        return None
+
+
+def _laplace(design, solver, factors, d, u, determinant) -> LaplaceStep:
     value = d.value - 0.5 * u @ u
     H, normal, se = None, None, 0.0
     if any(factor.any() for factor in factors):
         normal = normal_equations(design, d.w)
-        try:
-            H = solver.factorise(design, standardised(normal, factors))
-        except np.linalg.LinAlgError:
-            return None
+        H = solver.factorise(design, standardised(normal, factors))
     if determinant and H is not None:
         value, se = value - 0.5 * H.log_det, 0.5 * H.log_det_se
         K = H.pattern
