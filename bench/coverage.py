@@ -47,9 +47,33 @@ def simulate(groups: int, tau: float, replicates: int, seed: int = 0) -> dict:
     return out
 
 
+def draw(results: list[dict], path: Path) -> None:
+    """Coverage of both kinds of interval as dots with two standard errors, a line for the nominal level."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(6.4, 2.6), layout="constrained")
+    ax = fig.add_subplot()
+    names = [f"{r['groups']:,} groups, sd {r['tau']:g}" for r in results]
+    for shift, kind, color, label in (
+        (0.12, "with", "#20639b", "with the parameters' uncertainty"),
+        (-0.12, "given", "#c8553d", "parameters taken as known"),
+    ):
+        at = [i + shift for i in range(len(results))]
+        values, errors = [100 * r[kind] for r in results], [200 * r[f"{kind}_se"] for r in results]
+        ax.errorbar(values, at, xerr=errors, fmt="o", ms=5, lw=1.3, color=color, label=label)
+    ax.axvline(100 * LEVEL, color="#8a8f98", lw=0.9, ls=(0, (4, 3)))
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set(xlabel="groups within their 95 % interval, % (+- 2 standard errors)")
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.grid(axis="x", color="#d9dde3", lw=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=144)
+
+
 def main():
     """Run the simulation and write its results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Coverage of the intervals of group effects.")
     parser.add_argument("--groups", default="30,3000")
     parser.add_argument("--taus", default="0.5,1")
     parser.add_argument("--replicates", type=int, default=2000, help="with 30 groups; a hundredth with 3,000")
@@ -70,6 +94,7 @@ def main():
             results.append(found)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

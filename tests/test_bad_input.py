@@ -259,7 +259,7 @@ NEW = {name: values[:3] for name, values in GOOD.items()}
         ({}, {"kind": "respnse"}, "'respnse'", "'response', 'link'"),
         ({}, {"effects": "fixed"}, "'fixed'", "'population'"),
         ({}, {"new_levels": "ignore"}, "'ignore'", "'integrate'"),
-        ({}, {"interval": 0.9}, "interval=0.9", "leave out"),
+        ({}, {"interval": 90}, "interval must be", "such as 0.95; found 90"),
     ],
 )
 def test_predict_names_culprit_and_remedy(fitted, change, options, culprit, remedy):

@@ -233,3 +233,12 @@ def test_pieces_do_not_change_a_posterior(monkeypatch):
     monkeypatch.setattr("jaxglmm.fitted.history._PIECE", 2)
     np.testing.assert_array_equal(means(), whole)
     assert jax.config.read("jax_enable_x64") is False
+
+
+def test_intervals_of_few_groups_cover():
+    """Simulated as in bench/coverage.py, which has the full run: nominal 95 %, and far less given the parameters."""
+    from bench.coverage import simulate
+
+    found = simulate(30, 0.5, 25, seed=1)
+    assert 0.92 - 2 * found["with_se"] < found["with"] < 0.98 + 2 * found["with_se"]
+    assert found["given"] < 0.85

@@ -56,7 +56,7 @@ def test_a_gaussian_fit_has_the_dense_prediction_variance():
     C = np.hstack([X, Z])
     inverse = np.linalg.inv(C.T @ C / sigma**2 + np.diag(np.r_[0, 0, np.full(110, 1 / 0.8**2)]))
     found = fit.predict(kind="link", interval=0.95)
-    # Henderson's equations hold sigma: its part is the square of d b / d log sigma = -2 sigma^2 b / (tau^2 n + sigma^2).
+    # Henderson's equations hold sigma: its part has d b / d log sigma = -2 sigma^2 b / (tau^2 n + sigma^2).
     b = fit.ranef()["mean"].to_numpy()
     slope = -2 * sigma**2 * b / (0.8**2 * np.bincount(g) + sigma**2)
     of_sigma = slope[g] ** 2 * fit.state.estimate.covariance[-1, -1]
@@ -75,3 +75,24 @@ def test_a_saved_fit_and_bad_levels(rows, tmp_path):
     np.testing.assert_allclose(wide["upper"] - wide["lower"], exact["upper"] - exact["lower"], rtol=0.2)
     with pytest.raises(jg.DataError, match=r"interval must be a level within \(0, 1\)"):
         fit.predict(rows, interval=1)
+
+
+def test_leaving_a_row_out_is_scoring_the_others():
+    fit, data = members(), visits().dropna()
+    link, mu = fit.loo("link"), fit.loo()
+    population = fit.predict(kind="link", effects="population")
+    sizes = data["member"].map(data["member"].value_counts()).to_numpy()
+    assert (sizes == 1).any()
+    np.testing.assert_array_equal(link[sizes == 1], population[sizes == 1])
+    np.testing.assert_allclose(mu[sizes == 1], fit.predict(effects="marginal")[sizes == 1], rtol=1e-9)
+    for i in np.flatnonzero(sizes > 1)[::40]:
+        others = data.drop(data.index[i])
+        scored = fit.score(others[others["member"] == data["member"].iloc[i]]).loc[0]
+        assert link[i] - population[i] == pytest.approx(scored["estimate"], abs=1e-8)
+        b = np.linspace(-12, 12, 24001)
+        own = (data["member"] == data["member"].iloc[i]).to_numpy() & (np.arange(len(data)) != i)
+        sign = np.where(data["sick"][own] == "yes", 1, -1)[:, None]
+        f = -np.logaddexp(0, -sign * (population[own][:, None] + b)).sum(0) + norm.logpdf(b, 0, fit.varcorr[0]["sd"])
+        assert mu[i] == pytest.approx(np.average(expit(population[i] + b), weights=np.exp(f)), abs=1e-8)
+    with pytest.raises(jg.DataError, match="kind must be one of"):
+        fit.loo("mean")

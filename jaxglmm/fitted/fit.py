@@ -373,6 +373,27 @@ class Fit:
         lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty)
         return native_table(self.state.native, {"prediction": found, "lower": lower, "upper": upper})
 
+    def loo(self, kind: str = "response") -> np.ndarray:
+        """Predict each row of the fit from the other rows of its group; see `leave_one_out`.
+
+        Parameters
+        ----------
+        kind : {"response", "link"}
+            The posterior mean of mu, or eta at the conditional mode.
+
+        Returns
+        -------
+        (n,)
+
+        Raises
+        ------
+        DataError
+            For a fit that was saved without its rows.
+        """
+        from jaxglmm.fitted.leave_one_out import leave_one_out
+
+        return leave_one_out(self.state, self._history("loo()")[0], kind)
+
     @cached_property
     def fitted(self) -> np.ndarray:
         """mu at the conditional modes in the rows of the fit, (n,): lme4's fitted()."""
@@ -401,6 +422,45 @@ class Fit:
         return simulate(self.state, self._training("simulate"), n, seed)
 
     # --- Inference -----------------------------------------------------------------------------------------
+
+    def bootstrap(self, n: int = 1000, kind: str = "parametric", *, seed=None, progress=None):
+        """Fit replicates of the data, all together.
+
+        Parameters
+        ----------
+        n : int
+            Number of replicates.
+        kind : {"parametric", "cases"}
+            "parametric": responses simulated from the fit, random effects drawn anew. "cases": as many groups as there
+            are, drawn with replacement, each draw a group of its own; rows, without random effects.
+        seed : int or numpy.random.Generator, optional
+        progress : bool, optional
+
+        Returns
+        -------
+        Replicates
+            `table()` has bias, standard errors and percentile intervals.
+
+        Raises
+        ------
+        DataError, NotYetError
+            For fits that were loaded, and for those with several grouping factors, held parameters or penalties.
+        """
+        from jaxglmm.inference.bootstrap import bootstrap
+
+        return bootstrap(self, n, kind, seed, progress)
+
+    def jackknife(self, *, progress=None):
+        """Fit the data without each of the groups in turn (each row, without random effects), all together.
+
+        Returns
+        -------
+        Replicates
+            `table()` has bias, standard errors and normal intervals.
+        """
+        from jaxglmm.inference.bootstrap import jackknife
+
+        return jackknife(self, progress)
 
     def summary(self):
         """What was fitted and found, in the manner of lme4; prints as a table, shows as HTML in notebooks."""
