@@ -28,6 +28,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .fitting import fit as fit
     from .formula.frame import model_frame as model_frame
     from .inference.anova import anova as anova
+    from .inference.pool import pool as pool
     from .model.families import (
         Bernoulli as Bernoulli,
         Beta as Beta,
@@ -73,6 +74,7 @@ _EXPORTS = {  # module -> its public names
     "fitting": ("fit",),
     "formula.frame": ("model_frame",),
     "inference.anova": ("anova",),
+    "inference.pool": ("pool",),
     "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
     "model.penalties": ("ElasticNet", "Lasso", "Ridge"),
     "model.priors": ("GammaPrior", "HalfCauchyPrior", "HalfStudentPrior", "NormalPrior", "StudentPrior"),

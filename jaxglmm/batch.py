@@ -9,10 +9,11 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 
+from jaxglmm.batching.gaussian import GaussianResponses, GaussianStrata
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.parts import Parts, checksum
-from jaxglmm.batching.responses import response_lanes
-from jaxglmm.batching.strata import Strata, stratum_lanes
+from jaxglmm.batching.responses import ResponseLanes
+from jaxglmm.batching.strata import Strata, StratumLanes
 from jaxglmm.design.checks import check_frame
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
@@ -78,8 +79,7 @@ def fit_many(
     check_frame(replace(frame, y=np.linspace(0.25, 0.75, len(frame.X))), family)
     source = open_responses(responses, data, frame.rows)
     labels, parameters = source.labels, model_parameters(frame.names, frame.terms, family)
-    with jax.enable_x64(True):
-        solver = response_lanes(frame, family, options, parameters)
+    solver = solver_of_responses(frame, family, options, parameters)
 
     def frame_of(i, y=None):
         y = source.read(np.array([i]), family)[0][0] if y is None else y
@@ -150,12 +150,7 @@ def fit_each(
     frame, labels = strata.frame, strata.labels
     _one_factor(frame)
     parameters = model_parameters(frame.names, frame.terms, family)
-    solver = stratum_lanes(strata, family, options, parameters)
-
-    def solve(which):
-        reasons = solver.reasons(which)
-        return _solve_rest(reasons, lambda good: solver.solve(which[good]), len(parameters))
-
+    solver, solve = _strata_solver(strata, family, options, parameters)
     names = [parameter.name for parameter in parameters]
     parts = Parts(out, _description(by, formula, family, options, frame, strata.code), labels, names)
     estimates = _solve_all(list(solver.chunks()), solve, progress, parts)
@@ -163,6 +158,34 @@ def fit_each(
         by, labels, names, estimates, frame.native, lambda i: _fit_alone(strata.frame_of(i), family, options),
         time.perf_counter() - began,
     )  # fmt: skip
+
+
+def solver_of_responses(frame: ModelFrame, family, options: Options, parameters):
+    """What fits responses (B, n) of one frame by its `solve`, at most `at_once` of them."""
+    if _is_linear(family):
+        return GaussianResponses(frame, options, parameters)
+    return ResponseLanes(frame, family, options, parameters)
+
+
+def solve_strata(strata: Strata, family, options: Options, parameters) -> LaneEstimates:
+    """Fit all strata. Needs x64."""
+    solver, solve = _strata_solver(strata, family, options, parameters)
+    chunks = list(solver.chunks())
+    return LaneEstimates.joined([solve(which) for which in chunks], np.concatenate(chunks))
+
+
+def _strata_solver(strata, family, options, parameters):
+    solver = (GaussianStrata if _is_linear(family) else StratumLanes)(strata, family, options, parameters)
+
+    def solve(which):
+        reasons = solver.reasons(which)
+        return _solve_rest(reasons, lambda good: solver.solve(which[good]), len(parameters))
+
+    return solver, solve
+
+
+def _is_linear(family) -> bool:
+    return (family.name, family.link) == ("gaussian", "identity")
 
 
 def _one_factor(frame: ModelFrame) -> None:

@@ -301,3 +301,51 @@ def test_strata_of_like_size_use_the_same_programs(strata, each):
     other = jg.fit_each("y ~ x + z + (1 | g)", strata.assign(z=3 + 2 * strata["z"]), by="s", family="binomial", **NODES)
     assert evaluate_many._evaluate_many.jitted._cache_size() == before
     np.testing.assert_allclose(2 * other.estimate[:, 2], each.estimate[:, 2], rtol=1e-6, atol=1e-9)
+
+
+# --- Gaussian ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("formula", ["~ Days + (1 | Subject)", "~ Days + (Days | Subject)", "~ Days"])
+@pytest.mark.parametrize("reml", [False, True])
+def test_gaussian_responses_on_one_design(reference_dir, formula, reml):
+    data = pd.read_csv(reference_dir / "sleepstudy.csv")
+    noise = np.random.default_rng(0).normal(size=(180, 11)) * np.linspace(0, 60, 11)
+    Y = data["Reaction"].to_numpy()[:, None] + noise
+    Y[:, 9] = data["Days"]
+    fits = jg.fit_many(formula, data, responses=Y, reml=reml)
+    assert set(fits.failed) == {9} and "perfectly" in fits.failed[9]
+    for i in (0, 1, 4, 8, 10):
+        alone = jg.fit("y" + formula, data.assign(y=Y[:, i]), reml=reml)
+        table = alone.confint()
+        assert list(fits.parameters) == list(table["parameter"]) and fits.singular[i] == alone.convergence.singular
+        np.testing.assert_allclose(fits.estimate[i], table["estimate"], rtol=1e-9)
+        np.testing.assert_allclose(fits.se[i, :2], list(alone.fixef_se.values()), rtol=1e-8)
+        np.testing.assert_allclose(fits.loglik[i], alone.loglik, rtol=1e-11)
+    if "|" in formula:  # lme4's
+        name = ("slope" if "Days |" in formula else "intercept") + ("_lmer_reml" if reml else "_lmer_ml")
+        stored = json.loads((reference_dir / "sleepstudy.json").read_text())["fits"]
+        wanted = next(f for f in stored if f["id"] == name)
+        np.testing.assert_allclose(fits.estimate[0, :2], wanted["fixef"]["estimate"], rtol=1e-6)
+        np.testing.assert_allclose(fits.loglik[0], wanted["logLik"], rtol=1e-8)
+
+
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | g)", "y ~ x + (x | g)", "y ~ x"])
+def test_gaussian_strata(formula):
+    rng = np.random.default_rng(1)
+    s = np.repeat(np.arange(20), rng.integers(50, 110, 20))
+    n = len(s)
+    x, g, w = rng.normal(size=n), rng.integers(0, 10, n), rng.uniform(0.5, 2, n)
+    slopes = rng.normal(size=(20, 10)) * 0.7 * (np.arange(20)[:, None] % 2)
+    y = x * (1 + slopes[s, g]) + (rng.normal(size=(20, 10)) * rng.uniform(0, 1, (20, 1)))[s, g] + rng.normal(size=n)
+    y[s == 3] = 2 * x[s == 3] - 1
+    data = pd.DataFrame({"y": y, "x": x, "g": g, "w": w, "s": s})
+    fits = jg.fit_each(formula, data, by="s", weights="w")
+    assert set(fits.failed) == {3}
+    for i in [0, 1, 9, *np.flatnonzero(fits.singular)[:1]]:
+        alone = jg.fit(formula, data[data["s"] == i], weights="w")
+        np.testing.assert_allclose(fits.estimate[i], alone.confint()["estimate"], rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(fits.se[i, :2], list(alone.fixef_se.values()), rtol=1e-8)
+        np.testing.assert_allclose(fits.loglik[i], alone.loglik, rtol=1e-10)
+        assert fits.singular[i] == alone.convergence.singular

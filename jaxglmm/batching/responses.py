@@ -23,16 +23,6 @@ def lanes_at_once(slots: int) -> int:
     return max([c for c in CAPACITIES if c * slots <= MOST_NUMBERS], default=CAPACITIES[0])
 
 
-def is_gaussian(family) -> bool:
-    """Whether the likelihood is that of cross products."""
-    return (family.name, family.link) == ("gaussian", "identity")
-
-
-def response_lanes(frame, family, options: Options, parameters):
-    """What fits many responses of one frame: `at_once` of them by each call of `solve`."""
-    return ResponseLanes(frame, family, options, parameters)
-
-
 class ResponseLanes:
     """Fits of one design by quadrature or Laplace's approximation, or without random effects.
 

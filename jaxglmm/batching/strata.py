@@ -143,11 +143,6 @@ class Segments:
         np.maximum.at(self.largest, self.of_group, self.count)
 
 
-def stratum_lanes(strata: Strata, family, options: Options, parameters):
-    """What fits many strata: those of one of `chunks()` that `reasons` has nothing against by each call of `solve`."""
-    return StratumLanes(strata, family, options, parameters)
-
-
 class StratumLanes:
     """Fits of many strata by quadrature or Laplace's approximation, or without random effects."""
 
@@ -269,7 +264,7 @@ class StratumLanes:
             head[lane[first], slot[first]] = True
             index = packing.index(head)
         weights, X = frame.weights[rows], frame.X[rows]
-        center, scale = _scaling(X, weights, begins, self.intercept)
+        center, scale = scaling_of(X, weights, begins, self.intercept)
         at = lane * slots + slot
         fill = lambda values, start=0.0: _fill(values, at, B, slots, start)
         z_scale, terms = np.ones((B, 0)), ()
@@ -326,7 +321,7 @@ def _fill(values, at, B, slots, start):
     return out
 
 
-def _scaling(X, weights, begins, intercept) -> tuple[np.ndarray, np.ndarray]:
+def scaling_of(X, weights, begins, intercept) -> tuple[np.ndarray, np.ndarray]:
     """Centre and scale of each column in each stratum, as `design.column_scaling`."""
     total = np.add.reduceat(weights, begins)[:, None]
     counts = np.diff(np.append(begins, len(X)))

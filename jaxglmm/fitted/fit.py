@@ -423,6 +423,45 @@ class Fit:
 
     # --- Inference -----------------------------------------------------------------------------------------
 
+    def bootstrap(self, n: int = 1000, kind: str = "parametric", *, seed=None, progress=None):
+        """Fit replicates of the data, all together.
+
+        Parameters
+        ----------
+        n : int
+            Number of replicates.
+        kind : {"parametric", "cases"}
+            "parametric": responses simulated from the fit, random effects drawn anew. "cases": as many groups as there
+            are, drawn with replacement, each draw a group of its own; rows, without random effects.
+        seed : int or numpy.random.Generator, optional
+        progress : bool, optional
+
+        Returns
+        -------
+        Replicates
+            `table()` has bias, standard errors and percentile intervals.
+
+        Raises
+        ------
+        DataError, NotYetError
+            For fits that were loaded, and for those with several grouping factors, held parameters or penalties.
+        """
+        from jaxglmm.inference.bootstrap import bootstrap
+
+        return bootstrap(self, n, kind, seed, progress)
+
+    def jackknife(self, *, progress=None):
+        """Fit the data without each of the groups in turn (each row, without random effects), all together.
+
+        Returns
+        -------
+        Replicates
+            `table()` has bias, standard errors and normal intervals.
+        """
+        from jaxglmm.inference.bootstrap import jackknife
+
+        return jackknife(self, progress)
+
     def summary(self):
         """What was fitted and found, in the manner of lme4; prints as a table, shows as HTML in notebooks."""
         from jaxglmm.fitted.summary import summarise

@@ -63,7 +63,7 @@ class Fits:
     def __getitem__(self, which) -> Fit:
         i = self._place(which)
         if self._reasons[i] is not None:
-            raise DataError(f"the fit of {self.by} {self.labels[i]!r} failed: {self._reasons[i]}")
+            raise DataError(f"the fit of {self.by} {self.labels[i : i + 1].tolist()[0]!r} failed: {self._reasons[i]}")
         return self._make(i)
 
     def _place(self, which) -> int:
@@ -73,7 +73,9 @@ class Fits:
             return int(which) % len(self)
         found = np.flatnonzero(self.labels == which)
         if not len(found):
-            raise KeyError(f"no fit of {self.by} {which!r}; the first are {', '.join(map(repr, self.labels[:5]))}")
+            raise KeyError(
+                f"no fit of {self.by} {which!r}; the first are {', '.join(map(repr, self.labels[:5].tolist()))}"
+            )
         return int(found[0])
 
     def table(self) -> Any:

@@ -50,9 +50,10 @@ class Responses:
                 if missing.any():
                     first = int(self.rows[np.argmax(missing)])
                     count = f" and {missing.sum() - 1} more" if missing.sum() > 1 else ""
+                    name = self.labels[j : j + 1].tolist()[0]
                     raise DataError(
-                        f"the response {self.labels[j]!r} is missing or infinite in row {first} (counting from 0)"
-                        f"{count}: fill it in, or fit it apart without these rows"
+                        f"the response {name!r} is missing or infinite in row {first} (counting from 0){count}: fill "
+                        "it in, or fit it apart without these rows"
                     )
                 Y[k] = values
                 reasons.append(None)

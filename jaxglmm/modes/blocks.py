@@ -64,20 +64,6 @@ def standardised(normal: Blocks, factors) -> Blocks:
     return Blocks(diagonal, cross)
 
 
-def apply(design: RowDesign, H: Blocks, x: np.ndarray) -> np.ndarray:
-    """H x for x (q, k)."""
-    out = np.empty_like(x)
-    parts, results = design.split(x), design.split(out)
-    for D, part, result in zip(H.diagonal, parts, results, strict=True):
-        result[...] = product(D, part)
-    for (t, u), C in H.cross.items():
-        M = matrix(design, (t, u), C)
-        flat = lambda v: v.reshape(-1, x.shape[1])
-        flat(results[t])[...] += M @ flat(parts[u])
-        flat(results[u])[...] += M.T @ flat(parts[t])
-    return out
-
-
 def matrix(design: RowDesign, which: tuple[int, int], values: np.ndarray):
     """The block of two terms as a sparse matrix (G S, G' S'), its pattern shared with the design."""
     pairs, (a, b) = design.pairs[which], (design.terms[t] for t in which)

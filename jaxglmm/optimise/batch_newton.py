@@ -168,7 +168,7 @@ class _Quadratics:
         self.scaled_gradient = self.g / self.d
         L = lanes.cholesky(lanes.lanes_last(self.scaled), least=1e-13)
         self.plain = lanes.cho_solve(L, lanes.lanes_last(self.scaled_gradient)).T
-        self.definite: np.ndarray = np.isfinite(self.plain).all(1)
+        self.definite = np.asarray(np.isfinite(self.plain).all(1))
         self.decrement = np.where(self.definite, np.sum(self.plain * self.scaled_gradient, 1), np.inf)
 
     def part(self, kept):

@@ -27,9 +27,9 @@ from jaxglmm.optimise.newton import maximise
 
 
 # Diagonal entries below this, with z scaled to unit mean square and sigma 1, are tried at zero.
-_SMALL = 1e-4
+SMALL = 1e-4
 # A zero stands when the likelihood loses no more than this by it, relative to its size.
-_SLACK = 1e-12
+SLACK = 1e-12
 # Standard errors from zero beyond which a zero is not tried.
 _FAR = 12.0
 # Order of a dense matrix from which on BLAS may use all threads.
@@ -375,7 +375,7 @@ def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
         if not zero.all():
             trial, end = criterion.maximise(trial, ~zero, **options)
             value, iterations = end.value, iterations + end.iterations
-        if value >= best - _SLACK * (1 + abs(best)):
+        if value >= best - SLACK * (1 + abs(best)):
             x, held, best, result = trial, zero, value, end
     return criterion.report(criterion.profile(x * criterion.scale), result, held, iterations=iterations)
 
@@ -385,7 +385,7 @@ def _zero_candidates(criterion, x, result) -> list[tuple[int, ...]]:
 
     Blocks that lie many standard errors away from zero are left out.
     """
-    small = criterion.diagonal & (np.abs(x) < _SMALL)
+    small = criterion.diagonal & (np.abs(x) < SMALL)
     covariance = _inverse(-result.hessian)
     blocks = []
     for block in criterion.covariance.blocks:

@@ -1,0 +1,184 @@
+"""Gaussian models from cross products: many responses of one design, and many strata."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxglmm.batching.options import Options
+from jaxglmm.batching.strata import Strata, StratumLanes, scaling_of
+from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.design.design import column_scaling
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, parameter_table
+from jaxglmm.model.covariance import Covariance
+from jaxglmm.objectives.gaussian_lanes import LaneProducts
+from jaxglmm.optimise.batch_gaussian import LaneGaussianFit, fit_gaussian_lanes
+from jaxglmm.optimise.gaussian_fit import fit_gaussian
+
+
+# Fits together at most, and numbers in the largest array that they need.
+_MOST, _NUMBERS = 2048, 4_000_000
+# Share of the response's sum of squares that is rounding when columns leave no more than this.
+_NOTHING = 1e-24
+_PERFECT = (
+    "the columns fit the response perfectly, so that the likelihood has no maximum: look for a column that determines "
+    "the response"
+)
+
+
+class GaussianResponses:
+    """Fits of one design: its own cross products are formed once, those with each response from its rows."""
+
+    def __init__(self, frame, options: Options, parameters):
+        self.frame, self.options, self.parameters = frame, options, parameters
+        term = frame.terms[0] if frame.terms else None
+        self.scaling = column_scaling(frame.X, frame.weights, None)
+        self.groups = 0 if term is None else len(term.levels)
+        self.rows = {"weights": frame.weights, "center": self.scaling.center, "scale": self.scaling.scale}
+        if term is not None:
+            self.rows |= {"codes": term.codes, "z": term.z, "n_groups": self.groups, "blocks": term.blocks}
+            self.order = np.argsort(term.codes, kind="stable")
+            self.starts = np.searchsorted(term.codes[self.order], np.arange(self.groups))
+        shared = cross_products(np.zeros(len(frame.X)), frame.X, **self.rows)
+        self.covariance, p = shared.covariance, frame.X.shape[1]
+        flat = lambda v: np.concatenate([*v, np.zeros(v.shape[1:])], -1)[..., : self.groups, None]
+        self.ztz, self.ztx = flat(np.asarray(shared.ztz)), flat(np.asarray(shared.ztv))[:p]
+        self.xx, self.n, self.log_weights = shared.vtv[:p, :p], float(shared.n), float(shared.log_weights)
+        self.X = (frame.X - self.scaling.center) / self.scaling.scale
+        S = len(self.ztz)
+        self.at_once = int(np.clip(_NUMBERS // max(len(self.X), self.groups * S**2 * (S + p)), 8, _MOST))
+
+    def solve(self, Y: np.ndarray) -> LaneEstimates:
+        """Fit responses (B, n). Needs x64."""
+        frame, B = self.frame, len(Y)
+        target = Y - frame.offset
+        origin = np.linalg.solve(self.xx, ((target * frame.weights) @ self.X).T)
+        residual = target - origin.T @ self.X.T
+        weighted = residual * frame.weights
+        ztr = np.zeros((len(self.ztz), self.groups, B))
+        for a in range(len(ztr)):
+            ztr[a] = np.add.reduceat((weighted * frame.terms[0].z[a])[:, self.order], self.starts, axis=1).T
+        products = LaneProducts(
+            ztz=self.ztz, ztx=self.ztx, ztr=ztr, xx=self.xx[:, :, None], xr=(weighted @ self.X).T,
+            rr=np.einsum("bn,bn->b", weighted, residual), origin=origin, n=np.full(B, self.n),
+            log_weights=np.full(B, self.log_weights), covariance=self.covariance,
+        )  # fmt: skip
+        T = columns_transform(self.scaling.center[None], self.scaling.scale[None], self.scaling.intercept)
+        cross = lambda i: cross_products(Y[i], frame.X, offset=frame.offset, **self.rows)
+        total = np.einsum("bn,bn,n->b", target, target, frame.weights)
+        counts = np.full(B, len(frame.X)), np.full(B, self.groups)
+        return _estimates(products, total, cross, self.options, self.parameters, T, *counts)
+
+
+class GaussianStrata(StratumLanes):
+    """Fits of many strata; which of them can be fitted, and which together, is as for other families."""
+
+    def lanes_at_once(self, lead: int) -> int:
+        S, p = 0 if self.term is None else len(self.term.z), self.strata.frame.X.shape[1]
+        numbers = max(int(self.at.rows[lead]), int(self.at.groups[lead]) * S**2 * (S + p), 1)
+        return int(np.clip(_NUMBERS // numbers, 8, _MOST))
+
+    def solve(self, which: np.ndarray) -> LaneEstimates:
+        """Fit strata. Needs x64."""
+        frame, B, at = self.strata.frame, len(which), self.at
+        place, lane, begins = self._rows(which)
+        rows = at.order[place]
+        weights, target = frame.weights[rows], frame.y[rows] - frame.offset[rows]
+        center, scale = scaling_of(frame.X[rows], weights, begins, self.intercept)
+        X = (frame.X[rows] - center[lane]) / scale[lane]
+        p, by_stratum = X.shape[1], lambda v: np.add.reduceat(v, begins, axis=0)
+        xx = np.stack([by_stratum(X * (weights * X[:, j])[:, None]) for j in range(p)], 1)
+        rhs = by_stratum(X * (weights * target)[:, None])
+        origin = np.linalg.solve(xx, rhs[:, :, None])[:, :, 0]
+        residual = target - np.einsum("np,np->n", X, origin[lane])
+        weighted = weights * residual
+
+        S = 0 if self.term is None else len(self.term.z)
+        G = int(at.groups[which].max()) if S else 0
+        ztz, ztx, ztr = np.zeros((S, S, G, B)), np.zeros((p, S, G, B)), np.zeros((S, G, B))
+        if self.term is not None:
+            first = np.flatnonzero(at.within[place] == 0)
+            group, z = (at.rank[at.group[place[first]]], lane[first]), self.term.z[:, rows]
+            by_group = lambda v: np.add.reduceat(v, first)
+            for a in range(S):
+                ztr[a][group] = by_group(z[a] * weighted)
+                for b in range(S):
+                    ztz[a, b][group] = by_group(weights * z[a] * z[b])
+                for j in range(p):
+                    ztx[j, a][group] = by_group(weights * z[a] * X[:, j])
+        live = weights > 0
+        logs = np.log(np.where(live, weights, 1.0))
+        products = LaneProducts(
+            ztz=ztz, ztx=ztx, ztr=ztr, xx=np.moveaxis(xx, 0, -1), xr=by_stratum(X * weighted[:, None]).T,
+            rr=by_stratum(weighted * residual), origin=origin.T, n=by_stratum(live.astype(float)),
+            log_weights=by_stratum(logs), covariance=self.covariance or Covariance(()),
+        )  # fmt: skip
+        cross = lambda i: _cross_of(self.strata, int(which[i]), center[i], scale[i])
+        groups = at.groups[which] if S else np.zeros(B, int)
+        T = columns_transform(center, scale, self.intercept)
+        total = by_stratum(weights * target**2)
+        return _estimates(products, total, cross, self.options, self.parameters, T, at.rows[which], groups)
+
+
+def _cross_of(strata: Strata, i: int, center, scale):
+    frame = strata.frame_of(i)
+    rows = {"weights": frame.weights, "offset": frame.offset, "center": center, "scale": scale}
+    for term in frame.terms:
+        rows |= {"codes": term.codes, "z": term.z, "n_groups": len(term.levels), "blocks": term.blocks}
+    return cross_products(frame.y, frame.X, **rows)
+
+
+def _estimates(products, total, cross: Callable, options: Options, parameters, T, n, groups) -> LaneEstimates:
+    """Fit, and report for the caller's columns.
+
+    Parameters
+    ----------
+    total : (B,)
+        Sums of squares of the responses.
+    cross : callable
+        `cross(i)` are the products of a lane that is fitted alone.
+    """
+    fit = fit_gaussian_lanes(products, reml=options.reml, tol=options.tol, max_iterations=options.max_iterations)
+    perfect = products.rr <= _NOTHING * total
+    reasons: list[str | None] = [_PERFECT if none else None for none in perfect]
+    for i in np.flatnonzero(fit.open & ~perfect):
+        try:
+            _fit_alone(fit, i, cross(i), products.covariance, options)
+        except DataError as error:
+            reasons[i] = str(error)
+    p = T.shape[1]
+    J = np.broadcast_to(np.eye(fit.covariance.shape[1]), fit.covariance.shape).copy()
+    J[:, :p, :p] = T
+    beta = np.einsum("bij,bj->bi", np.broadcast_to(T, (len(n), p, p)), fit.beta)
+    covariance = J @ fit.covariance @ np.swapaxes(J, 1, 2)
+    entries = products.covariance.entries
+    value, se = parameter_table(parameters, beta, fit.factor, fit.sigma, covariance, fit.free, entries)
+    # The restricted likelihood integrates over beta, so that a change of columns changes its unit.
+    unit = np.linalg.slogdet(T)[1] if options.reml else 0.0
+    return LaneEstimates(
+        value, se, fit.loglik + unit, fit.decrement, fit.evaluations, np.zeros(len(n), int), n, groups, fit.singular,
+        reasons,
+    )  # fmt: skip
+
+
+def _fit_alone(fit: LaneGaussianFit, i: int, cross, covariance: Covariance, options: Options) -> None:
+    """Put a fit of its own in lane i.
+
+    Raises
+    ------
+    DataError
+    """
+    alone = fit_gaussian(cross, reml=options.reml, tol=options.tol, max_iterations=options.max_iterations)
+    if not alone.converged:
+        raise DataError(f"the optimiser stopped ({alone.reason}) with a Newton decrement of {alone.decrement:.2g}")
+    p, diagonal = fit.beta.shape[1], covariance.diagonal
+    # theta holds the logarithm of the diagonal.
+    slope = np.ones(len(alone.boundary))
+    if alone.factor is not None:
+        fit.factor[i] = alone.factor
+        slope[p:-1] = np.where(diagonal, covariance.raw(alone.factor), 1.0)
+    fit.beta[i], fit.sigma[i], fit.loglik[i] = alone.beta, alone.sigma, alone.loglik
+    fit.covariance[i] = alone.covariance * np.outer(slope, slope)
+    fit.free[i], fit.singular[i] = ~alone.boundary, alone.singular
+    fit.decrement[i] = max(alone.decrement, 0.0)
+    fit.evaluations[i] += alone.iterations

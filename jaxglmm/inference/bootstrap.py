@@ -1,0 +1,188 @@
+"""Bootstrap and jackknife of a fit: all replicates are fitted together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitted.tables import native_table, text_column
+from jaxglmm.inference.parameters import parameters, value
+
+
+# Rows of replicates that exist at once.
+_ROWS = 2_000_000
+
+
+class Replicates:
+    """Estimates from replicates of a fit's data.
+
+    Attributes
+    ----------
+    kind : {"parametric", "cases", "jackknife"}
+    parameters : tuple of str
+        As in `Fits`.
+    estimate : (P,)
+        Of the fit.
+    replicates : (n, P)
+        NaN where a replicate could not be fitted.
+    failed : dict of int to str
+        Why not.
+    """
+
+    def __init__(self, kind: str, names, estimate, replicates, failed: dict[int, str], native: str):
+        self.kind, self.parameters, self.estimate = kind, tuple(names), np.asarray(estimate, float)
+        self.replicates, self.failed, self._native = replicates, failed, native
+
+    def table(self, level: float = 0.95) -> Any:
+        """Bias, standard errors and intervals.
+
+        Bootstrap: the replicates' mean less the estimate, their standard deviation, and the percentile interval.
+        Jackknife of G groups: (G - 1) times that difference, sqrt((G - 1)/G sum of squared deviations), and a normal
+        interval.
+
+        Returns
+        -------
+        table of the caller's kind
+            `parameter`, `estimate`, `bias`, `se`, `lower`, `upper`.
+
+        References
+        ----------
+        Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapters 10, 11 and 13.
+        """
+        if not 0 < level < 1:
+            raise DataError(f"level must lie between 0 and 1, such as 0.95; found {level!r}")
+        used = self.replicates[np.isfinite(self.replicates).all(1)]
+        if len(used) < 2:
+            raise DataError(f"{len(used)} of {len(self.replicates)} replicates could be fitted; see `failed`")
+        mean = used.mean(0)
+        if self.kind == "jackknife":
+            G = len(used)
+            bias = (G - 1) * (mean - self.estimate)
+            se = np.sqrt((G - 1) / G * np.sum((used - mean) ** 2, 0))
+            from statistics import NormalDist
+
+            wide = NormalDist().inv_cdf(0.5 + level / 2) * se
+            lower, upper = self.estimate - wide, self.estimate + wide
+        else:
+            bias, se = mean - self.estimate, used.std(0, ddof=1)
+            lower, upper = np.quantile(used, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        return native_table(self._native, {
+            "parameter": text_column(self.parameters), "estimate": self.estimate, "bias": bias, "se": se,
+            "lower": lower, "upper": upper,
+        })  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"<jaxglmm.Replicates: {self.kind}, {len(self.replicates):,}, {len(self.failed):,} failed>"
+
+
+def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
+    """See `Fit.bootstrap`."""
+    if kind not in ("parametric", "cases"):
+        raise DataError(f"kind must be 'parametric' or 'cases'; found {kind!r}")
+    if not isinstance(n, int | np.integer) or n < 2:
+        raise DataError(f"n must be a whole number of replicates, at least 2; found {n!r}")
+    frame, options, wanted = _prepare(fit, "bootstrap")
+    rng = np.random.default_rng(seed)
+    if kind == "parametric":
+        from jaxglmm.batch import solver_of_responses
+
+        solver = solver_of_responses(frame, fit.family, options, wanted)
+        solve = lambda which: solver.solve(fit.simulate(len(which), rng).T)
+        return _replicates(fit, kind, wanted, solve, n, solver.at_once, progress)
+    groups = _groups(frame)
+    draw = lambda _: rng.integers(0, len(groups), len(groups))
+    return _replicates(
+        fit, kind, wanted, _resampler(fit, frame, options, wanted, groups, draw), n, _most(frame), progress
+    )
+
+
+def jackknife(fit, progress) -> Replicates:
+    """See `Fit.jackknife`."""
+    frame, options, wanted = _prepare(fit, "jackknife")
+    groups = _groups(frame)
+    every = np.arange(len(groups))
+    leave = lambda g: np.delete(every, g)
+    solve = _resampler(fit, frame, options, wanted, groups, leave)
+    return _replicates(fit, "jackknife", wanted, solve, len(groups), _most(frame), progress)
+
+
+def _prepare(fit, what: str):
+    """Frame, options and parameters of a fit whose replicates can be fitted.
+
+    Raises
+    ------
+    DataError, NotYetError
+    """
+    from jaxglmm.batching.options import Options
+
+    frame = fit._training(f"the {what}")
+    if len(frame.terms) > 1:
+        raise NotYetError(f"the {what} takes one grouping factor for now; the fit has {len(frame.terms)}")
+    methods = {"laplace": "agq", "agq": "agq", "ml": "auto", "reml": "auto", "glm": "auto"}
+    wanted = parameters(fit.state)
+    held = frame.terms and not any(parameter.kind == "sd" for parameter in wanted)
+    if fit.method not in methods or held or fit.state.estimate.penalised is not None:
+        raise NotYetError(f"the {what} takes fits by maximum likelihood whose parameters are all estimated")
+    return frame, Options(methods[fit.method], fit.n_agq, fit.method == "reml"), wanted
+
+
+def _groups(frame) -> list[np.ndarray]:
+    """Rows of each group; every row by itself without random effects."""
+    if not frame.terms:
+        return list(np.arange(len(frame.y))[:, None])
+    codes = frame.terms[0].codes
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+
+
+def _most(frame) -> int:
+    return max(_ROWS // max(len(frame.y), 1), 1)
+
+
+def _resampler(fit, frame, options, wanted, groups, draw: Callable) -> Callable:
+    """Fits of data sets made of the groups that `draw` gives for each replicate, each draw a group of its own."""
+    from jaxglmm.batch import solve_strata
+    from jaxglmm.batching.strata import Strata
+
+    sizes = np.array([len(rows) for rows in groups])
+
+    def solve(which):
+        drawn = [draw(int(k)) for k in which]
+        rows = np.concatenate([groups[g] for one in drawn for g in one])
+        code = np.repeat(np.arange(len(which)), [sizes[one].sum() for one in drawn])
+        terms = tuple(
+            replace(
+                term, z=term.z[:, rows],
+                codes=np.concatenate([np.repeat(np.arange(len(one)), sizes[one]) for one in drawn]).astype(np.int32),
+            )
+            for term in frame.terms
+        )  # fmt: skip
+        resampled = replace(
+            frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows], terms=terms,
+            columns=tuple(column[rows] for column in frame.columns), rows=np.arange(len(rows)),
+        )  # fmt: skip
+        return solve_strata(Strata(resampled, np.arange(len(which)), code, {}), fit.family, options, wanted)
+
+    return solve
+
+
+def _replicates(fit, kind, wanted, solve, n, most, progress) -> Replicates:
+    import jax
+
+    from jaxglmm.progress import Tally
+
+    parts, failed = [], {}
+    with Tally(n, progress) as line:
+        for begin in range(0, n, most):
+            which = np.arange(begin, min(begin + most, n))
+            with jax.enable_x64(True):
+                found = solve(which)
+            parts.append(found.estimate)
+            failed |= {int(k): reason for k, reason in zip(which, found.reasons, strict=True) if reason is not None}
+            line.add(len(which))
+    names = [parameter.name for parameter in wanted]
+    estimate = [value(parameter, fit.state) for parameter in wanted]
+    return Replicates(kind, names, estimate, np.concatenate(parts), failed, fit.state.native)
