@@ -182,7 +182,7 @@ def test_group_levels(values, levels):
     if levels is not None:
         assert term.levels.tolist() == levels
         assert [type(v) for v in term.levels.tolist()] == [type(v) for v in levels]
-    assert (term.levels[term.codes] == pd.Series(values)[frame.rows].to_numpy()).all()
+    assert (term.levels[term.codes] == pd.Series(values).to_numpy()[frame.rows]).all()
 
 
 def test_codes_against_numpy():
