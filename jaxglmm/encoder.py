@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d,
 
 from jaxglmm.errors import DataError, DataWarning
 from jaxglmm.fitting import make_problem
-from jaxglmm.folds import GroupEffects, group_effects
+from jaxglmm.folds import GroupEffects, effects_without_each_row, group_effects
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.families import get_family
@@ -132,6 +132,8 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             Or a table, after `set_output`.
         """
         columns, y, problems = self._fit(X, y)
+        if isinstance(self.cv, str) and self.cv == "loo":
+            return self._leave_one_out(problems, len(y))
         folds = self._folds(columns, y, groups)
         parts = []
         for name, (_, prior) in self._levels.items():
@@ -203,6 +205,27 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             self._warn(name, f"IDs that determine the response: their standard deviation is held at {_LARGE_SD:g}")
             held = {term.group: _LARGE_SD}
         return group_effects(problem, weights, method=self.method, theta=held)
+
+    def _leave_one_out(self, problems, n):
+        warnings.warn(
+            "features that leave out single rows fall as the row's own response rises, which a learner that can tell "
+            "IDs apart decodes: use them for diagnostics, and folds (cv=5) for training",
+            DataWarning,
+            stacklevel=4,
+        )
+        parts = []
+        for name, (_, all_rows) in self._levels.items():
+            rows, codes = problems[name].frame.rows, problems[name].frame.terms[0].codes
+            mean, sd = np.zeros(len(rows)), np.full(len(rows), all_rows.tau)
+            if all_rows.estimate is not None:
+                mean, sd = effects_without_each_row(problems[name], all_rows.estimate)
+            tau = all_rows.tau
+            reliability = np.clip(1 - np.square(sd / tau), 0.0, 1.0) if tau > 0 else np.zeros_like(sd)
+            each = GroupEffects(mean, sd, reliability, all_rows.n[codes] - 1, tau)
+            own = np.full(n, -1)
+            own[rows] = np.arange(len(rows))
+            parts.append(_features(self.features, each, own))
+        return np.concatenate(parts, axis=1)
 
     def _warn(self, name, what):
         warnings.warn(f"column {name!r} has {what}", DataWarning, stacklevel=5)

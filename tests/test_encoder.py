@@ -80,6 +80,25 @@ def test_no_feature_moves_with_the_response_beside_it(data):
     assert moved[np.setdiff1d(np.arange(len(y)), held)].all()
 
 
+def test_leaving_out_single_rows_is_the_posterior_of_the_other_rows(data):
+    X, y = data
+    with pytest.warns(DataWarning, match="fall as the row's own response rises"):
+        found = RandomEffectEncoder("loo").fit_transform(X[["member"]], y)
+    fit = jg.fit("y ~ 1 + (1 | member)", X.assign(y=(y == "yes") * 1.0), family="binomial")
+    counts = X["member"].map(X["member"].value_counts()).to_numpy()
+    assert (counts == 1).any()
+    np.testing.assert_allclose(found[counts == 1, 0], 0, atol=1e-12)  # nothing is known of a member without rows
+    row = int(np.flatnonzero(counts > 3)[0])
+    eta, tau = next(iter(fit.fixef.values())), fit.varcorr[0]["sd"]
+    others = (X["member"] == X["member"][row]).to_numpy() & (np.arange(len(y)) != row)
+    b = np.linspace(-9 * tau, 9 * tau, 4001)  # brute force
+    sign = np.where(y[others] == "yes", 1, -1)
+    density = np.exp(-0.5 * (b / tau) ** 2 - np.logaddexp(0, -sign[:, None] * (eta + b)).sum(0))
+    mean = np.sum(b * density) / np.sum(density)
+    sd = np.sqrt(np.sum((b - mean) ** 2 * density) / np.sum(density))
+    np.testing.assert_allclose(found[row], [mean, sd, 1 - sd**2 / tau**2, np.log(counts[row])], rtol=1e-7)
+
+
 def test_theta_of_all_rows_may_serve_the_folds(data):
     X, y = data
     encoder = RandomEffectEncoder(KFold(3), theta="full", features=("sd", "log_count"))
