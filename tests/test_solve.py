@@ -103,9 +103,10 @@ def test_a_second_call_traces_nothing_and_the_backward_pass_knows_no_iterations(
     design, _, _ = problem
     objective = jg.LaplaceMarginal(FAMILY)
     with_ridge(objective, design, RIDGE)
-    before = _solve._cache_size()
+    programs = _solve._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    before = programs()
     with_ridge(objective, dataclasses.replace(design, offset=design.offset + 0.1), 2 * RIDGE)
-    assert _solve._cache_size() == before
+    assert programs() == before
 
     def kept(limit):
         """Numbers that the forward pass leaves for the backward one."""
