@@ -54,8 +54,8 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     time : str or int, optional
         A column of X with times. It is not encoded; `cv` + 1 blocks of time are formed, and a row's features use only
         rows of earlier blocks.
-    method : str
-        As in `jaxglmm.fit`.
+    method, n_agq : str, int
+        As in `jaxglmm.fit`; by default quadrature with 15 nodes, alike for all rows and every fold.
     random_state : int or RandomState, optional
         Of the shuffled folds.
 
@@ -74,7 +74,16 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self, cv=5, *, family="auto", features=FEATURES, theta="fold", time=None, method="auto", random_state=None
+        self,
+        cv=5,
+        *,
+        family="auto",
+        features=FEATURES,
+        theta="fold",
+        time=None,
+        method="agq",
+        n_agq=15,
+        random_state=None,
     ):
         self.cv = cv
         self.family = family
@@ -82,6 +91,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         self.theta = theta
         self.time = time
         self.method = method
+        self.n_agq = n_agq
         self.random_state = random_state
 
     def fit(self, X, y):
@@ -144,7 +154,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             for train, test in folds:
                 kept = np.zeros(len(y))
                 kept[train] = 1.0
-                effects = self._effects(name, problem, problem.frame.weights * kept[rows], prior.tau)
+                effects = self._effects(name, problem, problem.frame.weights * kept[rows], prior)
                 out[test] = _features(self.features, effects, codes[test])
             parts.append(out)
         return np.concatenate(parts, axis=1)
@@ -181,9 +191,10 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         self.tau_ = {name: effects.tau for name, (_, effects) in self._levels.items()}
         return columns, y, problems
 
-    def _effects(self, name, problem, weights, tau=None):
-        """Effects of the IDs given the rows of positive weight; those of all rows found `tau`, if they are known."""
+    def _effects(self, name, problem, weights, all_rows: GroupEffects | None = None):
+        """Effects of the IDs given the rows of positive weight; a fold has those of all rows before it."""
         term, y, held = problem.frame.terms[0], problem.frame.y, None
+        tau = None if all_rows is None else all_rows.tau
         used = weights > 0
         codes, response = term.codes[used], y[used]
         counts = np.bincount(codes, minlength=len(term.levels))
@@ -204,7 +215,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
                 return _own_means(response, codes, counts)
             self._warn(name, f"IDs that determine the response: their standard deviation is held at {_LARGE_SD:g}")
             held = {term.group: _LARGE_SD}
-        return group_effects(problem, weights, method=self.method, theta=held)
+        return group_effects(problem, weights, method=self.method, n_agq=self.n_agq, theta=held)
 
     def _leave_one_out(self, problems, n):
         warnings.warn(
@@ -285,8 +296,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         stratified = hasattr(self, "classes_")
         splitter: Any = check_cv(self.cv, y, classifier=stratified, shuffle=True, random_state=self.random_state)
         folds = list(splitter.split(np.zeros((len(y), 1)), y, groups))
-        tests = np.concatenate([test for _, test in folds])
-        if len(np.unique(tests)) < len(tests):
+        if np.bincount(np.concatenate([test for _, test in folds])).max() > 1:
             raise DataError(
                 f"cv={self.cv!r} holds some rows out twice, so that their features are not defined: use a splitter "
                 "whose test sets do not overlap"
