@@ -133,6 +133,16 @@ def test_a_variance_of_zero_is_flagged_and_stays_there(x64):
     np.testing.assert_allclose(factor, 0, atol=1e-6)
 
 
+def test_what_has_no_optimum_is_not_converged(x64, problem):
+    """A separated response, one without variation and a missing value, side by side with a sound one."""
+    design, _, _ = problem
+    y = jnp.stack([design.y, (design.X[:, 1] > 0) * 1.0, jnp.ones(design.y.shape), design.y.copy() * np.nan])
+    run = lambda y: jg.solve(jg.LaplaceMarginal(FAMILY), dataclasses.replace(design, y=y))
+    found = jax.jit(jax.vmap(run))(y)
+    np.testing.assert_array_equal(found.converged, [True, False, False, False])
+    np.testing.assert_allclose(found.beta[0], run(design.y).beta, atol=1e-10)
+
+
 def test_least_squares(x64):
     """Without random effects the derivative of Gaussian coefficients in the response is (X'X)^-1 X'."""
     rng = np.random.default_rng(5)

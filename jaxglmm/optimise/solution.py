@@ -33,6 +33,8 @@ from jaxglmm.optimise.traced_newton import maximise_traced
 
 # A standard deviation below this share of its natural size, that of the information in a row, counts as zero.
 _NOTHING = 1e-4
+# Where a response is separated, Newton's step goes on to be about 1 in the linear predictor, however flat it is there.
+_STILL_MOVING = 0.1
 
 
 class Solution(eqx.Module):
@@ -51,6 +53,7 @@ class Solution(eqx.Module):
     decrement : ()
         Newton decrement g'(-H)^-1 g at the end.
     converged : bool ()
+        False also where the decrement is small because the response is separated and the optimum is at infinity.
     singular : bool ()
         Whether a diagonal entry of `factor` is zero within 1e-4 of its natural size. Such an entry stays at zero in
         every derivative: those of the others are taken with it held there.
@@ -88,6 +91,7 @@ def solve(
     design (replace them by `dataclasses.replace(design, y=y)`; rows lie in the slots that `make_design`'s layout
     tells), in `penalty.lam`, in the penalty's factors and in the prior's parameters. Derivatives are those of the
     optimum, by the implicit function theorem: one linear system of the exact Hessian, whatever the iterations were.
+    First derivatives only, in either direction.
 
     Parameters
     ----------
@@ -214,7 +218,9 @@ def _solve(objective, design, start, ridge, prior, tol, *, max_iterations) -> So
         raw = (factor * signs)[covariance.entries]
         x = jnp.concatenate([top.x[:p], raw, top.x[p + len(diagonal) :]])
         # What goes along is differentiated too, to zero, for which it must be floating.
-        return x, jnp.stack([top.decrement, top.converged.astype(dtype), top.iterations.astype(dtype)])
+        moving = jnp.abs(jnp.matmul(design.X, top.step[:p], precision="highest")) > _STILL_MOVING
+        converged = top.converged & ~jnp.any(moving & (design.weights > 0))
+        return x, jnp.stack([top.decrement, converged.astype(dtype), top.iterations.astype(dtype)])
 
     if design.terms:
         nodes = gauss_hermite(objective.nodes, covariance.n_effects).astype(dtype)
@@ -255,7 +261,8 @@ def _start(family, design, covariance, start):
         beta, log_phi = start.beta, start.log_dispersion
     else:
         # The columns' best imitation of a constant predictor: exact where there is an intercept.
-        eta = family.link_function(jnp.sum(weights * y) / jnp.sum(weights)) - design.offset
+        eta = family.link_function(jnp.sum(weights * y) / jnp.sum(weights))
+        eta = jnp.where(jnp.isfinite(eta), eta, 0.0) - design.offset  # a mean may be at its bound
         gram = jnp.matmul(X.T * weights, X, precision="highest")
         beta = jnp.linalg.lstsq(gram, jnp.matmul(X.T, weights * eta, precision="highest"))[0]
         log_phi = jnp.zeros((), X.dtype)

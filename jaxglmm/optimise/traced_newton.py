@@ -28,6 +28,9 @@ class Maximum(NamedTuple):
     converged : bool ()
     iterations : int ()
         Evaluations after the first.
+    step : (m,)
+        The Newton step that was left, in the coordinates stepped in. Where the optimum is at infinity it does not fall
+        with the decrement.
     """
 
     x: Array
@@ -35,6 +38,7 @@ class Maximum(NamedTuple):
     decrement: Array
     converged: Array
     iterations: Array
+    step: Array
 
 
 class _Quadratic(NamedTuple):
@@ -122,7 +126,8 @@ def maximise_traced(evaluate: Callable, x0, extra, *, even, tol, max_iterations:
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
     decrement, limit = s.model.decrement, 1e4 * jnp.maximum(tol, eps * (1 + jnp.abs(s.value)))
     converged = jnp.isfinite(s.value) & ((decrement <= tol) | (s.stalled & (decrement <= limit)))
-    return Maximum(s.x, s.value, decrement, converged, s.iterations)
+    left = _dot(s.model.vectors, s.model.along / s.model.eigenvalues) / s.model.d
+    return Maximum(s.x, s.value, decrement, converged, s.iterations, left)
 
 
 def _dot(a, b):
