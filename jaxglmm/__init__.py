@@ -52,6 +52,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .objectives.params import Params as Params
     from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
     from .ops.native import native_status as native_status
+    from .optimise.solution import Solution as Solution, solve as solve
     from .path_result import Path as Path
     from .paths import fit_path as fit_path
     from .pooling import ShrinkageComparison as ShrinkageComparison, compare_shrinkage as compare_shrinkage
@@ -84,6 +85,7 @@ _EXPORTS = {  # module -> its public names
     "objectives.params": ("Params",),
     "objectives.quadrature": ("AdaptiveQuadrature",),
     "ops.native": ("native_status",),
+    "optimise.solution": ("Solution", "solve"),
     "path_result": ("Path",),
     "paths": ("fit_path",),
     "pooling": ("ShrinkageComparison", "compare_shrinkage"),

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d,
 
 from jaxglmm.errors import DataError, DataWarning
 from jaxglmm.fitting import make_problem
-from jaxglmm.folds import GroupEffects, group_effects
+from jaxglmm.folds import GroupEffects, effects_without_each_row, group_effects
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.families import get_family
@@ -54,8 +54,8 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     time : str or int, optional
         A column of X with times. It is not encoded; `cv` + 1 blocks of time are formed, and a row's features use only
         rows of earlier blocks.
-    method : str
-        As in `jaxglmm.fit`.
+    method, n_agq : str, int
+        As in `jaxglmm.fit`; by default quadrature with 15 nodes, alike for all rows and every fold.
     random_state : int or RandomState, optional
         Of the shuffled folds.
 
@@ -74,7 +74,16 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self, cv=5, *, family="auto", features=FEATURES, theta="fold", time=None, method="auto", random_state=None
+        self,
+        cv=5,
+        *,
+        family="auto",
+        features=FEATURES,
+        theta="fold",
+        time=None,
+        method="agq",
+        n_agq=15,
+        random_state=None,
     ):
         self.cv = cv
         self.family = family
@@ -82,6 +91,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         self.theta = theta
         self.time = time
         self.method = method
+        self.n_agq = n_agq
         self.random_state = random_state
 
     def fit(self, X, y):
@@ -132,6 +142,8 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             Or a table, after `set_output`.
         """
         columns, y, problems = self._fit(X, y)
+        if isinstance(self.cv, str) and self.cv == "loo":
+            return self._leave_one_out(problems, len(y))
         folds = self._folds(columns, y, groups)
         parts = []
         for name, (_, prior) in self._levels.items():
@@ -142,7 +154,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             for train, test in folds:
                 kept = np.zeros(len(y))
                 kept[train] = 1.0
-                effects = self._effects(name, problem, problem.frame.weights * kept[rows], prior.tau)
+                effects = self._effects(name, problem, problem.frame.weights * kept[rows], prior)
                 out[test] = _features(self.features, effects, codes[test])
             parts.append(out)
         return np.concatenate(parts, axis=1)
@@ -179,9 +191,10 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         self.tau_ = {name: effects.tau for name, (_, effects) in self._levels.items()}
         return columns, y, problems
 
-    def _effects(self, name, problem, weights, tau=None):
-        """Effects of the IDs given the rows of positive weight; those of all rows found `tau`, if they are known."""
+    def _effects(self, name, problem, weights, all_rows: GroupEffects | None = None):
+        """Effects of the IDs given the rows of positive weight; a fold has those of all rows before it."""
         term, y, held = problem.frame.terms[0], problem.frame.y, None
+        tau = None if all_rows is None else all_rows.tau
         used = weights > 0
         codes, response = term.codes[used], y[used]
         counts = np.bincount(codes, minlength=len(term.levels))
@@ -202,7 +215,28 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
                 return _own_means(response, codes, counts)
             self._warn(name, f"IDs that determine the response: their standard deviation is held at {_LARGE_SD:g}")
             held = {term.group: _LARGE_SD}
-        return group_effects(problem, weights, method=self.method, theta=held)
+        return group_effects(problem, weights, method=self.method, n_agq=self.n_agq, theta=held)
+
+    def _leave_one_out(self, problems, n):
+        warnings.warn(
+            "features that leave out single rows fall as the row's own response rises, which a learner that can tell "
+            "IDs apart decodes: use them for diagnostics, and folds (cv=5) for training",
+            DataWarning,
+            stacklevel=4,
+        )
+        parts = []
+        for name, (_, all_rows) in self._levels.items():
+            rows, codes = problems[name].frame.rows, problems[name].frame.terms[0].codes
+            mean, sd = np.zeros(len(rows)), np.full(len(rows), all_rows.tau)
+            if all_rows.estimate is not None:
+                mean, sd = effects_without_each_row(problems[name], all_rows.estimate)
+            tau = all_rows.tau
+            reliability = np.clip(1 - np.square(sd / tau), 0.0, 1.0) if tau > 0 else np.zeros_like(sd)
+            each = GroupEffects(mean, sd, reliability, all_rows.n[codes] - 1, tau)
+            own = np.full(n, -1)
+            own[rows] = np.arange(len(rows))
+            parts.append(_features(self.features, each, own))
+        return np.concatenate(parts, axis=1)
 
     def _warn(self, name, what):
         warnings.warn(f"column {name!r} has {what}", DataWarning, stacklevel=5)
@@ -262,8 +296,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         stratified = hasattr(self, "classes_")
         splitter: Any = check_cv(self.cv, y, classifier=stratified, shuffle=True, random_state=self.random_state)
         folds = list(splitter.split(np.zeros((len(y), 1)), y, groups))
-        tests = np.concatenate([test for _, test in folds])
-        if len(np.unique(tests)) < len(tests):
+        if np.bincount(np.concatenate([test for _, test in folds])).max() > 1:
             raise DataError(
                 f"cv={self.cv!r} holds some rows out twice, so that their features are not defined: use a splitter "
                 "whose test sets do not overlap"

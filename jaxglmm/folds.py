@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.leave_one_out import without_each_row
 from jaxglmm.fitting import Problem, estimate_problem
+from jaxglmm.optimise.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class GroupEffects:
         Rows of positive weight.
     tau : float
         Standard deviation between levels.
+    estimate : Estimate or None
+        None where nothing was fitted.
     """
 
     mean: np.ndarray
@@ -39,6 +44,7 @@ class GroupEffects:
     reliability: np.ndarray
     n: np.ndarray
     tau: float
+    estimate: Estimate | None = None
 
 
 def reweighted(problem: Problem, weights: np.ndarray) -> Problem:
@@ -90,4 +96,32 @@ def group_effects(problem: Problem, weights: np.ndarray | None = None, **options
     counts = np.bincount(frame.terms[0].codes[frame.weights > 0], minlength=len(posterior.n))
     variance = posterior.covariance_mean[:, 0, 0]
     reliability = np.clip(1 - variance / tau**2, 0.0, 1.0) if tau > 0 else np.zeros_like(variance)
-    return GroupEffects(posterior.mean[:, 0], np.sqrt(variance), reliability, counts, abs(tau))
+    return GroupEffects(posterior.mean[:, 0], np.sqrt(variance), reliability, counts, abs(tau), estimate)
+
+
+def effects_without_each_row(problem: Problem, estimate: Estimate) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and sd, (n,) each, of a row's level given the level's other rows and the parameters.
+
+    Parameters
+    ----------
+    problem : Problem
+        With one grouping factor that has an intercept only.
+    estimate : Estimate
+
+    Raises
+    ------
+    NotYetError
+        For levels of more than 2,000 rows.
+    """
+    family, frame = problem.family, problem.frame
+    mean, sd = np.zeros(len(frame.y)), np.zeros(len(frame.y))
+    prior = Prior(np.zeros(1), estimate.factors[0])
+    if prior.factor.any():
+        log_phi = 0.0 if estimate.dispersion is None else float(np.log(estimate.dispersion))
+        for rows, without in without_each_row(history_of(frame, 0, estimate.beta)):
+            nodes = nodes_for(family, prior, without)
+            for groups, p in posteriors(family, log_phi, without, prior, nodes):
+                normal = is_normal(family)
+                mean[rows[groups]] = (p.mode if normal else p.mean)[0]
+                sd[rows[groups]] = np.sqrt((p.curvature if normal else p.covariance)[0, 0])
+    return mean, sd

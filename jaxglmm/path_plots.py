@@ -111,7 +111,8 @@ def plot_pooling(found, path=None):
     left.set(xlim=(-limit, limit), xlabel="own estimate", ylabel="shrunken estimate")
     left.set_title(f"{len(g['n']):,} levels of {found.group}, tau {tau:.3g}", loc="left")
     bar = fig.colorbar(shown, ax=left)
-    ticks = np.unique(np.round(np.linspace(np.log2(n.min()), np.log2(n.max()), 5)))
+    ticks = np.unique(np.floor(np.linspace(np.log2(n.min()), np.log2(n.max()), 5)))
+    ticks = ticks[ticks >= np.log2(n.min())]
     bar.set_ticks(ticks, labels=[f"{2**t:,.0f}" for t in ticks])
     bar.set_label("rows in the group")
     sizes = np.geomspace(max(n.min(), 1), max(n.max(), 2), 200)

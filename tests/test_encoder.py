@@ -36,7 +36,7 @@ def data():
 def test_features_of_all_rows_are_the_posterior_of_a_fit(data):
     X, y = data
     encoder = RandomEffectEncoder().set_output(transform="pandas").fit(X[["member"]], y)
-    fit = jg.fit("y ~ 1 + (1 | member)", X.assign(y=(y == "yes") * 1.0), family="binomial")
+    fit = jg.fit("y ~ 1 + (1 | member)", X.assign(y=(y == "yes") * 1.0), family="binomial", n_agq=15)
     effects = fit.ranef("member").set_index("level")
     found = encoder.transform(pd.DataFrame({"member": ["m1", "m7", "nobody", None]}))
     assert list(found.columns) == ["member_mean", "member_sd", "member_reliability", "member_log_count"]
@@ -54,10 +54,11 @@ def test_features_of_a_row_are_those_of_a_fit_without_its_fold(data, family):
     rng = np.random.default_rng(1)
     y = (y == "yes") * 1.0 if family == "binomial" else (y == "yes") + rng.normal(0, 0.5, len(y))
     folds = KFold(3, shuffle=True, random_state=0)
-    found = RandomEffectEncoder(folds, features=("mean", "sd")).fit_transform(X[["member"]], y)
+    encoder = RandomEffectEncoder(folds, features=("mean", "sd"))
+    found = encoder.fit_transform(X[["member"]], y)
     table = X.assign(y=y)
     train, test = next(folds.split(X))
-    fit = jg.fit("y ~ 1 + (1 | member)", table.iloc[train], family=family)
+    fit = jg.fit("y ~ 1 + (1 | member)", table.iloc[train], family=family, n_agq=15 if family == "binomial" else None)
     posterior = fit.state.posteriors[0]
     effects = pd.DataFrame(
         {"mean": posterior.mean[:, 0], "sd_mean": np.sqrt(posterior.covariance_mean[:, 0, 0])},
@@ -78,6 +79,25 @@ def test_no_feature_moves_with_the_response_beside_it(data):
     moved = np.abs(encode(y) - encode(other)).max(axis=1) > 1e-9
     assert not moved[held].any()
     assert moved[np.setdiff1d(np.arange(len(y)), held)].all()
+
+
+def test_leaving_out_single_rows_is_the_posterior_of_the_other_rows(data):
+    X, y = data
+    with pytest.warns(DataWarning, match="fall as the row's own response rises"):
+        found = RandomEffectEncoder("loo").fit_transform(X[["member"]], y)
+    fit = jg.fit("y ~ 1 + (1 | member)", X.assign(y=(y == "yes") * 1.0), family="binomial", n_agq=15)
+    counts = X["member"].map(X["member"].value_counts()).to_numpy()
+    assert (counts == 1).any()
+    np.testing.assert_allclose(found[counts == 1, 0], 0, atol=1e-12)  # nothing is known of a member without rows
+    row = int(np.flatnonzero(counts > 3)[0])
+    eta, tau = next(iter(fit.fixef.values())), fit.varcorr[0]["sd"]
+    others = (X["member"] == X["member"][row]).to_numpy() & (np.arange(len(y)) != row)
+    b = np.linspace(-9 * tau, 9 * tau, 4001)  # brute force
+    sign = np.where(y[others] == "yes", 1, -1)
+    density = np.exp(-0.5 * (b / tau) ** 2 - np.logaddexp(0, -sign[:, None] * (eta + b)).sum(0))
+    mean = np.sum(b * density) / np.sum(density)
+    sd = np.sqrt(np.sum((b - mean) ** 2 * density) / np.sum(density))
+    np.testing.assert_allclose(found[row], [mean, sd, 1 - sd**2 / tau**2, np.log(counts[row])], rtol=1e-7)
 
 
 def test_theta_of_all_rows_may_serve_the_folds(data):
@@ -142,6 +162,6 @@ EXPECTED = {
 @pytest.mark.filterwarnings("ignore")  # the checks' data are degenerate, and said to be so
 def test_scikit_learns_checks_of_a_transformer():
     results = check_estimator(
-        RandomEffectEncoder(cv=2, method="laplace"), expected_failed_checks=EXPECTED, on_fail=None
+        RandomEffectEncoder(cv=2, method="laplace", n_agq=None), expected_failed_checks=EXPECTED, on_fail=None
     )
     assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}

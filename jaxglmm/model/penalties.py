@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxglmm.errors import DataError
@@ -51,7 +52,8 @@ class ElasticNet(eqx.Module):
     standardize: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        if not _number(self.lam) or not 0 <= self.lam < np.inf:
+        traced = isinstance(self.lam, Tracer)  # the strength that a fit is differentiated in
+        if not traced and (not _number(self.lam) or not 0 <= self.lam < np.inf):
             raise DataError(f"penalty: lam must be a finite number of at least 0; found {self.lam!r}")
         check_alpha(self.alpha)
 

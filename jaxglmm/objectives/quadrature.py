@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxglmm.design.design import Design, only_term
+from jaxglmm.model.covariance import Covariance
 from jaxglmm.model.families import AbstractFamily
 from jaxglmm.objectives.glm import glm_loglik
 from jaxglmm.objectives.marginal import gauss_hermite, group_gradient, group_value
@@ -38,17 +39,21 @@ class AdaptiveQuadrature(eqx.Module):
 
     def __call__(self, params: Params, design: Design):
         check_dtypes(params, design)
+        covariance = only_term(design).covariance if design.terms else Covariance(())
+        return self.at(params.beta, covariance.factor(params.theta), params.log_dispersion, design)
+
+    def at(self, beta, factor, log_dispersion, design: Design):
+        """The same of Lambda itself, `factor` (S, S), in which zero is an ordinary point."""
         design = jax.tree.map(jnp.asarray, design)
-        eta = design.offset + jnp.matmul(design.X, params.beta, precision="highest")
+        eta = design.offset + jnp.matmul(design.X, beta, precision="highest")
         if not design.terms:
-            return glm_loglik(self.family, eta, design.y, design.weights, params.log_dispersion) + design.constant
+            return glm_loglik(self.family, eta, design.y, design.weights, log_dispersion) + design.constant
         term = only_term(design)
         nodes = jax.tree.map(lambda v: jnp.asarray(v, eta.dtype), gauss_hermite(self.nodes, term.covariance.n_effects))
         nodes = eqx.tree_at(lambda v: v.count, nodes, self.nodes**term.covariance.n_effects)
-        factor = term.covariance.factor(params.theta)
         value = _loglik(
             self.family, nodes.count, True, fused.covers(self.family, design),
-            eta, factor, params.log_dispersion, design.y, design.weights, term.z, term.index, nodes,
+            eta, factor, log_dispersion, design.y, design.weights, term.z, term.index, nodes,
         )  # fmt: skip
         return value + design.constant
 
