@@ -45,6 +45,7 @@ PRESENTATION = {
     "sklearn",
     "encoder",
     "folds",
+    "nn",
 }
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,

@@ -134,7 +134,7 @@ def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments 
 
 def make_design(
     y, X, *, weights=None, offset=None, codes=None, n_groups=None, z=None, blocks=None,
-    constant=0.0, scaling=None, dtype=np.float64, single=False, blocked=True, block=None, mesh=None,
+    constant=0.0, scaling=None, dtype=np.float64, single=False, blocked=True, block=None, least=(0, 0, 0), mesh=None,
 ) -> tuple[Design, Layout]:  # fmt: skip
     """Lay rows out in tile storage.
 
@@ -158,7 +158,7 @@ def make_design(
         Of the arrays of rows.
     single : bool
         As in `Design`.
-    blocked : bool
+    blocked, block, least
         As in `build_index`.
     mesh : jax.sharding.Mesh, optional
         Of one axis: spread the groups over its devices. The arrays are JAX's then, each device with its part.
@@ -187,7 +187,7 @@ def make_design(
         terms = ()
     else:
         if mesh is None:
-            index, layout = build_index(codes, n_groups, blocked=blocked, block=block)
+            index, layout = build_index(codes, n_groups, blocked=blocked, block=block, least=least)
         else:
             index, layout = shared_index(codes, n_groups, mesh)
         z = np.broadcast_to(1.0, (1, n)) if z is None else np.atleast_2d(np.asarray(z))
