@@ -61,6 +61,14 @@ def test_missing_words(tmp_path):
     assert frame.rows.tolist() == [3, 4] and frame.dropped_by == {"x": 2, "f": 1}
 
 
+def test_words_that_are_labels(tmp_path):
+    words = ["None", "none", "null", "n/a", "N/A", "nil", "-"]
+    rows = [f"{i},{word}\n" for i, word in enumerate(words * 2)]
+    (tmp_path / "a.csv").write_text("y,f\n" + "".join(rows))
+    frame = model_frame("y ~ 1 + (1 | f)", str(tmp_path / "a.csv"), family=GAUSSIAN)
+    assert frame.dropped_by == {} and sorted(frame.terms[0].levels.tolist()) == sorted(words)
+
+
 def test_damaged(tmp_path):
     with pytest.raises(DataError, match="no file"):
         frame_of(tmp_path / "nothing.csv")

@@ -454,6 +454,79 @@ def test_perfect_correlation():
     assert fit.loglik >= max(values) - 1e-9
 
 
+# Log-likelihoods (ML, REML) by lmer of R, the largest of its optimisers bobyqa, Nelder_Mead and nloptwrap with
+# tolerances of 1e-10, for the responses of `nearly_singular` of these seeds.
+NEARLY_SINGULAR = {
+    9: (-861.053543268282, -857.423309067520),
+    24: (-862.486199655116, -859.102728116378),
+    44: (-868.228637273534, -864.919541230395),
+    58: (-851.203877222049, -848.672565217105),
+    88: (-819.971383964189, -817.767243591957),
+    129: (-863.991810091950, -860.335181639914),
+    144: (-868.462534469018, -865.085831414956),
+    224: (-837.217931792888, -834.076771140555),
+    289: (-850.868072101325, -847.520376412284),
+    294: (-842.157015476150, -838.923989470749),
+    318: (-818.407282169080, -815.919540973164),
+    369: (-878.725869307444, -874.922687752107),
+}
+
+
+def nearly_singular(seed) -> Data:
+    """18 groups of 10 days: no or little variance of the intercept or slope, or a correlation near +-1."""
+    rng = np.random.default_rng(seed)
+    days, codes = np.tile(np.arange(10.0), 18), np.repeat(np.arange(18), 10)
+    sds, rho, sigma = [25.0, 6.0], 0.0, 25.0
+    kind = seed % 5
+    if kind == 0:
+        sds[1] = 0.0
+    elif kind == 1:
+        rho = 0.999 * rng.choice([-1, 1])
+    elif kind == 2:
+        sds[1], sigma = rng.uniform(0, 1.5), 40.0
+    elif kind == 3:
+        sds = [rng.uniform(0, 5), rng.uniform(0, 2)]
+    else:
+        sds[0] = 0.0
+    b = rng.standard_normal((18, 2))
+    b[:, 1] = rho * b[:, 0] + np.sqrt(1 - rho**2) * b[:, 1]
+    b *= sds
+    y = 250 + 10 * days + b[codes, 0] + b[codes, 1] * days + sigma * rng.standard_normal(180)
+    z = np.stack([np.ones(180), days])
+    return Data(y, z.T, codes, z, np.ones(180), np.zeros(180), 18, ((0, 1),))
+
+
+@pytest.mark.parametrize("reml", [False, True])
+def test_fits_near_the_boundary_reach_what_lmer_reaches(reml):
+    for seed, known in NEARLY_SINGULAR.items():
+        fit = fit_gaussian(nearly_singular(seed).cross(), reml=reml)
+        assert fit.converged and -1e-10 < fit.decrement < 1e-8, seed
+        assert fit.loglik >= known[reml] - 1e-8 * abs(known[reml]), seed
+        C = fit.factor @ fit.factor.T
+        assert fit.singular == (abs(np.linalg.det(C)) <= 1e-12 * C[0, 0] * C[1, 1]), seed
+
+
+def test_every_fit_near_the_boundary_converges():
+    for seed in range(250):
+        assert fit_gaussian(nearly_singular(seed).cross(), reml=seed % 2 == 0).converged, seed
+
+
+def test_the_order_of_three_effects_does_not_matter():
+    """Rank 0 to 2 of 3 x 3: the boundary is reached along many ways."""
+    codes = np.repeat(np.arange(12), 8)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        z = np.stack([np.ones(96), np.tile(np.arange(8.0), 12), rng.standard_normal(96)])
+        rank = seed % 3
+        L = rng.standard_normal((3, rank)) * np.array([5, 1, 4])[:, None] * rng.uniform(0.05, 1)
+        y = ((rng.standard_normal((12, rank)) @ L.T)[codes] * z.T).sum(1) + 3 * rng.standard_normal(96)
+        fits = [fit_gaussian(cross_products(y, z.T, codes=codes, z=z[o])) for o in ([0, 1, 2], [2, 1, 0])]
+        assert all(fit.converged for fit in fits), seed
+        assert fits[0].loglik == pytest.approx(fits[1].loglik, rel=1e-9), seed
+        C, other = (fit.factor @ fit.factor.T for fit in fits)
+        np.testing.assert_allclose(C, other[::-1, ::-1], rtol=1e-3, atol=1e-4 * np.trace(C))
+
+
 def _nearby(factor):
     for i, j in [(0, 0), (1, 0), (1, 1)]:
         for h in (1e-3, -1e-3, 0.1, -0.1):
@@ -509,6 +582,16 @@ def test_a_perfect_fit_and_collinear_columns_are_refused():
     codes = np.arange(12) % 3
     with pytest.raises(DataError, match="duplicate columns"):
         fit_gaussian(cross_products(x**2, np.column_stack([np.ones(12), x, x]), codes=codes))
+
+
+@pytest.mark.parametrize("codes", [None, np.arange(40) % 5])
+def test_a_response_that_its_columns_determine_is_refused(codes):
+    x = np.linspace(0, 7, 40)
+    X = np.column_stack([np.ones(40), x])
+    with pytest.raises(DataError, match="fit the response perfectly"):
+        fit_gaussian(cross_products(1 + 2 * x, X, codes=codes))
+    noise = 1e-9 * np.random.default_rng(0).normal(size=40)
+    assert fit_gaussian(cross_products(1 + 2 * x + noise, X, codes=codes)).sigma < 2e-9
 
 
 @pytest.mark.parametrize("n", [3, 512, 20_000])

@@ -6,6 +6,8 @@ tolPwrss = 1e-12 and rhoend = 1e-10.
 
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false, reportOptionalOperand=false
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,9 @@ from fitted_models import CBPP, cbpp, members, sleepstudy, table, visits
 from scipy import optimize, stats
 
 import jaxglmm as jg
+from jaxglmm.inference.intervals import wald
 from jaxglmm.inference.likelihood import Likelihood, coordinates, raw_covariance
+from jaxglmm.inference.parameters import parameters, value
 
 
 def limits(fit, method, **options):
@@ -182,6 +186,21 @@ def test_a_correlation_of_one_has_intervals():
     for name in ("sd[Intercept|g]", "sd[x|g]"):
         low, high = found[name]
         assert 0 < low < next(row["sd"] for row in fit.varcorr if row["name"] in name) < high
+
+
+def test_intervals_of_a_fit_without_an_end(reference_dir):
+    """Standard errors may be of any size there: limits go to the ends of their scales and nothing is raised."""
+    data = table(reference_dir, "sleepstudy")
+    fit = jg.fit("Reaction ~ Days + (Days | Subject)", data, throw=False, max_iterations=1)
+    assert not fit.convergence.converged
+    for size in (1.0, 1e8, 1e300):
+        estimate = dataclasses.replace(fit.state.estimate, covariance=fit.state.estimate.covariance * size)
+        state = dataclasses.replace(fit.state, estimate=estimate)
+        for parameter in parameters(state):
+            low, high = wald(state, parameter, 1.96)
+            assert np.isnan([low, high]).all() or low <= value(parameter, state) <= high
+            if parameter.kind in ("sd", "dispersion") and size > 1 and not np.isnan(low):
+                assert (low, high) == (0.0, np.inf)
 
 
 def test_bad_interval_options():

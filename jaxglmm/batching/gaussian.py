@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.strata import Strata, StratumLanes, scaling_of
+from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.design.design import column_scaling
 from jaxglmm.errors import DataError
@@ -18,12 +19,6 @@ from jaxglmm.optimise.gaussian_fit import fit_gaussian
 
 # Fits together at most, and numbers in the largest array that they need.
 _MOST, _NUMBERS = 2048, 4_000_000
-# Share of the response's sum of squares that is rounding when columns leave no more than this.
-_NOTHING = 1e-24
-_PERFECT = (
-    "the columns fit the response perfectly, so that the likelihood has no maximum: look for a column that determines "
-    "the response"
-)
 
 
 class GaussianResponses:
@@ -139,8 +134,8 @@ def _estimates(products, total, cross: Callable, options: Options, parameters, T
         `cross(i)` are the products of a lane that is fitted alone.
     """
     fit = fit_gaussian_lanes(products, reml=options.reml, tol=options.tol, max_iterations=options.max_iterations)
-    perfect = products.rr <= _NOTHING * total
-    reasons: list[str | None] = [_PERFECT if none else None for none in perfect]
+    perfect = is_perfect_fit(products.rr, total)
+    reasons: list[str | None] = [PERFECT_FIT if none else None for none in perfect]
     for i in np.flatnonzero(fit.open & ~perfect):
         try:
             _fit_alone(fit, i, cross(i), products.covariance, options)

@@ -15,6 +15,12 @@ _SAMPLE, _PLACE = 1 << 15, 1 << 9
 _COLLINEAR = 1e-7
 # Cross products lose half the digits: below this, look at the rows themselves.
 _SUSPECT = 1e-9
+# Share of the response's sum of squares that is rounding when columns leave no more than this.
+_NOTHING = 1e-24
+PERFECT_FIT = (
+    "the columns fit the response perfectly, so that the likelihood has no maximum: look for a column that determines "
+    "the response"
+)
 
 
 def check_frame(
@@ -83,6 +89,21 @@ def _check_response(y, family, frame):
         f"the response {name!r} has the same value, {low:g}, in every row: nothing is left to explain; check the "
         "column, or which rows are used"
     )
+
+
+def is_perfect_fit(residual, total):
+    """Whether least squares leave nothing but rounding of a Gaussian response.
+
+    Parameters
+    ----------
+    residual, total : float or (B,)
+        Weighted sums of squares of the residuals, and of the response less its offset.
+
+    Returns
+    -------
+    bool or bool (B,)
+    """
+    return residual <= _NOTHING * total
 
 
 # --- Fixed-effect columns ----------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import DataError
 
 
-# pandas' own list also has "None", "n/a" and "null", which are good labels in many tables
+# R's word, what pandas, numpy and SQL write, and nothing; pandas' own list also has "None", "n/a" and "null", which are
+# good labels in many tables, and labels to R
 MISSING_WORDS = ("", "NA", "NaN", "nan", "NULL", "<NA>")
 
 Reader = Callable[[list[str]], Mapping[str, Any]]

@@ -14,9 +14,9 @@ from jaxglmm.inference.parameters import Parameter, parameters, slope, value
 # Scales on which Wald intervals are symmetric.
 _SCALES = {
     "beta": (lambda v: v, lambda v: v),
-    "sd": (math.log, math.exp),
-    "cor": (math.atanh, math.tanh),
-    "dispersion": (math.log, math.exp),
+    "sd": (np.log, np.exp),
+    "cor": (np.arctanh, np.tanh),
+    "dispersion": (np.log, np.exp),
 }
 
 
@@ -65,7 +65,11 @@ def _chosen(state, wanted) -> list[Parameter]:
 
 
 def wald(state, parameter: Parameter, quantile: float) -> tuple[float, float]:
-    """Estimate +- quantile x standard error, on the parameter's own scale; NaN on a boundary."""
+    """Estimate +- quantile x standard error, on the parameter's own scale; NaN on a boundary.
+
+    Far from an optimum, as a fit with throw=False may be, standard errors may be beyond all measure: then a limit
+    is as far as its scale goes, such as 0 and infinity for a standard deviation.
+    """
     forward, inverse = _SCALES[parameter.kind]
     at, gradient, covariance = value(parameter, state), slope(parameter, state), raw_covariance(state)
     if not np.isfinite(gradient).all():
@@ -73,7 +77,11 @@ def wald(state, parameter: Parameter, quantile: float) -> tuple[float, float]:
     se = math.sqrt(max(gradient @ covariance @ gradient, 0.0))
     if se == 0 or (parameter.block and state.estimate.convergence.singular and _on_boundary(state, parameter)):
         return math.nan, math.nan
-    return inverse(forward(at) - quantile * se), inverse(forward(at) + quantile * se)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        middle = forward(at)
+        if not (np.isfinite(middle) and math.isfinite(se)):
+            return math.nan, math.nan
+        return float(inverse(middle - quantile * se)), float(inverse(middle + quantile * se))
 
 
 def _on_boundary(state, parameter) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxglmm.objectives.gaussian_lanes import LaneProducts, LaneProfile, profile
 from jaxglmm.ops import lanes
 from jaxglmm.optimise.batch_newton import maximise_many
-from jaxglmm.optimise.gaussian_fit import SLACK, SMALL
+from jaxglmm.optimise.gaussian_search import SLACK, SMALL
 
 
 @dataclass

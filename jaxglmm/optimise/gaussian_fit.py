@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.design.factor_products import FactorProducts
 from jaxglmm.errors import DataError
@@ -23,15 +24,10 @@ from jaxglmm.objectives.gaussian_several import (
     expand_factors,
     moment_start,
 )
+from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
 from jaxglmm.optimise.newton import maximise
 
 
-# Diagonal entries below this, with z scaled to unit mean square and sigma 1, are tried at zero.
-SMALL = 1e-4
-# A zero stands when the likelihood loses no more than this by it, relative to its size.
-SLACK = 1e-12
-# Standard errors from zero beyond which a zero is not tried.
-_FAR = 12.0
 # Order of a dense matrix from which on BLAS may use all threads.
 _MANY_THREADS = 3_000
 
@@ -147,13 +143,22 @@ def fit_gaussian(
             "the groups and the residual variance cannot be told apart; expected groups of several rows. "
             "Leave the random effect out, or hold it by theta="
         )
+    vtv, origin = np.asarray(cross.vtv), np.asarray(cross.origin)
+    coefficients = np.append(origin, 1.0)  # of the response in X and the residuals
+    if is_perfect_fit(vtv[p, p], coefficients @ vtv @ coefficients):
+        raise DataError(PERFECT_FIT)
     with jax.enable_x64(True), _calm(cross):
         criterion = _Criterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
         if factor is not None:
             return _fit_sigma(criterion, np.asarray(factor, float), tol, max_iterations, callback)
-        return _fit_factor(criterion, tol, max_iterations, callback)
+        start = criterion.diagonal.astype(float)
+        if criterion.several:
+            start = moment_start(criterion.cross) / criterion.scale
+        found = maximise_factor(criterion, start, tol=tol, max_iterations=max_iterations, callback=callback)
+        at = criterion.profile(found.x * criterion.scale)
+        return criterion.report(at, found.result, found.held, iterations=found.iterations)
 
 
 def _calm(cross):
@@ -258,6 +263,10 @@ class _Criterion:
         """The same covariance with a non-negative diagonal."""
         return self.covariance.raw(self.covariance.canonical(self.matrix(x)))
 
+    def reordered(self, order: np.ndarray) -> _Criterion:
+        """The criterion of the same model with its effects in another order, within blocks."""
+        return _Criterion(self.cross.reordered(order), self.reml)
+
     def matrix(self, x: np.ndarray) -> np.ndarray:
         factor = np.zeros((self.covariance.n_effects,) * 2)
         factor[self.rows, self.columns] = x
@@ -288,15 +297,15 @@ class _Criterion:
         if self.reml:
             covariance[:p, :p] = at.vcov
             information, part = -(J.T @ at.criterion_hessian() @ J), np.flatnonzero(free[p:])
-            covariance[np.ix_(p + part, p + part)] = _inverse(information[np.ix_(part, part)])
+            covariance[np.ix_(p + part, p + part)] = inverse_information(information[np.ix_(part, part)])
         else:
             wide = np.block([[np.eye(p), np.zeros((p, q + 1))], [np.zeros((q + 1, p)), J]])
             information, part = -(wide.T @ at.joint_hessian() @ wide), np.flatnonzero(free)
-            covariance[np.ix_(part, part)] = _inverse(information[np.ix_(part, part)])
+            covariance[np.ix_(part, part)] = inverse_information(information[np.ix_(part, part)])
         factor = at.sigma * self.matrix(at.raw) if q else None
         estimated = ~held & (not fixed)
         information = -at.hessian[np.ix_(estimated, estimated)]
-        decrement = float(at.gradient[estimated] @ _inverse(information) @ at.gradient[estimated])
+        decrement = float(at.gradient[estimated] @ inverse_information(information) @ at.gradient[estimated])
         score = None
         if held.any():
             # Half the second derivative in a column of the factor is the derivative in the variance.
@@ -334,12 +343,6 @@ class _Criterion:
         return J
 
 
-def _inverse(information: np.ndarray) -> np.ndarray:
-    """Inverse of a symmetric matrix of mixed units."""
-    scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(information)), np.finfo(float).tiny))
-    return np.linalg.pinv(information * np.outer(scale, scale), hermitian=True) * np.outer(scale, scale)
-
-
 def _fit_sigma(criterion, factor, tol, max_iterations, callback) -> GaussianFit:
     """Log sigma by Newton, the absolute factor held."""
     entries = criterion.covariance.raw(factor)
@@ -353,46 +356,3 @@ def _fit_sigma(criterion, factor, tol, max_iterations, callback) -> GaussianFit:
     result = maximise(evaluate, np.array([start]), tol=tol, max_iterations=max_iterations, callback=callback)
     at = criterion.profile(entries * np.exp(-result.x[0]), log_sigma=result.x[0])
     return criterion.report(at, result, fixed=True, iterations=result.iterations)
-
-
-def _fit_factor(criterion, tol, max_iterations, callback) -> GaussianFit:
-    """The factor by Newton from inside; then zeros are decided by curvature and by likelihood."""
-    options = {"tol": tol, "max_iterations": max_iterations, "callback": callback}
-    start = criterion.diagonal.astype(float)
-    if criterion.several:
-        start = moment_start(criterion.cross) / criterion.scale
-    x, result = criterion.maximise(start, np.ones(start.shape, bool), **options)
-    best, iterations = result.value, result.iterations
-    held = np.zeros(len(x), bool)
-    for columns in _zero_candidates(criterion, x, result):
-        zero = held | np.isin(criterion.columns, columns)
-        trial = np.where(zero, 0.0, x)
-        value, _, hessian = criterion(trial)
-        iterations += 1
-        if (zero == held).all() or np.linalg.eigvalsh(hessian[np.ix_(zero, zero)])[-1] > 0:
-            continue  # the likelihood rises from this zero
-        end = None
-        if not zero.all():
-            trial, end = criterion.maximise(trial, ~zero, **options)
-            value, iterations = end.value, iterations + end.iterations
-        if value >= best - SLACK * (1 + abs(best)):
-            x, held, best, result = trial, zero, value, end
-    return criterion.report(criterion.profile(x * criterion.scale), result, held, iterations=iterations)
-
-
-def _zero_candidates(criterion, x, result) -> list[tuple[int, ...]]:
-    """Sets of columns of the factor that may be zero: those found small, each block, all of them.
-
-    Blocks that lie many standard errors away from zero are left out.
-    """
-    small = criterion.diagonal & (np.abs(x) < SMALL)
-    covariance = _inverse(-result.hessian)
-    blocks = []
-    for block in criterion.covariance.blocks:
-        inside = np.isin(criterion.columns, block)
-        wald = x[inside] @ np.linalg.lstsq(covariance[np.ix_(inside, inside)], x[inside], rcond=None)[0]
-        if not wald > _FAR**2:
-            blocks.append(block)
-    found = tuple(int(k) for k in criterion.columns[small])
-    every = tuple(range(criterion.covariance.n_effects)) if len(blocks) == len(criterion.covariance.blocks) else ()
-    return list(dict.fromkeys([c for c in (found, *blocks, every) if c]))
