@@ -193,7 +193,10 @@ class _Fitter:
         self.groups = self.lanes.spread(self.glm.x)
         for i in np.flatnonzero(~(self.groups.largest < _LARGE_ETA)):
             one = SimpleNamespace(x=self.glm.x[i], step=self.glm.step[i])
-            self.attempt(i, lambda i=i, one=one: check_separation(self.batch.lane(i), one, self.names, self.intercept))
+            self.attempt(
+                i,
+                lambda i=i, one=one: check_separation(self.batch.lane(i), one.x, one.step, self.names, self.intercept),
+            )
         if not self.S:
             self.store(np.arange(self.B), self.glm, np.tile(self.all_free, (self.B, 1)))
             self.again |= ~self.glm.converged
