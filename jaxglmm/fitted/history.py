@@ -74,7 +74,7 @@ def nodes_for(
     if S > 1:
         return node_rule(S, max(_HERMITE.get(S, 1), n_agq or 1))
     scale = float(np.max(prior.factor, initial=0.0) * np.max(np.abs(history.z), initial=0.0))
-    return lattice(0.0 if coarse else scale, wide)
+    return lattice(0.0 if coarse else scale, wide, coarse or family.log_concave)
 
 
 def posteriors(

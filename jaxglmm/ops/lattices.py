@@ -16,7 +16,7 @@ from jaxglmm.ops.layout import scatter_rows, slots_of_rows
 
 # Spacing: at most so many standard deviations of the curvature, and so much on the scale of eta. The poles of a
 # logistic curve are pi away; the exponential of a log link has none, but its likelihood's spectrum falls slower.
-_BY_SD, _BY_ETA = 0.5, {"log": 0.25, "cloglog": 0.25}
+_BY_SD, _BY_ETA = 0.5, 0.25
 _PARTS = 16  # of a spacing, between which quantiles are interpolated
 
 
@@ -106,7 +106,7 @@ def posteriors(family, log_phi: float, rows: SortedRows, groups, mean, sd, start
         return library.jaxglmm_lattices(
             *map(_at, rows), _at(groups), _i64(g), _at(mean), _at(sd), _i32(own), None if start is None else _at(start),
             _i32(FAMILIES[family.name, family.link]), _f64(log_phi), _f64(0.01 * np.exp(-0.5 * wide**2)), _f64(_BY_SD),
-            _f64(_BY_ETA.get(family.link, 0.5)), _i64(weights.shape[1]), _at(mode), _at(curvature), _at(average),
+            _f64(_BY_ETA), _i64(weights.shape[1]), _at(mode), _at(curvature), _at(average),
             _at(variance), _at(first), _at(step), _at(weights),
         )  # fmt: skip
 
