@@ -180,7 +180,8 @@ def test_programs_are_compiled_once(data, many):
 
 
 def test_a_run_that_was_cut_off_goes_on(data, many, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxglmm.batching.responses.lanes_at_once", lambda slots: 8)
+    for name in ("lanes_at_once", "natively_at_once"):
+        monkeypatch.setattr(f"jaxglmm.batching.responses.{name}", lambda _: 8)
     run = lambda **options: jg.fit_many(
         "~ x + z + (1 | g)", data, responses=NAMES, family="binomial", out=tmp_path, **NODES, **options
     )
