@@ -96,7 +96,7 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
 
     x0 = x0 if start is None else start
     result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
-    check_separation(design, result.x, result.step, names, intercept)
+    check_separation(design, result, names, intercept)
     return result, tuple(np.asarray(v) for v in result.extra[0])
 
 
@@ -120,12 +120,12 @@ def maximise_free(at, x0, free, even, **options) -> NewtonResult:
     return replace(r, x=x, gradient=gradient, hessian=hessian, step=step, extra=tuple(extra))
 
 
-def check_separation(design, x, step, names, intercept):
-    """A last step to x along which no row is contradicted is a direction to infinity: name its columns."""
+def check_separation(design, result, names, intercept):
+    """A last step along which no row is contradicted is a direction to infinity: name its columns."""
     p = design.X.shape[1]
     X, y, rows = np.asarray(design.X), np.asarray(design.y), np.asarray(design.weights) > 0
-    eta = X @ x[:p].astype(X.dtype)  # not a second X in a wider type
-    direction = step[:p].astype(X.dtype)
+    eta = X @ result.x[:p].astype(X.dtype)  # not a second X in a wider type
+    direction = result.step[:p].astype(X.dtype)
     size = np.max(np.abs(direction), initial=0.0)
     if np.max(np.abs(eta[rows]), initial=0.0) < 12 or size == 0:
         return

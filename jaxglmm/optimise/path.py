@@ -14,6 +14,7 @@ Friedman, Hastie & Tibshirani (2010), J. Stat. Softw. 33(1). Tibshirani et al. (
 
 import functools
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -231,7 +232,7 @@ class PathSolver:
         _, x, gradient = self._local(i, 0.0)
         step = np.linalg.lstsq(point.curvature.matrix, -gradient)[0]
         first = int(np.searchsorted(W, intercept)) if intercept in W else None
-        check_separation(replace(model.design, X=self.X), x, step, [names[j] for j in W], first)
+        check_separation(replace(model.design, X=self.X), SimpleNamespace(x=x, step=step), [names[j] for j in W], first)
 
     def _local(self, i, lam):
         """The penalty, the coordinates that move and the gradient in them."""

@@ -401,7 +401,7 @@ class _Search:
             return e.value, self.gradient(e), self._glm_hessian(x, e)
 
         glm = maximise_free(at, x, free, np.zeros(self.m, bool), tol=self.tol, callback=self.callback)
-        check_separation(design, glm.x, glm.step, names, intercept)
+        check_separation(design, glm, names, intercept)
         return glm
 
     def _glm_hessian(self, x, e):
