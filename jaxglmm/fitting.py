@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
-from jaxglmm.design.columns import Columns, moments
+from jaxglmm.design.columns import Columns
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.factor_products import FactorProducts, dense_order, factor_products
@@ -240,8 +240,7 @@ def make_problem(
     DataError
         When columns are constant or collinear, or a factor does not group.
     """
-    X = Columns(frame.columns, len(frame.weights))
-    found = moments(X, frame.weights)
+    X, found = Columns(frame.columns, len(frame.weights)), frame.moments
     check_frame(frame, family, estimated=estimated, found=found)
     linear = _linear(family)
     if devices is not None and (linear or len(frame.terms) != 1):

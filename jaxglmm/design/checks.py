@@ -7,6 +7,7 @@ import numpy as np
 from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.crossproducts import weighted_gram
 from jaxglmm.errors import ColumnsError, DataError
+from jaxglmm.ops.layout import group_counts
 
 
 # Rows of the sample that mostly shows that columns are no combinations of each other, and how many in one place.
@@ -225,7 +226,7 @@ def _listed(names) -> str:
 
 
 def _check_term(term, used, frame, family, estimated):
-    zero = ~term.z.any(axis=1)
+    zero = np.array([not _stored(row).any() for row in term.z])
     if zero.any():
         raise DataError(
             f"the effect {_listed([term.names[a] for a in np.flatnonzero(zero)])} of {term.group!r} is 0 in every row: "
@@ -235,8 +236,9 @@ def _check_term(term, used, frame, family, estimated):
         _check_block(term, block)
     if not estimated:
         return
-    sizes = np.bincount(term.codes[used], minlength=len(term.levels))
-    groups, n = int(np.sum(sizes > 0)), int(used.sum())
+    n = int(used.sum())
+    sizes = group_counts(term.codes if n == len(used) else term.codes[used], len(term.levels))
+    groups = int(np.count_nonzero(sizes))
     if groups == 1:
         raise DataError(
             f"the grouping factor {term.group!r} has one level only ({term.levels[np.argmax(sizes)]!r}), from which no "
@@ -254,21 +256,37 @@ def _check_term(term, used, frame, family, estimated):
             f"every level of {term.group!r} has a single 0/1 response, which says nothing about a variance between "
             "groups: use a factor that groups rows, or leave the bar out"
         )
-    if family.name == "binomial" and (np.ptp(term.z, axis=1) == 0).any():
-        weights = frame.weights * used
-        total = np.bincount(term.codes, weights, minlength=len(term.levels))
-        successes = np.bincount(term.codes, weights * frame.y, minlength=len(term.levels))
-        if ((successes == 0) | (successes == total)).all():
-            raise DataError(
-                f"within every level of {term.group!r} the responses are all alike, so that the variance of its "
-                "intercept has no finite estimate: hold it by theta=, or leave the bar out"
-            )
+    intercept = any(np.ptp(_stored(row)) == 0 for row in term.z)
+    if family.name == "binomial" and intercept and not _some_level_differs(term, frame):
+        raise DataError(
+            f"within every level of {term.group!r} the responses are all alike, so that the variance of its "
+            "intercept has no finite estimate: hold it by theta=, or leave the bar out"
+        )
     if (family.name, family.link) == ("gaussian", "identity") and n <= groups * len(term.names):
         raise DataError(
             f"{term.group!r} has {groups} levels with {len(term.names)} effects each, as many as the {n} rows or more: "
             "the residual variance cannot be told apart from theirs; use fewer effects, such as "
             f"(1 | {term.group})"
         )
+
+
+def _stored(row):
+    """A row of z, or the one number that stands for all of it."""
+    return row if row.strides[0] else row[:1]
+
+
+def _some_level_differs(term, frame):
+    """Whether a level has successes and failures: mostly a few rows show it, which are looked at first."""
+    n, rows = len(term.codes), _SAMPLE
+    while True:
+        codes, weights = term.codes[:rows], frame.weights[:rows]
+        total = np.bincount(codes, weights, minlength=len(term.levels))
+        successes = np.bincount(codes, weights * frame.y[:rows], minlength=len(term.levels))
+        if ((successes > 0) & (successes < total)).any():
+            return True
+        if rows >= n:
+            return False
+        rows *= 16
 
 
 def _check_apart(one, other):

@@ -119,6 +119,15 @@ def _planned_expression(text: str, columns: tuple[str, ...]) -> Expression:
     return Expression(rewritten.text, text, tuple(needed), rewritten.aliases)
 
 
+def computed_with(recipe: Recipe) -> set[str]:
+    """The columns that a recipe does more with than to take them as they are."""
+    found: set[str] = set()
+    for term in _terms(recipe.formula, recipe.formula):
+        if len(term.factors) > 1 or any(f.eval_method is not Factor.EvalMethod.LOOKUP for f in term.factors):
+            found.update(_needed([term], recipe.aliases, recipe.variables))
+    return {recipe.aliases.get(name, name) for name in found}
+
+
 def separate_terms(text: str, columns: Collection[str]) -> list[str]:
     """The terms of a formula as formulas of their own, "1" first if it has an intercept.
 
@@ -247,6 +256,11 @@ class _Materialiser(PandasMaterializer):
     @override
     def _is_categorical(self, values: Any) -> bool:
         return _is_boolean(values) or super()._is_categorical(values)
+
+    @override
+    def _encode_constant(self, value, metadata, encoder_state, spec, drop_rows):  # type: ignore[no-untyped-def]
+        """One number, which `_vector` makes a column that is stored once."""
+        return float(value)
 
     @override
     def _encode_categorical(self, values, metadata, encoder_state, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ import narwhals as nw
 import numpy as np
 
 from ..errors import DataError
-from .columns import Column, read_column
+from .columns import Column, read_column, read_columns
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Table:
                 raise unknown_column(name, self.names)
             if count > 1:
                 raise DataError(f"the table has {count} columns named {name!r}; rename them, so that one is meant.")
-        found = dict(self._read(wanted))
-        columns = {name: read_column(name, found.pop(name)) for name in wanted}  # none of a file's is held twice
+        columns = read_columns(self._read(wanted))
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns differ in length: {lengths}; every column needs one value a row.")
