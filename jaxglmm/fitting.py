@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
-from jaxglmm.design.columns import Columns
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.factor_products import FactorProducts, dense_order, factor_products
@@ -20,6 +19,7 @@ from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
+from jaxglmm.ops.columns import Columns
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes

@@ -4,10 +4,11 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.crossproducts import weighted_gram
 from jaxglmm.errors import ColumnsError, DataError
+from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import group_counts
+from jaxglmm.ops.measure import Moments, moments
 
 
 # Rows of the sample that mostly shows that columns are no combinations of each other, and how many in one place.
@@ -170,9 +171,9 @@ def _sample_has_rank(X, weights, center, size) -> bool:
     if n < 4 * _SAMPLE:
         return False
     gram = np.zeros((p, p))
-    for begin in np.linspace(0, n - _PLACE, _SAMPLE // _PLACE).astype(int):
-        rows = X[begin : begin + _PLACE] - center
-        gram += (rows * weights[begin : begin + _PLACE, None]).T @ rows
+    for rows, values in X.places(_SAMPLE // _PLACE, _PLACE):
+        away = values - center
+        gram += (away * weights[rows, None]).T @ away
     gram /= np.outer(size, size)
     return all(rest > 1e3 * _SUSPECT for rest, *_ in _eliminated(gram))
 

@@ -6,13 +6,13 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
 from jaxglmm.design.shards import place, shared_index
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import Covariance
-from jaxglmm.ops.columns import all_ones
+from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import aligned_zeros, scatter_rows
+from jaxglmm.ops.measure import Moments, all_ones, moments
 
 
 class RandomTerm(eqx.Module):
@@ -221,7 +221,10 @@ def make_design(
 def scatter_columns(X, layout, scaling, dtype):
     """Rows of X (n, p) or Columns, scaled if there is a `scaling`, into slots (n_slots, p)."""
     out = aligned_zeros((layout.n_slots, X.shape[1]), dtype)
-    scatter_rows(Columns.of(X).columns, layout.slot, out, *(() if scaling is None else (scaling.center, scaling.scale)))
+    scales = () if scaling is None else (scaling.center, scaling.scale)
+    for begin, arrays in Columns.of(X).parts():
+        if len(arrays):
+            scatter_rows(arrays, layout.slot[begin : begin + len(arrays[0])], out, *scales)
     return out
 
 

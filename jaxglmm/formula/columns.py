@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..ops.columns import TYPES, Moments, moments
+from ..ops.columns import Columns
+from ..ops.measure import Moments, moments
+from ..ops.memory import TYPES
 
 
 Kind = Literal["number", "boolean", "text", "category", "time"]
@@ -75,7 +77,7 @@ def read_columns(values: Mapping[str, Any]) -> dict[str, Column]:
     columns = {name: _converted(name, values.pop(name)) for name in list(values)}  # none of a file's is held twice
     numbers = [column for column in columns.values() if column.kind == "number"]
     if len({len(column) for column in columns.values()}) == 1:
-        found = moments([column.values for column in numbers], len(numbers[0])) if numbers else None
+        found = moments(Columns([column.values for column in numbers], len(numbers[0]))) if numbers else None
         for k, column in enumerate(numbers):
             columns[column.name] = _with_missing(column, found.take([k]))  # type: ignore[union-attr]
     return columns

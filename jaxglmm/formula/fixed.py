@@ -28,9 +28,6 @@ from .functions import FUNCTIONS
 from .table import unknown_column
 
 
-BLOCK = 8192  # rows written at a time: small enough that 20 columns of them stay in cache
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How to make some columns of numbers from a table.
@@ -225,16 +222,6 @@ def evaluate(expression: Expression, variables: Mapping[str, pd.Series]) -> Any:
     except Exception as error:  # whatever the called functions raise
         raise _unevaluated(expression.user_text, error) from error
     return getattr(value, "__wrapped__", value)
-
-
-def stack(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Columns as one C-ordered float64 matrix (rows, p)."""
-    out = np.empty((rows, len(columns)))
-    for start in range(0, rows, BLOCK):
-        block = out[start : start + BLOCK]
-        for j, column in enumerate(columns):
-            block[:, j] = column[start : start + BLOCK]
-    return out
 
 
 class _Materialiser(PandasMaterializer):

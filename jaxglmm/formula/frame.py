@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError, FormulaError
-from ..ops.columns import Moments, all_ones, moments
+from ..ops.columns import Columns
+from ..ops.measure import Moments, all_ones, moments
 from .bars import Bar, parse_formula
 from .columns import Column
-from .fixed import Expression, Recipe, computed_with, make, plan, plan_expression, separate_terms, stack
+from .fixed import Expression, Recipe, computed_with, make, plan, plan_expression, separate_terms
 from .grouping import first_grouping
 from .levels import describe
 from .response import plan_response, read_response
 from .spec import ModelSpec, TermSpec, offset_of
+from .stored import find_stored
 from .table import Table, open_table, unknown_column
 from .variables import Variable, check_finite, first_variable, order_of, take_complete
 
@@ -64,7 +66,8 @@ class ModelFrame:
     offset
         (n,) sum of all offsets.
     columns
-        p arrays (n,) of numbers of any kind: the fixed effects' columns, the caller's own where that is possible.
+        p arrays (n,) of numbers of any kind: the fixed effects' columns, the caller's own where that is possible; of
+        a large file `StoredColumn`s, which are there when they are asked for.
     names
         (p,) their names.
     terms
@@ -102,12 +105,12 @@ class ModelFrame:
         """Of the columns over rows of positive weight."""
         if self.unweighted is not None and all_ones(self.weights):
             return self.unweighted
-        return moments(self.columns, len(self.rows), self.weights)
+        return moments(Columns(self.columns, len(self.rows)), self.weights)
 
     @cached_property
     def X(self) -> np.ndarray:
         """The columns as one matrix (n, p), float64, C order; a copy, made when it is first asked for."""
-        return stack(self.columns, len(self.rows))
+        return Columns(self.columns, len(self.rows)).matrix()
 
 
 def model_frame(
@@ -172,13 +175,24 @@ def model_frame(
         name for part in (response, fixed, *offsets, *effects) if part is not None for name in part.variables
     )
     grouping_columns = dict.fromkeys(name for group in groups for name in group)
-    loaded, total = table.load([*as_variables, *grouping_columns, *named.values()])
+    whole = {*worked, *levels, *grouping_columns, *named.values(), *(v for e in effects for v in e.variables)}
+    whole.update(name for part in (response, *offsets) if part is not None for name in part.variables)
+    stored = find_stored(table, [name for name in fixed.variables if name not in whole])
+    in_file = () if stored is None else stored.names
+    wanted = dict.fromkeys([*as_variables, *grouping_columns, *named.values()])
+    loaded, total = table.load([name for name in wanted if name not in in_file])
     if not total:
         raise DataError("the data have no rows; a fit needs at least one.")
-    complete, rows, dropped_by = take_complete(loaded, total)
+    complete, rows, dropped_by = take_complete(loaded, total, stored)
+    del loaded
     if not len(rows):
         raise DataError(f"no row is complete; missing values by column: {dropped_by}. Leave such a column out.")
 
+    # Of columns in a file formulaic sees their names; their values are read when and where they are used.
+    complete |= {
+        name: Column(name, "number", np.broadcast_to(np.nan, len(rows)), moments=stored.moments[name])
+        for name in in_file
+    }
     variables: dict[str, pd.Series] = {}
     kinds: dict[str, Variable] = {}
     for name in as_variables:
@@ -191,6 +205,9 @@ def model_frame(
 
     n = len(rows)
     fixed, X_columns = make(fixed, variables, n)
+    X_columns = [
+        stored.column(name) if name in in_file else made for name, made in zip(fixed.names, X_columns, strict=True)
+    ]
     measured = _measured(fixed, X_columns, {name: complete[name] for name in kinds}, rows)
     orders = {name: order_of(name, levels.get(name)) for name in grouping_columns}
     terms, term_specs = [], []
@@ -254,7 +271,7 @@ def _known_finite(column: Column) -> bool:
 def _measured(recipe: Recipe, made: Sequence[np.ndarray], columns: Mapping[str, Column], rows: np.ndarray) -> Moments:
     """Moments of the fixed part's columns, which must be finite; those of the table have theirs from being read."""
     known = [name in columns and name in recipe.variables and _known_finite(columns[name]) for name in recipe.names]
-    rest = moments([column for column, done in zip(made, known, strict=True) if not done], len(rows))
+    rest = moments(Columns([column for column, done in zip(made, known, strict=True) if not done], len(rows)))
     parts, k = [], 0
     for name, column, done in zip(recipe.names, made, known, strict=True):
         if done:

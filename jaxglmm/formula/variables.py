@@ -120,14 +120,24 @@ def check_finite(name: str, values: Any, rows: np.ndarray | None, why: str = "")
         )
 
 
-def take_complete(columns: Mapping[str, Column], rows: int) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
-    """Drop rows with a missing value: (columns, positions of the rows left, missing values a column)."""
+def take_complete(
+    columns: Mapping[str, Column], rows: int, stored: Any = None
+) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
+    """Drop rows with a missing value: (columns, positions of the rows left, missing values a column).
+
+    Columns that stay in their file, `stored`, are read for what is missing and what moments there are, and have no
+    values.
+    """
     missing: np.ndarray | None = None
     counts: dict[str, int] = {}
     for name, column in columns.items():
         if column.missing is not None:
             counts[name] = int(column.missing.sum())
             missing = column.missing if missing is None else missing | column.missing
+    if stored is not None:
+        stored.measure(missing)
+        missing = stored.missing
+        counts |= stored.counts
     if missing is None:
         return dict(columns), np.arange(rows), counts
     kept = np.flatnonzero(~missing)

@@ -8,7 +8,7 @@ import ctypes
 import numpy as np
 
 from jaxglmm.ops import native
-from jaxglmm.ops.columns import at, described_columns, threads
+from jaxglmm.ops.memory import at, described_columns, i64, threads
 
 
 _ALIGN = 64  # what JAX asks of memory that it takes over without a copy
@@ -35,7 +35,7 @@ def group_counts(codes: np.ndarray, groups: int) -> np.ndarray:
     n = len(codes)
     if native.use_native() and codes.dtype == np.int32:
         codes, found = np.ascontiguousarray(codes), np.zeros(groups, np.int32)
-        outside = _library().jaxglmm_counts(_i64(n), at(codes), _i64(groups), at(found))
+        outside = _library().jaxglmm_counts(i64(n), at(codes), i64(groups), at(found))
     else:
         outside = n and (codes.min() < 0 or codes.max() >= groups)
         found = None if outside else np.bincount(codes, minlength=groups)
@@ -65,7 +65,7 @@ def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -
     if native.use_native():
         codes, slot = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64)
         _library().jaxglmm_slots(
-            _i64(n), at(codes), _i64(len(first)), at(first), at(stride), _i64(across), _i64(block), _i64(base), at(slot)
+            i64(n), at(codes), i64(len(first)), at(first), at(stride), i64(across), i64(block), i64(base), at(slot)
         )
         return slot
     order = np.argsort(codes, kind="stable")
@@ -101,8 +101,8 @@ def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
     if native.use_native() and out.dtype in (np.float64, np.float32):
         _alive, *described = described_columns(columns)
         _library().jaxglmm_scatter(
-            _i64(n), _i64(len(columns)), *described, at(center), at(scale), at(slot),
-            ctypes.c_int32(out.dtype == np.float32), at(out), _i64(threads()),
+            i64(n), i64(len(columns)), *described, at(center), at(scale), at(slot),
+            ctypes.c_int32(out.dtype == np.float32), at(out), i64(threads()),
         )  # fmt: skip
         return
     for begin in range(0, n, _PIECE):
@@ -115,6 +115,3 @@ def _library():
     library.jaxglmm_slots.restype = library.jaxglmm_scatter.restype = None
     library.jaxglmm_counts.restype = ctypes.c_int32
     return library
-
-
-_i64 = ctypes.c_int64
