@@ -32,9 +32,12 @@ def test_columns_are_a_matrix_by_another_name():
     assert table.shape == MATRIX.shape and len(table) == N
     np.testing.assert_array_equal(table.matrix(), MATRIX)
     np.testing.assert_allclose(table @ np.arange(P), MATRIX @ np.arange(P), rtol=1e-14)
-    np.testing.assert_array_equal(np.concatenate(list(table.pieces())), MATRIX)
-    used = RNG.random(N) < 0.5
-    np.testing.assert_array_equal(np.concatenate(list(table.pieces(used))), MATRIX[used])
+    found = np.full_like(MATRIX, np.nan)
+    for rows, values in table.pieces():
+        found[rows] = values
+    np.testing.assert_array_equal(found, MATRIX)
+    for rows, values in table.places(5, 100):
+        np.testing.assert_array_equal(values, MATRIX[rows])
 
 
 @pytest.mark.parametrize("weighted", [False, True])

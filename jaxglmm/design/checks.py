@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxglmm.design.crossproducts import weighted_gram
+from jaxglmm.design.crossproducts import small_products
 from jaxglmm.errors import ColumnsError, DataError
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import group_counts
@@ -153,7 +153,10 @@ def check_columns(X, names, weights: np.ndarray | None = None, found: Moments | 
     size = np.sqrt(weights.sum() * (found.variance + np.square(found.mean - center)))
     if p == 0 or _sample_has_rank(X, weights, center, size):
         return
-    gram = weighted_gram(X, weights, center, np.ones(p))
+    gram = np.zeros((p, p))
+    for rows, values in X.pieces():
+        away = values - center
+        gram += small_products(away * weights[rows, None], away)
     size = np.sqrt(np.diag(gram))
     gram /= np.outer(size, size)
     for j, (rest, row, L) in enumerate(_eliminated(gram)):
@@ -193,8 +196,8 @@ def _eliminated(gram):
 def _check_rows(X, names, used, center, size, j, weights):
     """Refuse column j if in the rows themselves nothing of it lies outside of this combination of earlier ones."""
     outside = 0.0
-    for rows in X.pieces(None if used.all() else used):
-        scaled = (rows - center) / size
+    for rows, values in X.pieces():
+        scaled = (values[used[rows]] - center) / size
         outside += float(np.sum(np.square(scaled[:, j] - scaled[:, :j] @ weights)))
     if outside <= _COLLINEAR**2:
         _refuse_combination(names, j, np.flatnonzero(np.abs(weights) > 1e-6), center)

@@ -83,15 +83,13 @@ class Columns:
             rows = slice(begin, begin + len(arrays[0]))
             yield begin, [found[c.name] if isinstance(c, StoredColumn) else c[rows] for c in self.columns]
 
-    def pieces(self, used: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """All rows, or those that are used, in order, as matrices (m, p) in float64 of some at a time."""
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows in order, some at a time: (rows, matrix (m, p) in float64)."""
         for start, arrays in self.parts():
             n = len(self) if len(arrays) == 0 else len(arrays[0])
             for begin in range(0, n, PIECE):
-                rows = _matrix(arrays, begin, min(begin + PIECE, n))
-                rows = rows if used is None else rows[used[start + begin : start + begin + PIECE]]
-                if len(rows):
-                    yield rows
+                end = min(begin + PIECE, n)
+                yield slice(start + begin, start + end), _matrix(arrays, begin, end)
 
     def matrix(self) -> np.ndarray:
         """A copy as one matrix (n, p), float64, C order."""
@@ -115,8 +113,10 @@ class Columns:
 
     def __matmul__(self, beta: np.ndarray) -> np.ndarray:
         """X beta, (n,)."""
-        parts = [rows @ beta for rows in self.pieces()]
-        return np.concatenate(parts) if parts else np.zeros(len(self))
+        out = np.zeros(len(self))
+        for rows, values in self.pieces():
+            out[rows] = values @ beta
+        return out
 
 
 def _matrix(columns, begin: int, end: int) -> np.ndarray:
