@@ -44,6 +44,11 @@ def covers(family, design) -> bool:
     )
 
 
+def covers_family(family) -> bool:
+    """Whether arrays go to the CPU by default, and the native library is there and has this family."""
+    return _platforms(None) == {"cpu"} and (family.name, family.link) in FAMILIES and native.use_native()
+
+
 def _platforms(X) -> set[str]:
     """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones."""
     if isinstance(X, jax.Array) and not isinstance(X, Tracer):
