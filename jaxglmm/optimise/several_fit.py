@@ -109,6 +109,8 @@ def fit_several(
         result, free, scores = search.settle(result, groups)
     hessian = search.final_hessian(result.x, free)
     if solver.cheap is not solver and quadrature is None:
+        search.refine_with(solver.approximate)
+        result = replace(result, x=search.newton_step(result.x, hessian, free))
         search.refine_with(solver)
     result = search.certify(result, hessian, free)
     value, e = search.at(result.x).value, search.laplace(result.x)
@@ -345,6 +347,15 @@ class _Search:
     def refine_with(self, solver):
         """Use another solver from here on, with the Hessian that is known."""
         self.solver, self.refining, self._last = solver, True, None
+
+    def newton_step(self, x, hessian, free):
+        """x after one step; as it was where there is no likelihood."""
+        e = self.at(x)
+        if not np.isfinite(e.value):
+            return x
+        moved = x.copy()
+        moved[free] += np.linalg.lstsq(-hessian[np.ix_(free, free)], self.gradient(e)[free], rcond=None)[0]
+        return moved
 
     def climb(self, x, free, steps=None) -> NewtonResult:
         best: tuple | None = None
