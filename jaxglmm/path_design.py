@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
-from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
@@ -18,6 +17,8 @@ from jaxglmm.fitting import Problem
 from jaxglmm.formula.grouping import first_grouping
 from jaxglmm.formula.table import open_table, unknown_column
 from jaxglmm.model.penalties import column_factors
+from jaxglmm.ops.columns import Columns
+from jaxglmm.ops.measure import Moments
 from jaxglmm.optimise.path import Weights
 
 
@@ -123,7 +124,7 @@ def measure(frame) -> tuple[Scaling, Moments]:
             "the one that matters most, or join them as (1 | a:b)"
         )
     X = Columns(frame.columns, len(frame.y))
-    found = moments(X, frame.weights)
+    found = frame.moments
     return column_scaling(X, frame.weights, frame.terms[0].z if frame.terms else None, found), found
 
 
