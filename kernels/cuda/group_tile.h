@@ -232,19 +232,17 @@ struct AddGroups {
     for (int64_t e = team.rank; e < sums.size(); e += team.size) sums.at[e] = 0;
     JAXGLMM_SYNC();
     Totals<S> totals{};
-    const auto add = [&](const Tile& tile, double* work) {
-      GroupTile<F, S> groups(q, tile, team, work, sums);
+    Place place = place_of(part, q);
+    for (Tile tile; next(q, place, tile);) {
+      GroupTile<F, S> groups(q, tile, team, place.work, sums);
       groups.run();
       const Totals<S>& more = groups.totals();
       totals.value += more.value;
       for (int x = 0; x < Totals<S>::kUnknowns; ++x)
         totals.first[x] += more.first[x], totals.pushed[x] += more.pushed[x];
       for (int x = 0; x < pairs_of(Totals<S>::kUnknowns); ++x) totals.second.at[x] += more.second.at[x];
-    };
-    if (part < p.short_parts())
-      short_groups(q, team, part, add, totals);
-    else
-      long_groups(q, part - p.short_parts(), add);
+    }
+    if (place.fault) totals.value = kNaN;
 
     constexpr int u = Totals<S>::kUnknowns;
     const auto store = [&](double* to, double v) {
@@ -256,34 +254,45 @@ struct AddGroups {
     for (int x = 0; x < pairs_of(u); ++x) store(sums.second() + x, totals.second.at[x]);
   }
 
-  template <class Add>
-  JAXGLMM_HD void short_groups(const Problem& q, const Team& team, int64_t part, const Add& add,
-                               Totals<S>& totals) const {
-    double* work = p.short_work + part * short_work(q);
-    const int64_t parts = p.short_parts(), end = begin_of(part + 1, parts, p.n_sizes);
-    for (int64_t block = begin_of(part, parts, p.n_sizes); block < end; ++block) {
-      const int64_t size = p.sizes[block];
-      if (!is_class_size(size, q.block) || size > kPiece) {  // not to be told from here but by the answer
-        totals.value = kNaN;
-        continue;
-      }
-      const int64_t across = q.block / size;
-      for (int64_t lane = 0; lane < across; lane += team.size)
-        add({false, size, least(team.size, across - lane), block * q.block + lane, across, 0}, work);
-    }
+  // Where a part is: at a lane of a block of short groups, or at a piece of the long ones.
+  struct Place {
+    bool joined;
+    int64_t part, at, end, lane;
+    double* work;
+    bool fault;  // a size that does not fit, not to be told from here but by the answer
+  };
+  JAXGLMM_HD Place place_of(int64_t part, const Problem& q) const {
+    const bool joined = part >= p.short_parts();
+    if (joined) part -= p.short_parts();
+    const int64_t parts = joined ? p.long_parts() : p.short_parts(), n = joined ? p.n_pieces : p.n_sizes;
+    double* work = joined ? p.long_work : p.short_work + part * short_work(q);
+    return {joined, part, begin_of(part, parts, n), begin_of(part + 1, parts, n), 0, work, false};
   }
 
-  // A part has the groups whose first piece is among its pieces.
-  template <class Add>
-  JAXGLMM_HD void long_groups(const Problem& q, int64_t part, const Add& add) const {
+  // The part's next tile, if there is one. Long groups belong to the part that has their first piece.
+  JAXGLMM_HD bool next(const Problem& q, Place& place, Tile& tile) const {
     using Groups = GroupTile<F, S>;
-    const int64_t parts = p.long_parts(), end = begin_of(part + 1, parts, p.n_pieces);
-    for (int64_t first = begin_of(part, parts, p.n_pieces), next; first < end; first = next) {
-      for (next = first + 1; next < p.n_pieces && p.pieces[next] == p.pieces[first];) ++next;
-      if (first > 0 && p.pieces[first] == p.pieces[first - 1]) continue;  // another part has it
-      double* work = p.long_work + first * Groups::lane_work(q, true, kPiece) + part * Groups::tile_work(q);
-      add({true, kPiece, next - first, first, q.block / kPiece, p.n_sizes * q.block}, work);
+    for (; !place.joined && place.at < place.end; ++place.at, place.lane = 0) {
+      const int64_t size = p.sizes[place.at];
+      if (!is_class_size(size, q.block) || size > kPiece) {
+        place.fault = true;
+        continue;
+      }
+      const int64_t across = q.block / size, lane = place.lane;
+      if (lane >= across) continue;
+      tile = {false, size, least(kThreads, across - lane), place.at * q.block + lane, across, 0};
+      place.lane += kThreads;
+      return true;
     }
+    while (place.joined && place.at < place.end) {
+      const int64_t first = place.at;
+      while (++place.at < p.n_pieces && p.pieces[place.at] == p.pieces[first]) continue;
+      if (first > 0 && p.pieces[first] == p.pieces[first - 1]) continue;
+      place.work = p.long_work + first * Groups::lane_work(q, true, kPiece) + place.part * Groups::tile_work(q);
+      tile = {true, kPiece, place.at - first, first, q.block / kPiece, p.n_sizes * q.block};
+      return true;
+    }
+    return false;
   }
 
   // Doubles of work memory that one part needs for short groups, and all parts for long ones.
