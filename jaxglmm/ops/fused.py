@@ -26,30 +26,42 @@ FAMILIES = {
 _MOST_EFFECTS = 3
 
 
-def covers(family, design) -> bool:
-    """Whether the native library is there and has this family and design: on CPU, up to three effects.
+def covers(family, design, platforms=("cpu", "cuda")) -> bool:
+    """Whether there is a native library for where the data are that has this family and design, up to three effects.
 
     Arrays that are being traced tell no device: they count as the CPU's where that is JAX's default and the index was
     built for it. To export such a design for another platform, ask for the plain form (JAXGLMM_KERNELS).
     """
-    X = design.X
+    X, on = design.X, platform_of(design.X)
     return (
-        _platforms(X) == {"cpu"}
-        and (design.index.blocked or not isinstance(X, Tracer))
+        on in platforms
+        and (design.index.blocked == (on == "cpu") or not isinstance(X, Tracer))
         and (family.name, family.link) in FAMILIES
         and len(design.terms) == 1
         and 1 <= design.terms[0].z.shape[0] <= _MOST_EFFECTS
         and X.dtype in (np.float64, np.float32)
-        and native.use_native()
+        and native.use_native(on)
     )
 
 
-def _platforms(X) -> set[str]:
-    """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones."""
+def platform_of(X) -> str:
+    """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones.
+
+    "cuda" is told from JAX's "gpu", which other makers' are too; "" where an array lies on several kinds of device.
+    """
     if isinstance(X, jax.Array) and not isinstance(X, Tracer):
-        return {device.platform for device in X.devices()}
-    default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
-    return {default if isinstance(default, str) else default.platform}
+        devices = X.devices()
+    else:
+        default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
+        devices = jax.devices(default)[:1] if isinstance(default, str) else [default]
+    found = {_platform(device) for device in devices}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _platform(device) -> str:
+    if device.platform in ("gpu", "cuda"):
+        return "cuda" if "cuda" in device.client.platform_version.lower() else device.platform
+    return device.platform
 
 
 def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=True):
