@@ -30,7 +30,7 @@ from jaxglmm.optimise.report import (
     marginal_posterior,
     normal_posterior,
 )
-from jaxglmm.optimise.sample import Start, sampled_start
+from jaxglmm.optimise.sample import sampled_start
 from jaxglmm.progress import Progress
 
 
@@ -44,8 +44,6 @@ METHODS = ("auto", "laplace", "agq", "joint")
 PRECISIONS = ("double", "mixed", "single")
 # Newton decrement at which a fit in single precision stops: a three-hundredth of a standard error.
 _SINGLE_TOLERANCE = 1e-5
-# A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
-JOINT_TOLERANCE = 1e-20
 # A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
 _PLACED_BYTES = 1 << 16
 
@@ -317,9 +315,9 @@ def estimate_problem(
         glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
         return glm_estimate(problem, glm), ()
     nodes, auto = quadrature_rule(method, n_agq, term)
-    start = Start()
-    if factor is None and method != "joint":
-        start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
+    factor = None if factor is None else problem.scaling.factor_from_columns(factor)
+    held = {"factor": factor, "determinant": method != "joint"}
+    start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto, **held)
     glm = groups = None
     if start.base is None:
         # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
@@ -327,13 +325,10 @@ def estimate_problem(
         glm, groups = fit_glm(
             family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
         )
-    if method == "joint":
-        tol = min(tol, JOINT_TOLERANCE)
     solution: Solution = fit_marginal(
         family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
         passes=start.passes,
-        fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
-        determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
+        fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
     return estimate, (marginal_posterior(problem, solution),)

@@ -273,8 +273,10 @@ class _Search:
         """In x: the fixed effects' block by its closed form, the rest by differences of the gradient.
 
         Where `exact` is False differences go one way, and the closed form leaves out a small term (`fixed_hessian`).
+        They go one way, too, where the gradient is an estimate: its error is larger than that of the difference.
         """
         cheap = self.solver.cheap
+        both = exact and cheap.exact
         e = self.at(x) if cheap is self.solver else self._evaluate(x, self.u, cheap)
         gradient = self.gradient(e)
         H = np.zeros((self.m, self.m))
@@ -288,8 +290,8 @@ class _Search:
                 move = np.zeros(self.m)
                 move[j] = step[j]
                 up = self.gradient(self._evaluate(x + move, e.u, cheap))
-                down = self.gradient(self._evaluate(x - move, e.u, cheap)) if exact else gradient
-                H[:, j] = (up - down) / (step[j] * (1 + exact))
+                down = self.gradient(self._evaluate(x - move, e.u, cheap)) if both else gradient
+                H[:, j] = (up - down) / (step[j] * (1 + both))
         H[self.p :, : self.p] = H[: self.p, self.p :].T
         self._model = _Model(x.copy(), gradient, 0.5 * (H + H.T), exact)
         return self._model.hessian
