@@ -232,22 +232,13 @@ def test_a_library_for_cuda_is_registered_with_cuda_alone(monkeypatch):
     native._register.__wrapped__()
     assert found == [("a", "cpu"), ("b", "cpu"), ("a", "CUDA")]
 
-    monkeypatch.setattr(fused, "platform_of", lambda _: "cuda")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = lambda version: [types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version))]
+    monkeypatch.setattr(jax, "devices", lambda _: gpu("rocm 60000"))
+    assert not fused.covers(jg.Binomial(), design)
+    monkeypatch.setattr(jax, "devices", lambda _: gpu("PJRT C API\ncuda 12090"))
     assert fused.covers(jg.Binomial(), design) and not moments.covers(jg.Binomial(), design)
     assert not fused.covers(jg.Beta(), design)
     libraries["cuda"] = None
     monkeypatch.setattr(native, "_load", lambda platform: (native.NativeStatus(platform == "cpu"), libraries[platform]))
     assert not fused.covers(jg.Binomial(), design)
-
-
-def test_cuda_is_told_from_other_gpus():
-    from types import SimpleNamespace
-
-    from jaxglmm.ops.fused import _platform
-
-    device = lambda platform, version: SimpleNamespace(
-        platform=platform, client=SimpleNamespace(platform_version=version)
-    )
-    assert _platform(device("gpu", "PJRT C API\ncuda 12090")) == "cuda"
-    assert _platform(device("gpu", "rocm 60000")) == "gpu"
-    assert _platform(device("cpu", "cpu")) == "cpu"

@@ -41,27 +41,27 @@ def covers(family, design, platforms=("cpu", "cuda")) -> bool:
         and 1 <= design.terms[0].z.shape[0] <= _MOST_EFFECTS
         and X.dtype in (np.float64, np.float32)
         and native.use_native(on)
+        and (on == "cpu" or _gpus_are_cuda())
     )
 
 
 def platform_of(X) -> str:
     """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones.
 
-    "cuda" is told from JAX's "gpu", which other makers' are too; "" where an array lies on several kinds of device.
+    JAX's "gpu" is "cuda" here; "" where an array lies on several kinds of device.
     """
     if isinstance(X, jax.Array) and not isinstance(X, Tracer):
-        devices = X.devices()
+        found = {device.platform for device in X.devices()}
     else:
         default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
-        devices = jax.devices(default)[:1] if isinstance(default, str) else [default]
-    found = {_platform(device) for device in devices}
-    return found.pop() if len(found) == 1 else ""
+        found = {default if isinstance(default, str) else default.platform}
+    name = found.pop() if len(found) == 1 else ""
+    return "cuda" if name == "gpu" else name
 
 
-def _platform(device) -> str:
-    if device.platform in ("gpu", "cuda"):
-        return "cuda" if "cuda" in device.client.platform_version.lower() else device.platform
-    return device.platform
+def _gpus_are_cuda() -> bool:
+    """Other makers' GPUs are "gpu" to JAX too."""
+    return "cuda" in jax.devices("gpu")[0].client.platform_version.lower()
 
 
 def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=True):
