@@ -45,6 +45,11 @@ def covers(family, design, platforms=("cpu", "cuda")) -> bool:
     )
 
 
+def covers_family(family) -> bool:
+    """Whether arrays go to the CPU by default, and the native library is there and has this family."""
+    return platform_of(None) == "cpu" and (family.name, family.link) in FAMILIES and native.use_native()
+
+
 def platform_of(X) -> str:
     """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones.
 
@@ -53,10 +58,15 @@ def platform_of(X) -> str:
     if isinstance(X, jax.Array) and not isinstance(X, Tracer):
         found = {device.platform for device in X.devices()}
     else:
-        default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
-        found = {default if isinstance(default, str) else default.platform}
+        found = {default_platform()}
     name = found.pop() if len(found) == 1 else ""
     return "cuda" if name == "gpu" else name
+
+
+def default_platform() -> str:
+    """Where JAX puts new arrays."""
+    default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
+    return default if isinstance(default, str) else default.platform
 
 
 def _gpus_are_cuda() -> bool:
@@ -84,7 +94,7 @@ def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=Tr
     index, (slots, p), term = design.index, design.X.shape, design.terms[0]
     S = term.z.shape[0]
     m = p + S * (S + 1) // 2 + 1
-    kept = _places(term.covariance, p)
+    kept = places(term.covariance, p)
     result = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((), psi.dtype), ((m,), psi.dtype), ((m, m), psi.dtype), ((S, slots), start.dtype))
@@ -104,7 +114,7 @@ def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=Tr
     return value, gradient, hessian, modes
 
 
-def _places(covariance, p):
+def places(covariance, p):
     """Where the kernel has psi: it takes Lambda's whole lower triangle, by columns."""
     S = covariance.n_effects
     rows, columns = covariance.entries

@@ -53,8 +53,8 @@ class SeveralSolution:
     factors : list of (S, S)
         Lambda of each term, for scaled z.
     value : float
-    evaluation : SeveralEvaluation
-        By Laplace's approximation, whatever was maximised.
+    evaluation : SeveralEvaluation or None
+        By Laplace's approximation, whatever was maximised; None from `optimise.nested_fit`.
     convergence : Convergence
     """
 
@@ -63,7 +63,7 @@ class SeveralSolution:
     hessian: np.ndarray
     factors: list[np.ndarray]
     value: float
-    evaluation: SeveralEvaluation
+    evaluation: SeveralEvaluation | None
     convergence: Convergence
 
 
@@ -128,7 +128,7 @@ def fit_several(
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
     hessian = back.T @ hessian @ back
     solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
-    _check_growth(family, design, solution, groups)
+    check_growth(family, design.terms, solution, groups)
     return solution
 
 
@@ -150,9 +150,9 @@ def _sampled_start(search, intercept, names):
     return search.begin(result.x, part.hessian(result.x) * len(search.design.y) / len(sample.y))
 
 
-def _check_growth(family, design, solution, groups):
+def check_growth(family, terms, solution, groups):
     """Random effects of a size beyond any that the link can show have no finite variance."""
-    for term, factor, group in zip(design.terms, solution.factors, groups, strict=True):
+    for term, factor, group in zip(terms, solution.factors, groups, strict=True):
         size = np.sqrt(np.square(factor).sum())  # columns of z have mean square 1
         if family.link in _BOUNDED_LINKS and size > _LARGEST_SD * np.sqrt(term.n_effects):
             solution.convergence.converged = False
