@@ -17,13 +17,18 @@ cmake --build "$scratch/build" -j "$(nproc)" | tail -n 1
 $cross-readelf -h "$scratch/build/_jaxglmm_cpu.so" | grep Machine
 flags=(-std=c++17 -O1 -ffp-contract=fast -fno-math-errno -Wall -Wextra -Iinclude -Icpu -DJAXGLMM_TARGET=baseline
        -DJAXGLMM_LANES=2)
-$cross-g++ "${flags[@]}" tests/sweep_driver.cc cpu/target.cc "$scratch"/build/CMakeFiles/jaxglmm_baseline.dir/{,cpu/}{fused_target,baseline_}*.o \
-  -pthread -static -o "$scratch/driver-arm64"
-for effects in 1 2 3; do
-  "${CXX:-c++}" "${flags[@]}" -DJAXGLMM_EFFECTS=$effects -c cpu/fused_effects.cc -o "$scratch/$effects.o"
-done
-"${CXX:-c++}" "${flags[@]}" tests/sweep_driver.cc cpu/fused_target.cc cpu/target.cc "$scratch"/[123].o -pthread \
-  -o "$scratch/driver"
+objects=$scratch/build/CMakeFiles/jaxglmm_baseline.dir
+$cross-g++ "${flags[@]}" tests/sweep_driver.cc cpu/lane_pass.cc cpu/target.cc "$objects"/baseline_*.o \
+  "$objects"/cpu/{fused,lane}_target.cc.o -pthread -static -o "$scratch/driver-arm64"
+here=()
+build() { # build NAME SOURCE FLAG...: for this machine
+  here+=("$scratch/$1.o")
+  "${CXX:-c++}" "${flags[@]}" "${@:3}" -c "$2" -o "$scratch/$1.o"
+}
+for effects in 1 2 3; do build $effects cpu/fused_effects.cc -DJAXGLMM_EFFECTS=$effects; done
+for effects in 1 2; do build lanes-$effects cpu/lane_effects.cc -DJAXGLMM_EFFECTS=$effects; done
+"${CXX:-c++}" "${flags[@]}" tests/sweep_driver.cc cpu/{fused_target,lane_target,lane_pass,target}.cc "${here[@]}" \
+  -pthread -o "$scratch/driver"
 
 "$scratch/driver" >"$scratch/here"
 qemu-aarch64 "$scratch/driver-arm64" >"$scratch/arm64"
