@@ -126,11 +126,10 @@ def call(kernel: str, result, *operands, **attributes):
     register()
     import jax
 
-    from jaxglmm.ops.varying import axes_of, vary
+    from jaxglmm.ops.varying import alike, axes_of, vary
 
-    operands = [jax.numpy.asarray(v) for v in operands]
-    if axes := frozenset().union(*map(axes_of, operands)):
-        operands = [vary(v, axes) for v in operands]
+    operands = alike(*operands)
+    if axes := axes_of(operands[0]):
         of_zeros = lambda: jax.tree.map(lambda s: vary(jax.numpy.zeros(s.shape, s.dtype), axes), result)
         result = jax.eval_shape(of_zeros)
     return jax.ffi.ffi_call(f"jaxglmm_{kernel}", result, vmap_method="expand_dims")(*operands, **attributes)

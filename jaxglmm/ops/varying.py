@@ -19,6 +19,13 @@ def vary(x, axes: frozenset):
     return lax.pcast(x, tuple(missing), to="varying") if missing else x
 
 
+def alike(*arrays):
+    """The same arrays, each varying over all axes that any of them varies over."""
+    arrays = [jnp.asarray(v) for v in arrays]
+    axes = frozenset().union(*map(axes_of, arrays))
+    return [vary(v, axes) for v in arrays]
+
+
 def zeros_as(shape):
     """Zeros of a shape found by `jax.eval_shape`, to begin a loop's carry with."""
     return vary(jnp.zeros(shape.shape, shape.dtype), axes_of(shape))
