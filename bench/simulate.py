@@ -3,21 +3,26 @@
 import numpy as np
 
 
+_ROWS = 1 << 20  # of a row group
+
+
 def members(
     groups: int, *, columns: int = 20, tau: float = 0.8, family: str = "binomial", slope: float = 0.0, seed: int = 0,
-    shuffled: bool = True, matter: int = 0,
+    shuffled: bool = True, matter: int = 0, parents: int = 0, parent_sd: float = 0.5,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rows of many small groups.
 
     Group sizes are 1 + NegativeBinomial(2, 1/2), 3 in the mean; the columns are standard normal, the first constant;
     coefficients 0.3 N(0, 1) with intercept -1; a random intercept of standard deviation `tau` and, where `slope` is
     not 0, an independent slope of that standard deviation on the second column. With `matter`, only so many columns
-    beside the constant matter, with coefficients of sizes from 0.1 to 0.5 and alternating signs.
+    beside the constant matter, with coefficients of sizes from 0.1 to 0.5 and alternating signs. With `parents` each
+    group is in one of so many, drawn at random, which have a random intercept of standard deviation `parent_sd`.
 
     Returns
     -------
     dict
-        `y` (n,), `X` (columns, n), `g` (n,) int64 identifiers that are neither dense nor sorted.
+        `y` (n,), `X` (columns, n), `g` (n,) int64 identifiers that are neither dense nor sorted; with parents `h` (n,),
+        which are dense.
     """
     rng = np.random.default_rng(seed)
     counts = 1 + rng.negative_binomial(2, 0.5, size=groups)
@@ -33,12 +38,46 @@ def members(
     eta = beta @ X + tau * rng.standard_normal(groups)[codes]
     if slope:
         eta += slope * rng.standard_normal(groups)[codes] * X[1]
+    out = {}
+    if parents:
+        out["h"] = rng.integers(0, parents, groups)[codes]
+        eta += parent_sd * rng.standard_normal(parents)[out["h"]]
     y = _response(rng, family, eta)
     identifiers = 1_000_003 + 7 * codes.astype(np.int64)
     if shuffled:
         order = rng.permutation(n)
         y, X, identifiers = y[order], np.ascontiguousarray(X[:, order]), identifiers[order]
-    return {"y": y, "X": X, "g": identifiers}
+        out = {name: v[order] for name, v in out.items()}
+    return {"y": y, "X": X, "g": identifiers, **out}
+
+
+def write_members(path, groups: int, *, columns: int = 20, tau: float = 0.8, seed: int = 0) -> str:
+    """The rows of `members`, shuffled, as a Parquet file: float32, integer identifiers, written some rows at a time.
+
+    Returns
+    -------
+    str
+        The formula of the model that they were drawn from.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(groups, dtype=np.int32), 1 + rng.negative_binomial(2, 0.5, size=groups))
+    rng.shuffle(codes)
+    effects = tau * rng.standard_normal(groups)
+    beta = 0.3 * rng.standard_normal(columns)
+    beta[0] = -1.0
+    names = [f"x{j}" for j in range(1, columns)]
+    numbers = [(name, pa.float32()) for name in names]
+    schema = pa.schema([("y", pa.float32()), ("g", pa.int64()), *numbers])
+    with pq.ParquetWriter(path, schema, use_dictionary=False, compression="none") as file:
+        for begin in range(0, len(codes), _ROWS):
+            rows = codes[begin : begin + _ROWS]
+            X = rng.standard_normal((columns - 1, len(rows)), np.float32)
+            y = _response(rng, "binomial", beta[0] + beta[1:] @ X + effects[rows]).astype(np.float32)
+            file.write_table(pa.table([y, 1_000_003 + 7 * rows.astype(np.int64), *X], schema=schema))
+    return f"y ~ {' + '.join(names)} + (1 | g)"
 
 
 def two_factors(

@@ -34,6 +34,7 @@ PRESENTATION = {
     "path_plots",
     "path_result",
     "pooling",
+    "replicate_plots",
     "fitted",
     "inference",
     "cli",
@@ -50,7 +51,7 @@ PRESENTATION = {
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "ops": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "formula": {"design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
+    "formula": {"design", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "design": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "modes": {"formula", "objectives", "optimise", "fitting"} | PRESENTATION,
     "objectives": {"formula", "optimise", "fitting"} | PRESENTATION,
