@@ -1,6 +1,7 @@
 """From a formula and a table to a fitted model: the four stages, one after the other."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
-from jaxglmm.optimise.estimate import Estimate, Posterior
+from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
 from jaxglmm.optimise.report import (
@@ -293,7 +294,7 @@ def _problem_of_rows(frame, family) -> Problem:
 def estimate_problem(
     problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, solver="auto", tol=1e-12,
     max_iterations=100, callback=None,
-) -> tuple[Estimate, tuple[Posterior, ...]]:  # fmt: skip
+) -> tuple[Estimate, Sequence[Posterior]]:  # fmt: skip
     """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
     frame, family = problem.frame, problem.family
     term = frame.terms[0] if frame.terms else None
@@ -336,7 +337,7 @@ def estimate_problem(
         determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
-    return estimate, (marginal_posterior(problem, solution),)
+    return estimate, Posteriors(lambda: [marginal_posterior(problem, solution)])
 
 
 def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
@@ -415,9 +416,14 @@ def _estimate_gaussian(problem, *, reml, factors, **options):
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:
         return estimate, ()
+    return estimate, Posteriors(lambda: _gaussian_posteriors(problem, found))
+
+
+def _gaussian_posteriors(problem, found):
     counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
-    modes = found.effects or [gaussian_modes(problem.cross, found)]
-    return estimate, tuple(normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True))
+    with jax.enable_x64(True):
+        modes = found.effects or [gaussian_modes(problem.cross, found)]
+    return [normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True)]
 
 
 def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:

@@ -12,6 +12,7 @@ from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitting import Problem, held_factors, quadrature_rule
 from jaxglmm.model.penalties import ElasticNet, column_factors
 from jaxglmm.model.priors import AbstractPrior
+from jaxglmm.optimise.estimate import Posteriors
 from jaxglmm.optimise.log_prior import LogPrior, PriorTerm
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.null_fit import Likelihood
@@ -111,7 +112,7 @@ def estimate_penalised(
     )  # fmt: skip
     if frame.terms:
         estimate = marginal_estimate(problem, solution, joint=method == "joint")
-        posteriors = (marginal_posterior(problem, solution),)
+        posteriors = Posteriors(lambda: [marginal_posterior(problem, solution)])
     else:
         convergence = solution.convergence
         glm = NewtonResult(

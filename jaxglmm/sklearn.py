@@ -1,6 +1,7 @@
 """scikit-learn estimators: mixed models whose grouping factors are columns of X, and the encoder of IDs."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import narwhals as nw
@@ -90,7 +91,7 @@ class _GLMM(BaseEstimator):
                 "rows out"
             )
         # Without the training rows: a pipeline is copied and pickled.
-        self.fit_ = Fit(fit.state)
+        self.fit_ = Fit(replace(fit.state, posteriors=tuple(fit.state.posteriors)))
         self.n_iter_ = fit.convergence.iterations
 
     def _predict(self, X):

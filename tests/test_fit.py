@@ -49,6 +49,23 @@ def test_cbpp_laplace(reference_dir):
     assert fit.groups == {"herd": 15} and fit.n == 56 and fit.method == "laplace" and fit.dispersion is None
 
 
+def test_posteriors_are_worked_out_once_and_only_when_asked_for(monkeypatch):
+    import jaxglmm.fitting
+
+    calls, work_out = [], jaxglmm.fitting.marginal_posterior
+    monkeypatch.setattr(jaxglmm.fitting, "marginal_posterior", lambda *a: calls.append(a) or work_out(*a))
+    rng = np.random.default_rng(3)
+    g = np.repeat(np.arange(40), 4)
+    y = rng.random(160) < 1 / (1 + np.exp(-rng.normal(size=40)[g]))
+    fit = jg.fit("y ~ 1 + (1 | g)", {"y": y.astype(int), "g": g}, family="binomial", method="laplace")
+    assert fit.fixef and fit.vcov.any() and fit.varcorr and not calls
+    again = pickle.loads(pickle.dumps(fit.state))
+    fit.predict(), fit.ranef(), fit.predict(effects="mode")
+    assert len(calls) == 1
+    for name in ("mode", "covariance", "mean", "weights", "root"):
+        np.testing.assert_array_equal(getattr(again.posteriors[0], name), getattr(fit.state.posteriors[0], name))
+
+
 def test_reliability_is_one_minus_the_ratio_of_variances():
     fit = members()
     effects = fit.ranef()

@@ -1,6 +1,7 @@
 """What a fit is made of and what is saved of it: estimates, posteriors and the formula, but no training rows."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +31,8 @@ class State:
     spec : ModelSpec
     family : AbstractFamily
     estimate : Estimate
-    posteriors : tuple of Posterior
-        One a term.
+    posteriors : sequence of Posterior
+        One a term; of a new fit worked out when first asked for.
     terms : tuple of FittedTerm
     n : int
         Rows that were used.
@@ -52,7 +53,7 @@ class State:
     spec: ModelSpec
     family: AbstractFamily
     estimate: Estimate
-    posteriors: tuple[Posterior, ...]
+    posteriors: Sequence[Posterior]
     terms: tuple[FittedTerm, ...]
     n: int
     n_dropped: int
@@ -90,14 +91,14 @@ def terms_of(spec: ModelSpec) -> tuple[FittedTerm, ...]:
     return tuple(FittedTerm(term.grouping.name, term.grouping.labels, term.names, term.blocks) for term in spec.terms)
 
 
-def state_of(problem, estimate: Estimate, posteriors: tuple[Posterior, ...]) -> State:
+def state_of(problem, estimate: Estimate, posteriors: Sequence[Posterior]) -> State:
     """Gather what is kept of a fit."""
     frame = problem.frame
     return State(
         spec=frame.spec,
         family=problem.family,
         estimate=estimate,
-        posteriors=tuple(posteriors),
+        posteriors=posteriors,
         terms=terms_of(frame.spec),
         n=len(frame.y),
         n_dropped=int(frame.n_dropped),

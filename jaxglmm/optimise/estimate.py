@@ -1,5 +1,7 @@
 """What an optimiser hands on: estimates, their covariance, and how they were reached. All numpy."""
 
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,3 +139,40 @@ class Posterior:
     points: np.ndarray | None = None
     weights: np.ndarray | None = None
     root: np.ndarray | None = None
+
+
+class Posteriors(Sequence[Posterior]):
+    """Posteriors of a fit's terms, worked out when they are first asked for, and kept.
+
+    A copy, or what is pickled, holds them and not what they are made of.
+
+    Parameters
+    ----------
+    work_out : callable
+        Returns one posterior a term; called once, from whichever thread asks first.
+    """
+
+    def __init__(self, work_out: Callable[[], Iterable[Posterior]]):
+        self._work_out: Callable[[], Iterable[Posterior]] | None = work_out
+        self._lock, self._found = threading.Lock(), ()
+
+    def work_out(self) -> tuple[Posterior, ...]:
+        """All of them."""
+        with self._lock:
+            if self._work_out is not None:
+                self._found = tuple(self._work_out())
+                self._work_out = None
+            return self._found
+
+    def __getitem__(self, index):
+        return self.work_out()[index]
+
+    def __len__(self) -> int:
+        return len(self.work_out())
+
+    def __reduce__(self):
+        return _known, (self.work_out(),)
+
+
+def _known(posteriors: tuple[Posterior, ...]) -> Posteriors:
+    return Posteriors(lambda: posteriors)

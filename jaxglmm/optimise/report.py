@@ -1,5 +1,6 @@
 """From the optimiser's coordinates to the scale of the caller's columns."""
 
+import jax
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
@@ -103,7 +104,8 @@ def marginal_posterior(problem, solution) -> Posterior:
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
-    moments = _moments_of_levels(problem, solution, nodes)
+    with jax.enable_x64(True):
+        moments = _moments_of_levels(problem, solution, nodes)
     root = np.einsum("ab,bcg->gac", factor, moments.root)
     spread = np.einsum("ab,bcg->gac", factor, moments.covariance)
     return Posterior(
