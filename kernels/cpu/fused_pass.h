@@ -43,6 +43,14 @@ struct MutableColumn {
     else
       static_cast<double*>(at)[i] = v;
   }
+  void write(int64_t first, int64_t count, const double* from) const {
+    if (!narrow) {
+      std::memcpy(static_cast<double*>(at) + first, from, count * sizeof(double));
+      return;
+    }
+    float* to = static_cast<float*>(at) + first;
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+  }
   MutableColumn from(int64_t first) const {
     return narrow ? MutableColumn{static_cast<float*>(at) + first, true}
                   : MutableColumn{static_cast<double*>(at) + first, false};

@@ -50,12 +50,17 @@ JAXGLMM_INLINE bool any(M mask) {
   return bits != 0;
 }
 
-// c[0] + c[1] x + ... by Horner's rule.
+// c[0] + c[1] x + ...: Horner's rule for even and odd powers apart, so that one product need not wait for the
+// one before.
 template <int N>
 JAXGLMM_INLINE V polynomial(const double (&c)[N], V x) {
-  V total = splat(c[N - 1]);
-  for (int k = N - 2; k >= 0; --k) total = total * x + c[k];
-  return total;
+  const V square = x * x;
+  V last = splat(c[N - 1]), other = splat(c[N - 2]);
+  for (int k = N - 3; k >= 0; --k) {
+    const V next = last * square + c[k];
+    last = other, other = next;
+  }
+  return last * x + other;
 }
 
 constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
