@@ -15,5 +15,5 @@ JAXGLMM_EXPORT int jaxglmm_kernels_version() { return 6; }
 // The handlers, by symbol name, separated by spaces.
 JAXGLMM_EXPORT const char* jaxglmm_handlers() {
   return "jaxglmm_group_total jaxglmm_fused_pass jaxglmm_group_modes jaxglmm_group_push "
-         "jaxglmm_group_moments";
+         "jaxglmm_group_moments jaxglmm_group_effects";
 }
