@@ -5,19 +5,21 @@ import numpy as np
 
 def members(
     groups: int, *, columns: int = 20, tau: float = 0.8, family: str = "binomial", slope: float = 0.0, seed: int = 0,
-    shuffled: bool = True, matter: int = 0,
+    shuffled: bool = True, matter: int = 0, parents: int = 0, parent_sd: float = 0.5,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Rows of many small groups.
 
     Group sizes are 1 + NegativeBinomial(2, 1/2), 3 in the mean; the columns are standard normal, the first constant;
     coefficients 0.3 N(0, 1) with intercept -1; a random intercept of standard deviation `tau` and, where `slope` is
     not 0, an independent slope of that standard deviation on the second column. With `matter`, only so many columns
-    beside the constant matter, with coefficients of sizes from 0.1 to 0.5 and alternating signs.
+    beside the constant matter, with coefficients of sizes from 0.1 to 0.5 and alternating signs. With `parents` each
+    group is in one of so many, drawn at random, which have a random intercept of standard deviation `parent_sd`.
 
     Returns
     -------
     dict
-        `y` (n,), `X` (columns, n), `g` (n,) int64 identifiers that are neither dense nor sorted.
+        `y` (n,), `X` (columns, n), `g` (n,) int64 identifiers that are neither dense nor sorted; with parents `h` (n,),
+        which are dense.
     """
     rng = np.random.default_rng(seed)
     counts = 1 + rng.negative_binomial(2, 0.5, size=groups)
@@ -33,12 +35,17 @@ def members(
     eta = beta @ X + tau * rng.standard_normal(groups)[codes]
     if slope:
         eta += slope * rng.standard_normal(groups)[codes] * X[1]
+    out = {}
+    if parents:
+        out["h"] = rng.integers(0, parents, groups)[codes]
+        eta += parent_sd * rng.standard_normal(parents)[out["h"]]
     y = _response(rng, family, eta)
     identifiers = 1_000_003 + 7 * codes.astype(np.int64)
     if shuffled:
         order = rng.permutation(n)
         y, X, identifiers = y[order], np.ascontiguousarray(X[:, order]), identifiers[order]
-    return {"y": y, "X": X, "g": identifiers}
+        out = {name: v[order] for name, v in out.items()}
+    return {"y": y, "X": X, "g": identifiers, **out}
 
 
 def two_factors(

@@ -49,6 +49,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
     from .objectives.gaussian import GaussianMarginal as GaussianMarginal
     from .objectives.joint import JointLikelihood as JointLikelihood
     from .objectives.laplace import LaplaceMarginal as LaplaceMarginal
+    from .objectives.log_density import LogDensity as LogDensity
     from .objectives.params import Params as Params
     from .objectives.quadrature import AdaptiveQuadrature as AdaptiveQuadrature
     from .ops.native import native_status as native_status
@@ -82,6 +83,7 @@ _EXPORTS = {  # module -> its public names
     "objectives.gaussian": ("GaussianMarginal",),
     "objectives.joint": ("JointLikelihood",),
     "objectives.laplace": ("LaplaceMarginal",),
+    "objectives.log_density": ("LogDensity",),
     "objectives.params": ("Params",),
     "objectives.quadrature": ("AdaptiveQuadrature",),
     "ops.native": ("native_status",),

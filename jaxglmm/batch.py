@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 
 import jax
@@ -13,7 +14,8 @@ from jaxglmm.batching.gaussian import GaussianResponses, GaussianStrata
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.parts import Parts, checksum
 from jaxglmm.batching.responses import ResponseLanes
-from jaxglmm.batching.strata import Strata, StratumLanes
+from jaxglmm.batching.strata import Strata
+from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import check_frame
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitted.fit import Fit
@@ -23,6 +25,7 @@ from jaxglmm.fitting import check_options, estimate_problem, make_problem
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
+from jaxglmm.ops.layout import threads
 from jaxglmm.progress import Tally
 
 
@@ -98,13 +101,12 @@ def fit_many(
 
     everything = np.arange(len(labels))
     chunks = [everything[a : a + solver.at_once] for a in range(0, len(labels), solver.at_once)]
-    estimates = _solve_all(
-        chunks, solve, progress, Parts(out, _description("response", formula, family, options, frame), labels, [
-            parameter.name for parameter in parameters
-        ])
-    )  # fmt: skip
+    names = [parameter.name for parameter in parameters]
+    describe = lambda: _description("response", formula, family, options, frame)
+    parts = Parts(out, describe, labels, names)
+    estimates = _solve_all(chunks, solve, progress, parts, solver)
     return Fits(
-        "response", labels, [parameter.name for parameter in parameters], estimates, frame.native,
+        "response", labels, names, estimates, frame.native,
         lambda i: _fit_alone(frame_of(i), family, options), time.perf_counter() - began,
     )  # fmt: skip
 
@@ -152,8 +154,8 @@ def fit_each(
     parameters = model_parameters(frame.names, frame.terms, family)
     solver, solve = _strata_solver(strata, family, options, parameters)
     names = [parameter.name for parameter in parameters]
-    parts = Parts(out, _description(by, formula, family, options, frame, strata.code), labels, names)
-    estimates = _solve_all(list(solver.chunks()), solve, progress, parts)
+    parts = Parts(out, lambda: _description(by, formula, family, options, frame, strata.code), labels, names)
+    estimates = _solve_all(solver.chunks(), solve, progress, parts, solver)
     return Fits(
         by, labels, names, estimates, frame.native, lambda i: _fit_alone(strata.frame_of(i), family, options),
         time.perf_counter() - began,
@@ -229,21 +231,33 @@ def _solve_rest(reasons: list, solve: Callable, n_parameters: int) -> LaneEstima
     return LaneEstimates.joined([solve(np.flatnonzero(good)), bad], order)
 
 
-def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: Parts) -> LaneEstimates:
+def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: Parts, solver) -> LaneEstimates:
     """Fit chunk after chunk, those apart that were written before."""
-    found, chunks = [], list(chunks)
+    chunks = list(chunks)
+    workers = solver.workers if len(chunks) > 1 else 1
+    solver.threads = max(threads() // workers, 1)
     order = np.concatenate(chunks)
-    with Tally(len(order), progress) as line:
-        for k, which in enumerate(chunks):
-            part = parts.load(k, which)
-            line.add(0 if part is None else len(which), skipped=True)
-            if part is None:
-                with jax.enable_x64(True):
-                    part = solve(which)
-                parts.save(k, which, part)
-                line.add(len(which))
-            found.append(part)
-    return LaneEstimates.joined(found, order)
+
+    def one(k):
+        part = parts.load(k, chunks[k])
+        if part is not None:
+            return part, True
+        with jax.enable_x64(True):
+            part = solve(chunks[k])
+        parts.save(k, chunks[k], part)
+        return part, False
+
+    found = {}
+    with Tally(len(order), progress) as line, ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(one, k): k for k in range(len(chunks))}
+        try:
+            for done in as_completed(waiting):
+                found[waiting[done]], skipped = done.result()
+                line.add(len(chunks[waiting[done]]), skipped=skipped)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return LaneEstimates.joined([found[k] for k in range(len(chunks))], order)
 
 
 def _fit_alone(frame: ModelFrame, family, options: Options) -> Fit:

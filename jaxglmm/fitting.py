@@ -21,6 +21,7 @@ from jaxglmm.model.covariance import side_by_side
 from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
+from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
@@ -31,11 +32,12 @@ from jaxglmm.optimise.report import (
     marginal_posterior,
     normal_posterior,
 )
-from jaxglmm.optimise.sample import Start, sampled_start
+from jaxglmm.optimise.sample import sampled_start
 from jaxglmm.progress import Progress
 
 
 if TYPE_CHECKING:
+    from jaxglmm.design.nesting import NestedDesign
     from jaxglmm.design.rows import RowDesign
 
 
@@ -45,8 +47,6 @@ METHODS = ("auto", "laplace", "agq", "joint")
 PRECISIONS = ("double", "mixed", "single")
 # Newton decrement at which a fit in single precision stops: a three-hundredth of a standard error.
 _SINGLE_TOLERANCE = 1e-5
-# A joint fit is compared with a ridge digit by digit, not in standard errors; one step more is all it takes.
-JOINT_TOLERANCE = 1e-20
 # A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
 _PLACED_BYTES = 1 << 16
 
@@ -56,7 +56,8 @@ class Problem:
     """A model frame laid out for the optimiser: what a refit starts from.
 
     A Gaussian model with the identity link has `cross`, from which no evaluation touches a row again; others have
-    `design` and `layout`, or `rows` where there are several grouping factors.
+    `design` and `layout`, or, where there are several grouping factors, `nested` if native kernels have their kind and
+    `rows` otherwise.
     """
 
     frame: ModelFrame
@@ -66,6 +67,7 @@ class Problem:
     layout: Layout | None = None
     cross: CrossProducts | FactorProducts | None = None
     rows: "RowDesign | None" = None
+    nested: "NestedDesign | None" = None
 
     @property
     def storage(self) -> tuple[GroupIndex, Layout] | None:
@@ -250,7 +252,7 @@ def make_problem(
             "devices= spreads the groups of one factor, for responses that are not Gaussian; leave it out here"
         )
     if len(frame.terms) > 1 and (not linear or dense_order(frame.terms) > DENSE_LIMIT):
-        return _problem_of_rows(frame, family)
+        return _problem_of_factors(frame, family, X, found)
     if len(frame.terms) > 1:
         scaling = column_scaling(X, frame.weights, None, found)
         cross = factor_products(
@@ -280,15 +282,30 @@ def make_problem(
     return Problem(frame, family, scaling, design, layout)
 
 
-def _problem_of_rows(frame, family) -> Problem:
+def _problem_of_factors(frame, family, X, found) -> Problem:
+    from jaxglmm.design.nesting import nested_design
+
+    scaling = column_scaling(X, frame.weights, None, found)
+    problem = Problem(frame, family, scaling)
+    if fused.covers_family(family) and not _linear(family):
+        nested = nested_design(
+            frame.y, X, frame.terms, weights=frame.weights, offset=frame.offset, scaling=scaling,
+            constant=family.constant(frame.y, frame.weights),
+        )  # fmt: skip
+        if nested is not None:
+            return replace(problem, nested=nested)
+    return _with_rows(problem)
+
+
+def _with_rows(problem: Problem) -> Problem:
     from jaxglmm.design.rows import make_rows
 
-    scaling = column_scaling(frame.X, frame.weights, None)
+    frame = problem.frame
     rows = make_rows(
-        frame.y, frame.X, frame.terms, weights=frame.weights, offset=frame.offset, scaling=scaling,
-        constant=family.constant(frame.y, frame.weights),
+        frame.y, frame.X, frame.terms, weights=frame.weights, offset=frame.offset, scaling=problem.scaling,
+        constant=problem.family.constant(frame.y, frame.weights),
     )  # fmt: skip
-    return Problem(frame, family, scaling, rows=rows)
+    return replace(problem, rows=rows)
 
 
 def estimate_problem(
@@ -303,7 +320,7 @@ def estimate_problem(
         return _estimate_gaussian(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
-    if problem.rows is not None:
+    if len(frame.terms) > 1:
         if reml:
             raise NotYetError(
                 f"REML is computed from a dense matrix of order {DENSE_LIMIT:,} at most, and beside the factor with "
@@ -318,9 +335,9 @@ def estimate_problem(
         glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
         return glm_estimate(problem, glm), ()
     nodes, auto = quadrature_rule(method, n_agq, term)
-    start = Start()
-    if factor is None and method != "joint":
-        start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto)
+    factor = None if factor is None else problem.scaling.factor_from_columns(factor)
+    held = {"factor": factor, "determinant": method != "joint"}
+    start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto, **held)
     glm = groups = None
     if start.base is None:
         # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
@@ -328,13 +345,10 @@ def estimate_problem(
         glm, groups = fit_glm(
             family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
         )
-    if method == "joint":
-        tol = min(tol, JOINT_TOLERANCE)
     solution: Solution = fit_marginal(
         family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
         passes=start.passes,
-        fixed_factor=None if factor is None else problem.scaling.factor_from_columns(factor),
-        determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
+        fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
     return estimate, Posteriors(lambda: [marginal_posterior(problem, solution)])
@@ -365,24 +379,42 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_fit import fit_several
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
-    frame, design = problem.frame, problem.rows
     exact = _linear(problem.family)  # Laplace's approximation to a normal integral is the integral
     nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
     nodes = 1 if exact else nodes
-    if factors is not None:
-        factors = [t.factor_from_columns(f) for t, f in zip(design.terms, factors, strict=True)]
+    if problem.nested is not None and nodes == 1 and method != "joint" and solver in ("auto", "separable"):
+        return _estimate_nested(problem, factors, **options)
+    problem = problem if problem.rows is not None else _with_rows(problem)
+    frame, design = problem.frame, problem.rows
+    assert design is not None
     solution = fit_several(
         problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
-        groups=[t.group for t in frame.terms], factors=factors, determinant=method != "joint",
-        quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
+        groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
+        determinant=method != "joint", quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
     )  # fmt: skip
-    counts = np.bincount(design.terms[design.order[0]].codes)
-    if nodes == 1 and method != "joint" and not exact and np.median(counts) < _FEW_ROWS:
-        solution.convergence.warnings.append(_few_rows_warning(frame.terms[design.order[0]].group, counts, design))
-    estimate = several_estimate(problem, solution, joint=method == "joint")
+    if nodes == 1 and method != "joint" and not exact:
+        _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=design.nested)
+    estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
     if exact:
         estimate = replace(estimate, method="ml", n_agq=None)
     return estimate, several_posteriors(problem, solution)
+
+
+def _estimate_nested(problem, factors, **options):
+    from jaxglmm.optimise.nested_fit import fit_nested
+    from jaxglmm.optimise.several_report import nested_posteriors, several_estimate
+
+    frame, design = problem.frame, problem.nested
+    solution, effects = fit_nested(
+        problem.family, design, problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms],
+        factors=_scaled_factors(factors, design.terms), **options,
+    )  # fmt: skip
+    _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
+    return several_estimate(problem, design.terms, solution), nested_posteriors(problem, effects)
+
+
+def _scaled_factors(factors, terms):
+    return None if factors is None else [t.factor_from_columns(f) for t, f in zip(terms, factors, strict=True)]
 
 
 def _linear(family) -> bool:
@@ -403,12 +435,14 @@ def _nested_quadrature(problem, nodes):
     return NestedQuadrature(problem.family, design, jax.device_put(tiles), layout, term.codes, rule)
 
 
-def _few_rows_warning(group, counts, design):
-    remedy = "method='agq' integrates its effects by quadrature" if design.nested else "read its variance with care"
-    return (
-        f"{group!r} has {np.median(counts):g} rows in its median level: Laplace's approximation is biased for so few, "
-        f"towards small variances; {remedy}"
-    )
+def _warn_of_few_rows(solution, term, *, nested):
+    median = np.median(np.bincount(term.codes))
+    if median < _FEW_ROWS:
+        remedy = "method='agq' integrates its effects by quadrature" if nested else "read its variance with care"
+        solution.convergence.warnings.append(
+            f"{term.group!r} has {median:g} rows in its median level: Laplace's approximation is biased for so few, "
+            f"towards small variances; {remedy}"
+        )
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):

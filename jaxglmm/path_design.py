@@ -1,4 +1,4 @@
-"""The columns of a path: those of a formula, a further matrix, and categoricals kept as their codes."""
+"""Rows and columns of penalised fits: a formula's columns, a further matrix, and categoricals kept as their codes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
+from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
 from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitting import Problem
 from jaxglmm.formula.grouping import first_grouping
 from jaxglmm.formula.table import open_table, unknown_column
 from jaxglmm.model.penalties import column_factors
@@ -78,13 +80,7 @@ def lay_out_path(
     ------
     DataError, NotYetError
     """
-    if len(frame.terms) > 1:
-        raise NotYetError(
-            f"paths take one grouping factor for now; the formula has {len(frame.terms)}: keep the one that matters "
-            "most, or join them as (1 | a:b)"
-        )
-    term = frame.terms[0] if frame.terms else None
-    scaling = column_scaling(frame.X, frame.weights, None if term is None else term.z)
+    scaling, found = measure(frame)
     extras = [_matrix(frame, X, X_names)] if X is not None else []
     extras += [_categorical(frame, data, name) for name in dummies]
     names = (*frame.names, *(name for extra in extras for name in extra.names))
@@ -93,31 +89,65 @@ def lay_out_path(
         raise DataError(f"there are two columns {twice!r}: rename one (X_names=), or leave it out of the formula")
     f = column_factors(factors, names, scaling.intercept)
     first = len(frame.names)
-    check_frame(frame, family, estimated=estimated, columns=np.flatnonzero(f[:first] == 0))
-    rows = {"weights": frame.weights, "offset": frame.offset}
-    if term is not None:
-        rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
-    constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    mean = np.concatenate([frame.weights @ frame.X / frame.weights.sum(), *(extra.mean for extra in extras)])
-    sd = scaling.scale.copy()
-    if scaling.intercept is None:
-        sd = np.sqrt(np.maximum(sd**2 - mean[:first] ** 2, 0.0))
-    sd = np.concatenate([sd, *(extra.sd for extra in extras)])
+    problem = lay_out_rows(frame, family, scaling, np.flatnonzero(f[:first] == 0), estimated=estimated)
+    design, layout = problem.design, problem.layout
+    assert design is not None and layout is not None
+    mean = np.concatenate([found.mean, *(extra.mean for extra in extras)])
+    sd = np.concatenate([np.sqrt(found.variance), *(extra.sd for extra in extras)])
     rms = sd if scaling.intercept is not None else np.sqrt(sd**2 + mean**2)
     scale = np.concatenate([scaling.scale, np.where(rms > 0, rms, 1.0)[first:]])
     center = np.concatenate([scaling.center, np.where(scaling.intercept is not None, mean, 0.0)[first:]])
-    parts: list[Any] = [DensePart(np.asarray(design.X))]
+    parts: list[Any] = [DensePart(design.X)]
     for extra in extras:
         mine = slice(first, first + len(extra.names))
         kind = IndexPart if isinstance(extra.part, np.ndarray) else SparsePart
         parts.append(kind(extra.part, layout.slot, center[mine], scale[mine]))
         first = mine.stop
     columns = WideColumns(tuple(parts), layout.slot, layout.n_slots)
-    unit = np.where(sd > 0, scale / np.where(sd > 0, sd, 1.0), 1.0) if standardize else scale
-    bare = jax.device_put(_without_columns(design))
+    weights = Weights(float(alpha), f, penalty_unit(scale, sd, standardize))
     whole = Scaling(center, scale, scaling.intercept, scaling.z_scale)
-    return PathDesign(bare, layout, columns, whole, Weights(float(alpha), f, unit), names)
+    return PathDesign(_without_columns(design), layout, columns, whole, weights, names)
+
+
+def measure(frame) -> tuple[Scaling, Moments]:
+    """Scaling and moments of a frame's columns.
+
+    Raises
+    ------
+    NotYetError
+        For several grouping factors.
+    """
+    if len(frame.terms) > 1:
+        raise NotYetError(
+            f"penalties, priors and paths take one grouping factor for now; the formula has {len(frame.terms)}: keep "
+            "the one that matters most, or join them as (1 | a:b)"
+        )
+    X = Columns(frame.columns, len(frame.y))
+    found = moments(X, frame.weights)
+    return column_scaling(X, frame.weights, frame.terms[0].z if frame.terms else None, found), found
+
+
+def lay_out_rows(frame, family, scaling, unpenalised, *, estimated: bool) -> Problem:
+    """Check the unpenalised columns (k,), and lay the rows out; every family's in slots.
+
+    Raises
+    ------
+    DataError
+    """
+    check_frame(frame, family, estimated=estimated, columns=unpenalised)
+    rows = {"weights": frame.weights, "offset": frame.offset}
+    for term in frame.terms:
+        rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
+    constant = family.constant(frame.y, frame.weights)
+    X = Columns(frame.columns, len(frame.y))
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    # The arrays are aligned and nobody else's: JAX takes them over without a copy.
+    return Problem(frame, family, scaling, jax.device_put(design, may_alias=True), layout)
+
+
+def penalty_unit(scale, sd, standardize: bool) -> np.ndarray:
+    """What a scaled coefficient is divided by to give the one that is penalised, (p,)."""
+    return np.where(sd > 0, scale / np.where(sd > 0, sd, 1.0), 1.0) if standardize else scale
 
 
 def _without_columns(design):

@@ -3,12 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
-from jaxglmm.design.checks import check_frame
-from jaxglmm.design.design import column_scaling, make_design
-from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.errors import DataError
 from jaxglmm.fitting import Problem, held_factors, quadrature_rule
 from jaxglmm.model.penalties import ElasticNet, column_factors
 from jaxglmm.model.priors import AbstractPrior
@@ -19,6 +16,7 @@ from jaxglmm.optimise.null_fit import Likelihood
 from jaxglmm.optimise.path import Weights
 from jaxglmm.optimise.penalised_fit import fit_penalised
 from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
+from jaxglmm.path_design import lay_out_rows, measure, penalty_unit
 
 
 def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) -> tuple[Problem, Weights]:
@@ -38,13 +36,7 @@ def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) ->
     ------
     DataError, NotYetError
     """
-    if len(frame.terms) > 1:
-        raise NotYetError(
-            f"penalties and priors take one grouping factor for now; the formula has {len(frame.terms)}: keep the one "
-            "that matters most, or join them as (1 | a:b)"
-        )
-    term = frame.terms[0] if frame.terms else None
-    scaling = column_scaling(frame.X, frame.weights, None if term is None else term.z)
+    scaling, found = measure(frame)
     f = column_factors(penalty.factors, frame.names, scaling.intercept)
     if penalty.lam == 0:
         f = np.where(np.isinf(f), np.inf, 0.0)
@@ -52,26 +44,9 @@ def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) ->
     informed = np.concatenate([term.at for term in terms if not term.prior.on_sd] or [np.zeros(0, int)])
     if penalty.lam == 0:
         f[informed[np.isfinite(f[informed])]] = 1.0
-    check_frame(frame, family, estimated=estimated, columns=np.flatnonzero(f == 0))
-    rows = {"weights": frame.weights, "offset": frame.offset}
-    if term is not None:
-        rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
-    constant = family.constant(frame.y, frame.weights)
-    design, layout = make_design(frame.y, frame.X, scaling=scaling, constant=constant, **rows)
-    weights = Weights(float(penalty.alpha), f, penalty_unit(scaling, frame.X, frame.weights, penalty.standardize))
-    return Problem(frame, family, scaling, jax.device_put(design), layout), weights
-
-
-def penalty_unit(scaling, X, weights, standardize: bool) -> np.ndarray:
-    """What a scaled coefficient is divided by to give the one that is penalised, (p,)."""
-    if not standardize:
-        return scaling.scale
-    if scaling.intercept is not None:
-        return np.ones(len(scaling.scale))
-    # Without an intercept columns are scaled by their root mean square.
-    mean = weights @ X / weights.sum()
-    sd = np.sqrt(np.maximum(scaling.scale**2 - mean**2, 0.0))
-    return scaling.scale / np.where(sd > 0, sd, scaling.scale)
+    problem = lay_out_rows(frame, family, scaling, np.flatnonzero(f == 0), estimated=estimated)
+    unit = penalty_unit(scaling.scale, np.sqrt(found.variance), penalty.standardize)
+    return problem, Weights(float(penalty.alpha), f, unit)
 
 
 def choose_likelihood(problem: Problem, *, method, n_agq, theta, log_phi=None) -> Likelihood:

@@ -171,16 +171,28 @@ def test_the_number_of_nodes_is_found_for_each(data):
         assert fits.n_agq[i] == alone.n_agq
 
 
-def test_programs_are_compiled_once(data, many):
+@pytest.fixture
+def compiled(monkeypatch):
+    """Fits by compiled programs, where the library would do."""
+    monkeypatch.setattr("jaxglmm.ops.lane_pass.covers", lambda *_: False)
+
+
+def test_programs_find_what_the_library_does_and_are_compiled_once(data, many, compiled):
+    run = lambda: jg.fit_many("~ x + z + (1 | g)", data, responses=NAMES, family="binomial", **NODES)
+    first = run()
     programs = [evaluate_many._evaluate_many, evaluate_many.evaluate_glm_many, evaluate_many.group_spread_many]
     before = [p.jitted._cache_size() for p in programs]
-    again = jg.fit_many("~ x + z + (1 | g)", data, responses=NAMES, family="binomial", **NODES)
+    assert all(before)
+    again = run()
     assert [p.jitted._cache_size() for p in programs] == before
-    np.testing.assert_array_equal(again.estimate, many.estimate)
+    np.testing.assert_array_equal(again.estimate, first.estimate)
+    np.testing.assert_allclose(first.estimate, many.estimate, rtol=1e-6, atol=2e-6)
+    assert first.failed == many.failed and (first.singular == many.singular).all()
 
 
 def test_a_run_that_was_cut_off_goes_on(data, many, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxglmm.batching.responses.lanes_at_once", lambda slots: 8)
+    for name in ("lanes_at_once", "natively_at_once"):
+        monkeypatch.setattr(f"jaxglmm.batching.responses.{name}", lambda _: 8)
     run = lambda **options: jg.fit_many(
         "~ x + z + (1 | g)", data, responses=NAMES, family="binomial", out=tmp_path, **NODES, **options
     )
@@ -296,10 +308,13 @@ def test_a_stratum_that_cannot_be_fitted_is_marked_alone(each):
         assert text in each.failed[label], each.failed[label]
 
 
-def test_strata_of_like_size_use_the_same_programs(strata, each):
+def test_strata_of_like_size_use_the_same_programs(strata, each, compiled):
+    run = lambda data: jg.fit_each("y ~ x + z + (1 | g)", data, by="s", family="binomial", **NODES)
+    first = run(strata)
     before = evaluate_many._evaluate_many.jitted._cache_size()
-    other = jg.fit_each("y ~ x + z + (1 | g)", strata.assign(z=3 + 2 * strata["z"]), by="s", family="binomial", **NODES)
-    assert evaluate_many._evaluate_many.jitted._cache_size() == before
+    other = run(strata.assign(z=3 + 2 * strata["z"]))
+    assert evaluate_many._evaluate_many.jitted._cache_size() == before > 0
+    np.testing.assert_allclose(first.estimate, each.estimate, rtol=1e-6, atol=2e-6)
     np.testing.assert_allclose(2 * other.estimate[:, 2], each.estimate[:, 2], rtol=1e-6, atol=1e-9)
 
 

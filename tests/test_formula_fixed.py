@@ -225,3 +225,16 @@ def test_stack():
     assert out.flags.c_contiguous and out.dtype == np.float64
     assert (out == np.column_stack(columns)).all()
     assert stack([], 7).shape == (7, 0)
+
+
+def test_columns_named_like_python_keywords():
+    """R knows no such words: `yield`, `class` and `lambda` are ordinary columns there."""
+    rng = np.random.default_rng(3)
+    values = {name: pd.Series(rng.gamma(2.0, size=60)) for name in ("yield", "class", "lambda")}
+    plain = {name[0]: column for name, column in values.items()}
+    made = columns_of("yield + class:lambda + I(lambda^2) + log(class)", values)
+    expected = columns_of("y + c:l + I(l^2) + log(c)", plain)
+    assert list(made) == ["Intercept", "yield", "I(lambda^2)", "log(class)", "class:lambda"]
+    for column, other in zip(made.values(), expected.values(), strict=True):
+        assert np.array_equal(column, other)
+    assert np.array_equal(evaluate(plan_expression("yield", list(values)), values), values["yield"])

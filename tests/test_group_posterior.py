@@ -7,7 +7,7 @@ import pytest
 from fitted_models import members, sleepstudy
 from scipy.interpolate import CubicSpline
 from scipy.special import expit
-from scipy.stats import beta, binom, gamma, nbinom, norm, poisson
+from scipy.stats import beta, binom, cauchy, gamma, nbinom, norm, poisson
 
 import jaxglmm as jg
 from jaxglmm.fitted.effects import conditional
@@ -15,7 +15,7 @@ from jaxglmm.fitted.history import History, Prior, nodes_for, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.scoring import own_prior, score_columns
 from jaxglmm.inference.likelihood import coordinates, raw_covariance
-from jaxglmm.model.families import get_family
+from jaxglmm.model.families import Binomial, Gaussian, get_family
 
 
 PROBABILITIES = np.array([0.005, 0.025, 0.5, 0.8, 0.975])
@@ -23,14 +23,25 @@ PHI = 1.7
 # Family -> (standard deviation of the effects, log-density of the rows by scipy).
 FAMILIES = {
     "binomial": (4.0, lambda y, w, eta: binom.logpmf(np.round(w * y), w, expit(eta))),
+    "probit": (1.5, lambda y, w, eta: w * (y * norm.logcdf(eta) + (1 - y) * norm.logcdf(-eta))),
+    "cloglog": (1.3, lambda y, w, eta: w * (y * np.log(-np.expm1(-np.exp(eta))) - (1 - y) * np.exp(eta))),
+    "cauchit": (1.0, lambda y, w, eta: w * (y * cauchy.logcdf(eta) + (1 - y) * cauchy.logcdf(-eta))),
     "poisson": (0.9, lambda y, w, eta: w * poisson.logpmf(y, np.exp(eta))),
     "negativebinomial": (1.2, lambda y, w, eta: w * nbinom.logpmf(y, PHI, PHI / (PHI + np.exp(eta)))),
     "gamma": (0.7, lambda y, w, eta: w * gamma.logpdf(y, PHI, scale=np.exp(eta) / PHI)),
+    "gaussian": (0.8, lambda y, w, eta: norm.logpdf(y, np.exp(eta), PHI / np.sqrt(w))),  # log link; else normal
     "beta": (1.1, lambda y, w, eta: w * beta.logpdf(y, expit(eta) * PHI, expit(-eta) * PHI)),
 }
 
 
-def rows_of(name, groups=80, seed=0):
+LINKS = {"probit", "cloglog", "cauchit"}  # of binomial responses
+
+
+def family_of(name):
+    return Binomial(link=name) if name in LINKS else Gaussian(link="log") if name == "gaussian" else get_family(name)
+
+
+def rows_of(name, groups=500, seed=0):
     """A history of groups of 1 to 8 rows, with weights, whose responses have nothing to do with their effects."""
     rng = np.random.default_rng(seed)
     codes = np.repeat(np.arange(groups), rng.integers(1, 9, groups))[::-1]
@@ -43,36 +54,39 @@ def rows_of(name, groups=80, seed=0):
         "negativebinomial": lambda: rng.poisson(2, n).astype(float),
         "gamma": lambda: rng.gamma(2, 0.7, n),
         "beta": lambda: rng.beta(1.5, 2, n),
-    }[name]()
+        "gaussian": lambda: rng.normal(0, 2, n),
+    }["binomial" if name in LINKS else name]()
     return History(codes, y, w, eta, z[None], groups)
 
 
-def brute(history, tau, log_density, groups):
-    """Mean, sd and the distribution function of each group's posterior on a fine grid."""
-    b = np.linspace(-11 * tau, 11 * tau, 4001)
-    for g in groups:
-        own = history.codes == g
-        eta = history.eta[own][:, None] + history.z[0, own][:, None] * b
-        f = log_density(history.y[own][:, None], history.weights[own][:, None], eta).sum(0) + norm.logpdf(b, 0, tau)
-        p = np.exp(f - f.max())
-        p /= p.sum()
-        mean = p @ b
-        density = CubicSpline(b, p / (b[1] - b[0]))
-        yield mean, np.sqrt(p @ (b - mean) ** 2), density, density.antiderivative()
+def brute(history, tau, log_density):
+    """Mean, sd, density and distribution function of each group's posterior on a fine grid."""
+    b = np.linspace(-10 * tau, 10 * tau, 3001)
+    by_group = np.argsort(history.codes, kind="stable")
+    column = lambda v: v[by_group, None]
+    eta = column(history.eta) + column(history.z[0]) * b
+    starts = np.searchsorted(history.codes[by_group], np.arange(history.n_groups))
+    f = np.add.reduceat(log_density(column(history.y), column(history.weights), eta), starts) + norm.logpdf(b, 0, tau)
+    p = np.exp(f - f.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    mean = p @ b
+    density = CubicSpline(b, p.T / (b[1] - b[0]))
+    return mean, np.sqrt((p * (b - mean[:, None]) ** 2).sum(1)), density, density.antiderivative()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_moments_and_quantiles_are_those_of_brute_force(name):
     tau, log_density = FAMILIES[name]
-    history, family, prior = rows_of(name), get_family(name), Prior(np.zeros(1), np.array([[tau]]))
+    history, family, prior = rows_of(name), family_of(name), Prior(np.zeros(1), np.array([[tau]]))
     nodes = nodes_for(family, prior, history)
+    mean, sd, density, F = brute(history, tau, log_density)
     for groups, p in posteriors(family, float(np.log(PHI)), history, prior, nodes, keep=True):
+        assert np.abs((p.mean[0] - mean[groups]) / sd[groups]).max() < 1e-8
+        assert np.abs(np.sqrt(p.covariance[0, 0]) / sd[groups] - 1).max() < 1e-8
         found = quantiles(p.first, p.step, p.weights, PROBABILITIES)
-        truth = brute(history, tau, log_density, groups)
-        for i, (mean, sd, density, F) in enumerate(truth):
-            assert abs(p.mean[0, i] - mean) < 1e-8 * sd
-            assert abs(np.sqrt(p.covariance[0, 0, i]) - sd) < 1e-8 * sd
-            assert np.abs((F(found[i]) - PROBABILITIES) / density(found[i])).max() < 1e-6
+        for probability, x in zip(PROBABILITIES, found.T, strict=True):
+            at = lambda spline, x=x, groups=groups: np.array([spline(v)[g] for v, g in zip(x, groups, strict=True)])
+            assert np.abs((at(F) - probability) / at(density)).max() < 1e-6
 
 
 def test_a_prior_of_its_own_for_each_group():

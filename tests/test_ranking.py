@@ -36,7 +36,7 @@ def binary():
     family, prior = get_family("binomial"), Prior(np.zeros(1), np.array([[TAU]]))
     nodes = nodes_for(family, prior, history, wide=6.0)
     pieces = [
-        Piece(groups, p.first, p.step, p.weights)
+        Piece(groups, p.mean[0], np.sqrt(p.covariance[0, 0]), p.first, p.step, p.weights)
         for groups, p in posteriors(family, 0.0, history, prior, nodes, keep=True)
     ]
     b = np.arange(-6400, 6401) * 1e-3

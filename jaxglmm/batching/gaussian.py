@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxglmm.batching.options import Options
-from jaxglmm.batching.strata import Strata, StratumLanes, scaling_of
+from jaxglmm.batching.strata import Strata
+from jaxglmm.batching.stratum_lanes import StratumLanes, scaling_of
 from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.design.design import column_scaling
@@ -23,6 +24,8 @@ _MOST, _NUMBERS = 2048, 4_000_000
 
 class GaussianResponses:
     """Fits of one design: its own cross products are formed once, those with each response from its rows."""
+
+    workers = 2  # NumPy leaves the interpreter to others while it works
 
     def __init__(self, frame, options: Options, parameters):
         self.frame, self.options, self.parameters = frame, options, parameters
@@ -67,6 +70,8 @@ class GaussianResponses:
 
 class GaussianStrata(StratumLanes):
     """Fits of many strata; which of them can be fitted, and which together, is as for other families."""
+
+    workers = 2  # NumPy leaves the interpreter to others while it works
 
     def lanes_at_once(self, lead: int) -> int:
         S, p = 0 if self.term is None else len(self.term.z), self.strata.frame.X.shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ class Parts:
     Parameters
     ----------
     folder : path or None
-    description : dict
-        What the fits are of; for JSON.
+    describe : callable
+        Makes a dict, for JSON, of what the fits are of; not called without a folder.
     labels : (B,)
     names : list of str
         Of the parameters.
@@ -45,11 +46,13 @@ class Parts:
         When the folder holds something else.
     """
 
-    def __init__(self, folder, description: dict, labels: np.ndarray, names: list[str]):
+    def __init__(self, folder, describe: Callable[[], dict], labels: np.ndarray, names: list[str]):
         self.folder = None if folder is None else Path(folder)
-        self.labels, self.names, self.by = labels, names, description["by"]
+        self.labels, self.names = labels, names
         if self.folder is None:
             return
+        description = describe()
+        self.by = description["by"]
         told = json.loads(json.dumps({**description, "fits": len(labels), "parameters": names}))
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "batch.json"

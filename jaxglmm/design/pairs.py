@@ -7,9 +7,14 @@ of (levels of one) x (levels of the other) is ever made.
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
+import jax.numpy as jnp
 import numpy as np
 from scipy.sparse import csr_array
+
+from jaxglmm.design.groups import round_up
+from jaxglmm.ops.pairs import PairIndex
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Pairs:
     ----------
     first, second : int32 (P,)
         The pair's levels.
+    n_second : int
+        Levels of the second factor.
     start : (G1 + 1,)
         The pairs of the first factor's level g are `start[g]:start[g + 1]`: `second` and `start` are the column
         indices and row pointers of a sparse (G1, G2) matrix in CSR form.
@@ -62,9 +69,26 @@ class Pairs:
     second: np.ndarray
     start: np.ndarray
     row: np.ndarray
+    n_second: int
 
     def __len__(self) -> int:
         return len(self.first)
+
+    @cached_property
+    def index(self) -> PairIndex:
+        """For products with matrices over the pairs; numbers of levels and pairs are rounded up to shared shapes.
+
+        Levels that were added meet nothing; entries that were added belong to no level.
+        """
+        order = level_order(self.second, self.n_second)
+        entries = lambda v: padded(v.astype(np.int32), round_up(len(self)))
+        pointers = lambda v: padded(v.astype(np.int32), round_up(len(v) - 1) + 1, len(self))
+        place = order.rows
+        arrays = (
+            entries(self.first), entries(self.second), pointers(self.start), entries(place), pointers(order.start),
+            entries(self.first[place]),
+        )  # fmt: skip
+        return PairIndex(*map(jnp.asarray, arrays))
 
     @property
     def nested(self) -> bool:
@@ -92,7 +116,14 @@ def find_pairs(first: np.ndarray, n_first: int, second: np.ndarray, n_second: in
     a, b = a[new].astype(np.int32), b[new].astype(np.int32)
     start = np.zeros(n_first + 1, np.int64)
     np.cumsum(np.bincount(a, minlength=n_first), out=start[1:])
-    return Pairs(a, b, start, row)
+    return Pairs(a, b, start, row, n_second)
+
+
+def padded(v: np.ndarray, length: int, fill: float = 0) -> np.ndarray:
+    """v with `fill` behind it, along the first axis."""
+    out = np.full((length, *v.shape[1:]), fill, v.dtype)
+    out[: len(v)] = v
+    return out
 
 
 def nesting_chain(codes, n_levels) -> tuple[int, ...] | None:

@@ -166,4 +166,4 @@ def parent_pairs(fine: RowTerm, coarse: RowTerm) -> Pairs:
     parent = np.zeros(fine.n_levels, np.int32)
     parent[fine.codes] = coarse.codes
     each = np.arange(fine.n_levels, dtype=np.int32)
-    return Pairs(each, parent, np.arange(fine.n_levels + 1), fine.codes)
+    return Pairs(each, parent, np.arange(fine.n_levels + 1), fine.codes, coarse.n_levels)

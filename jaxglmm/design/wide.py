@@ -4,6 +4,7 @@ Columns are used as (x - center) / scale. Neither centring nor scaling is ever a
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,9 @@ _ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class DensePart:
-    """Columns in slots (n_slots, k), already centred and scaled."""
+    """Columns in slots (n_slots, k), already centred and scaled: a NumPy or JAX array."""
 
-    X: np.ndarray
+    X: Any
 
     @property
     def width(self) -> int:
@@ -88,6 +89,12 @@ class WideColumns:
     @property
     def width(self) -> int:
         return sum(part.width for part in self.parts)
+
+    @property
+    def dense(self):
+        """All columns (n_slots, p), where they are stored so; otherwise None."""
+        (first, *others) = self.parts
+        return first.X if isinstance(first, DensePart) and not others else None
 
     def gather(self, columns: np.ndarray) -> np.ndarray:
         """The chosen columns, dense (n_slots, k)."""

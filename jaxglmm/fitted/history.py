@@ -1,22 +1,21 @@
 """Rows of groups with the parameters frozen, and the posteriors that follow from them, piece by piece."""
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from jaxglmm.design.groups import GroupIndex, Layout, build_index
-from jaxglmm.objectives.posterior import WIDE, Posteriors, Rows, group_posteriors, lattice, node_rule
+from jaxglmm.fitted.threads import in_order
+from jaxglmm.objectives.posterior import WIDE, Lattice, Posteriors, Rows, group_posteriors, lattice, node_rule
+from jaxglmm.ops import lattices
 
 
 # Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB.
 _PIECE = 64
 _HERMITE = {2: 15, 3: 9}  # nodes a dimension for several effects, at least
-_WORKERS = max(1, min(4, os.cpu_count() or 1))
+_NATIVE_PIECE = 1 << 15  # rows and groups of a native piece, together
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def nodes_for(
     if S > 1:
         return node_rule(S, max(_HERMITE.get(S, 1), n_agq or 1))
     scale = float(np.max(prior.factor, initial=0.0) * np.max(np.abs(history.z), initial=0.0))
-    return lattice(0.0 if coarse else scale, wide)
+    return lattice(0.0 if coarse else scale, wide, coarse or family.log_concave)
 
 
 def posteriors(
@@ -101,6 +100,9 @@ def posteriors(
     Posteriors
         Arrays (..., g) of these groups.
     """
+    if X is None and isinstance(nodes, Lattice) and lattices.covers(family):
+        yield from _native(family, log_phi, history, prior, nodes.wide, start, keep)
+        return
     index, place = layout or build_index(history.codes, history.n_groups)
     row = np.full(place.n_slots, -1, np.int64)
     row[place.slot] = np.arange(len(history.codes))
@@ -119,14 +121,28 @@ def posteriors(
             here = heads[low:high] - begin
             return groups, jax.tree.map(lambda v: np.asarray(v)[..., here], found)
 
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        waiting = deque()
-        for part in _pieces(index):
-            waiting.append(pool.submit(piece, part))
-            if len(waiting) > _WORKERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    yield from in_order(piece, _pieces(index))
+
+
+def _native(family, log_phi, history, prior, wide, start, keep):
+    """Posteriors of scalar effects by `ops.lattices`, groups of like size together."""
+    rows = lattices.sort_rows(history.codes, history.y, history.weights, history.eta, history.z[0], history.n_groups)
+    counts = np.diff(rows.begin)
+    by_size = np.argsort(np.minimum(counts, 65535).astype(np.uint16), kind="stable")  # of so few bits by radix
+    until = np.cumsum(counts[by_size] + 1)
+    ends = np.unique(np.searchsorted(until, np.arange(_NATIVE_PIECE, until[-1] + _NATIVE_PIECE, _NATIVE_PIECE)) + 1)
+    mean, sd = prior.mean[..., 0], prior.factor[..., 0, 0]
+    start = None if start is None else start[:, 0]
+
+    def piece(groups):
+        found = lattices.posteriors(family, log_phi, rows, groups, mean, sd, start, wide)
+        return groups, Posteriors(
+            mode=found.mode[None], mean=found.mean[None], curvature=np.square(found.curvature_sd)[None, None],
+            covariance=found.variance[None, None], first=found.first, step=found.step,
+            weights=found.weights.T if keep else None, slopes=None,
+        )  # fmt: skip
+
+    yield from in_order(piece, [groups for groups in np.split(by_size, ends) if len(groups)])
 
 
 def _gather(history, prior, start, at, n_slots):

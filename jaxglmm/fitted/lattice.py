@@ -13,6 +13,8 @@ import functools
 
 import numpy as np
 
+from jaxglmm.ops import lattices, native
+
 
 _NEIGHBOURS = 8  # nodes of the polynomial that inverts a distribution function
 _TINY = 1e-15
@@ -32,11 +34,16 @@ def _kernel_matrix(n: int) -> np.ndarray:
     return values[(np.arange(n)[None, :] - np.arange(n)[:, None]) + n - 1]
 
 
+@functools.lru_cache(8)
+def _fine_kernel(n: int) -> np.ndarray:
+    return lattices.fine_kernel(kernel, n)
+
+
 def quantiles(first: np.ndarray, step: np.ndarray, weights: np.ndarray, probabilities) -> np.ndarray:
     """Quantiles (g, Q) of g densities on lattices of their own.
 
-    The distribution function is turned into normal quantiles, which for a normal density are a straight line, and
-    the inverse is read off the polynomial through the eight nearest points.
+    Without the native library the distribution function is turned into normal quantiles, which for a normal density
+    are a straight line, and the inverse is read off the polynomial through the eight nearest points.
 
     Parameters
     ----------
@@ -46,6 +53,8 @@ def quantiles(first: np.ndarray, step: np.ndarray, weights: np.ndarray, probabil
     probabilities : (Q,)
         Each within (0, 1).
     """
+    if native.use_native():
+        return lattices.quantiles(weights.T, first, step, _fine_kernel(len(weights)), probabilities)
     from scipy.special import ndtri
 
     K = len(weights)

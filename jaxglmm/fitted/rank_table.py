@@ -151,7 +151,7 @@ def _source(fit, at: int, effect: int, data):
     def pieces():
         found = posteriors(state.family, state.log_dispersion, history, prior, nodes, layout=layout, keep=True)
         for groups, p in found:
-            yield Piece(groups, p.first, p.step, p.weights)
+            yield Piece(groups, p.mean[0], np.sqrt(p.covariance[0, 0]), p.first, p.step, p.weights)
 
     if history.n_groups * nodes.points.shape[1] > _KEPT:
         return native, levels, counts, pieces

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxglmm.fitted.lattice import kernel, quantiles
+from jaxglmm.fitted.threads import in_order
+from jaxglmm.ops import lattices
 
 
 _TABLE = 1 << 15  # points of the pooled distribution function, at least
@@ -29,9 +31,20 @@ _R_SAMPLE = 200_000  # groups that give their thresholds
 
 
 class Piece(NamedTuple):
-    """Posteriors of some groups on lattices: groups (g,), first point and spacing (g,), weights (K, g)."""
+    """Posteriors of some groups: moments, and the density on a lattice.
+
+    Attributes
+    ----------
+    groups : int (g,)
+    mean, sd : (g,)
+    first, step : (g,)
+        The points are (first + k) step, the spacing a power of two.
+    weights : (K, g)
+    """
 
     groups: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
     first: np.ndarray
     step: np.ndarray
     weights: np.ndarray
@@ -73,7 +86,7 @@ def normal_pieces(mean: np.ndarray, sd: np.ndarray, most: int = 1 << 16) -> Iter
         step = np.exp2(np.ceil(np.log2(8 * s / half)))
         middle = np.round(m / step)
         weights = np.exp(-0.5 * np.square(((middle + k) * step - m) / s))
-        yield Piece(groups, middle - half, step, weights / weights.sum(0))
+        yield Piece(groups, m, s, middle - half, step, weights / weights.sum(0))
 
 
 def rank_groups(
@@ -103,47 +116,60 @@ def rank_groups(
     for piece in pieces():
         span = max(span, float(np.max(np.abs((piece.first + len(piece.weights)) * piece.step), initial=0.0)))
         pool.add(_floored(piece, span))
-    table = pool.table()
+    table, below = pool.table(), pool.below()
     r = _RValues(pieces, span, table, n_groups) if r_values else None
-    cuts = [table.quantile(1 - alpha)] + ([] if threshold is None else [threshold])
-    out = np.empty((7 + len(cuts), n_groups))
+    cuts = np.array([table.quantile(1 - alpha)] + ([] if threshold is None else [threshold]))
     tail = 0.5 * (1 - interval)
-    for piece in pieces():
-        quantile = quantiles(*piece[1:], (tail, 1 - tail))
-        for part in _by_step(_floored(piece, span)):
-            h, first, weights = part.step[0], part.first, part.weights
-            mean, square = _expect(weights, first, [lambda i, h=h: i * h, lambda i, h=h: np.square(i * h)])
-            share = _expect(weights, first, [pool.above(h)])[0]
-            beyond = _expect(weights, first, [lambda i, h=h, c=c: kernel(i - c / h) for c in cuts])
-            out[:3, part.groups] = mean, np.sqrt(np.maximum(square - mean**2, 0)), share
-            out[7:, part.groups] = beyond
-            if r is not None:
-                out[5, part.groups] = r.values(part)
-        out[3:5, piece.groups] = 100 * table(quantile.T)
-    mean, sd, share, lower, upper, r_value, _, p_top, *rest = out
+
+    def ranked(piece):
+        floored = _floored(piece, span)
+        levels, level = _levels(floored)
+        ends = quantiles(piece.first, piece.step, piece.weights, (tail, 1 - tail))
+        parts = [
+            piece.mean,
+            piece.sd,
+            *_expect(floored, level, below.of(levels)),
+            *100 * table(ends.T),
+            *_expect(floored, level, _beyond(levels, len(floored.weights), cuts)),
+        ]
+        if r is not None:
+            parts.append(r.values(floored))
+        return piece.groups, np.stack(parts)
+
+    out = np.empty((5 + len(cuts) + r_values, n_groups))
+    for groups, found in in_order(ranked, pieces()):
+        out[:, groups] = found
+    mean, sd, share, lower, upper, p_top, *rest = out
     return Ranks(
         mean=mean, sd=sd, rank=0.5 + n_groups * share, percentile=100 * share, lower=lower, upper=upper,
-        p_top=np.clip(p_top, 0, 1), p_above=np.clip(rest[0], 0, 1) if rest else None,
-        r_value=r_value if r_values else None,
+        p_top=np.clip(p_top, 0, 1), p_above=None if threshold is None else np.clip(rest[0], 0, 1),
+        r_value=rest[-1] if r_values else None,
     )  # fmt: skip
 
 
-def _by_step(piece: Piece) -> Iterable[Piece]:
-    """Parts of one spacing each."""
-    for h in np.unique(piece.step):
-        here = piece.step == h
-        yield Piece(piece.groups[here], piece.first[here], piece.step[here], piece.weights[:, here])
+def _levels(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+    """The spacings of a piece, rising, and which of them each group has."""
+    levels, level = np.unique(piece.step, return_inverse=True)
+    return levels, level.astype(np.int32)
 
 
-def _expect(weights, first, functions) -> np.ndarray:
-    """sum_k weights_kg f(first_g + k) for functions of the lattice's numbers; (functions, g)."""
-    low, high = int(first.min()), int(first.max()) + len(weights)
-    values = np.stack([f(np.arange(low, high)) for f in functions])
-    at = (first - low).astype(np.int64)
-    out = np.zeros((len(functions), len(first)))
-    for k, weight in enumerate(weights):
-        out += weight * values[:, at + k]
-    return out
+def _expect(piece: Piece, level, tables: lattices.Tables) -> np.ndarray:
+    return lattices.expect(piece.weights.T, piece.first, level, tables)
+
+
+def _beyond(levels: np.ndarray, K: int, cuts: np.ndarray) -> lattices.Tables:
+    """Tables by which densities on lattices of these spacings give P(b > cut).
+
+    The kernel about each cut, out to where a window of K points lies on one side of it.
+    """
+    place = cuts / levels[:, None]
+    whole = np.floor(place)
+    i = np.arange(-2 * K, 2 * K + 1)
+    values = kernel(i - (place - whole)[..., None])
+    length = np.full(place.shape, len(i))
+    return lattices.Tables(
+        whole.astype(np.int64) - 2 * K, np.arange(place.size).reshape(place.shape) * len(i), length, values.ravel()
+    )
 
 
 def _floored(piece: Piece, span: float) -> Piece:
@@ -153,10 +179,12 @@ def _floored(piece: Piece, span: float) -> Piece:
     if not narrow.any():
         return piece
     K = len(piece.weights)
-    mean = np.einsum("kg,kg->g", piece.weights, (piece.first + np.arange(K)[:, None]) * piece.step)
-    first = np.where(narrow, np.round(mean / least) - K // 2, piece.first)
     mass = (np.arange(K) == K // 2)[:, None]
-    return Piece(piece.groups, first, np.where(narrow, least, piece.step), np.where(narrow, mass, piece.weights))
+    return piece._replace(
+        first=np.where(narrow, np.round(piece.mean / least) - K // 2, piece.first),
+        step=np.where(narrow, least, piece.step),
+        weights=np.where(narrow, mass, piece.weights),
+    )
 
 
 class _Pool:
@@ -167,16 +195,27 @@ class _Pool:
         self.masses: dict[float, tuple[int, np.ndarray]] = {}  # spacing -> number of the first point, masses
 
     def add(self, piece: Piece) -> None:
-        for part in _by_step(piece):
-            first, h = part.first.astype(np.int64), float(part.step[0])
-            low, high = int(first.min()), int(first.max()) + len(part.weights)
-            before, old = self.masses.get(h, (low, np.zeros(0)))
-            low, high = min(low, before), max(high, before + len(old))
-            mass = np.zeros(high - low)
-            mass[before - low : before - low + len(old)] = old
-            for k, weight in enumerate(part.weights):
-                mass += np.bincount(first + k - low, weight, high - low)
-            self.masses[h] = low, mass
+        K, first = len(piece.weights), piece.first.astype(np.int64)
+        levels, level = _levels(piece)
+        low, high = np.full(len(levels), np.iinfo(np.int64).max), np.full(len(levels), np.iinfo(np.int64).min)
+        np.minimum.at(low, level, first)
+        np.maximum.at(high, level, first + K)
+        end = np.cumsum(high - low)
+        at, own = end - (high - low), np.zeros(end[-1])
+        lattices.add(piece.weights.T, first, level, low, at, own)
+        for v, h in enumerate(levels.tolist()):
+            before, old = self.masses.get(h, (low[v], np.zeros(0)))
+            begin = min(low[v], before)
+            mass = np.zeros(max(high[v], before + len(old)) - begin)
+            mass[before - begin : before - begin + len(old)] += old
+            mass[low[v] - begin : high[v] - begin] += own[at[v] : end[v]]
+            self.masses[h] = int(begin), mass
+
+    def below(self) -> "_Below":
+        """F on the lattices of all spacings, as far as densities reach."""
+        return _Below(
+            {h: (first, self.above(h)(np.arange(first, first + len(mass)))) for h, (first, mass) in self.masses.items()}
+        )
 
     def above(self, h: float) -> Callable[[np.ndarray], np.ndarray]:
         """i -> mean over groups of P(b < i h), i consecutive, in the form to be averaged over a density of spacing h.
@@ -214,6 +253,19 @@ class _Pool:
         return _Table(i * h, np.maximum.accumulate(np.clip(self.above(h)(i), 0, 1)))
 
 
+@dataclass(frozen=True)
+class _Below:
+    """The pooled distribution function by spacing: number of the first point, values."""
+
+    values: dict[float, tuple[int, np.ndarray]]
+
+    def of(self, levels: np.ndarray) -> lattices.Tables:
+        found = [self.values[h] for h in levels.tolist()]
+        length = np.array([[len(v)] for _, v in found])
+        at = np.cumsum(length)[:, None] - length
+        return lattices.Tables(np.array([[o] for o, _ in found]), at, length, np.concatenate([v for _, v in found]))
+
+
 class _Table:
     """The pooled distribution function at any point, and its quantiles."""
 
@@ -235,31 +287,18 @@ class _RValues:
         self.alpha = np.square(np.arange(1, _R_POINTS) / _R_POINTS)
         self.cuts = table.quantile(1 - self.alpha)
         stride = -(-n_groups // _R_SAMPLE)
-        sample = []
-        for piece in pieces():
+
+        def beyond(piece):
             kept = piece.groups % stride == 0
-            sample.append(self._beyond(_floored(Piece(*(v[..., kept] for v in piece)), span)))
-        V = np.concatenate(sample, 1)
-        self.least = np.array([np.quantile(v, 1 - a) for v, a in zip(V, self.alpha, strict=True)])
+            return self._beyond(_floored(Piece(*(v[..., kept] for v in piece)), span))
+
+        V = np.concatenate(list(in_order(beyond, pieces())), 1)
+        self.least = np.array(list(in_order(lambda at: np.quantile(V[at], 1 - self.alpha[at]), range(len(V)))))
 
     def _beyond(self, piece) -> np.ndarray:
         """V (alphas, g)."""
-        from scipy.sparse import csr_array
-
-        out = np.empty((len(self.alpha), len(piece.groups)))
-        for h in np.unique(piece.step):
-            here = np.flatnonzero(piece.step == h)
-            weights, first = piece.weights[:, here], piece.first[here].astype(np.int64)
-            low, high = int(first.min()), int(first.max()) + len(weights)
-            values = kernel(np.arange(low, high)[:, None] - self.cuts / h)
-            K = len(weights)
-            columns = (first - low)[:, None] + np.arange(K)
-            matrix = csr_array(
-                (weights.T.ravel(), columns.ravel(), np.arange(0, K * len(here) + 1, K)),
-                shape=(len(here), high - low),
-            )
-            out[:, here] = (matrix @ values).T
-        return out
+        levels, level = _levels(piece)
+        return _expect(piece, level, _beyond(levels, len(piece.weights), self.cuts))
 
     def values(self, piece) -> np.ndarray:
         """r-value (g,) of some groups."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import keyword
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -150,14 +151,19 @@ def _remember(user: str, rewritten: str, display: dict[str, str]) -> None:
 
 
 def _alias(name: str, columns: Collection[str], aliases: dict[str, str]) -> str:
-    if name.isidentifier():
+    if _python_name(name):
         return name
     base = re.sub(r"\W", "_", name)
-    alias = base if base.isidentifier() else f"_{base}"
+    alias = base if _python_name(base) else f"_{base}"
     while alias in columns or aliases.get(alias, name) != name:
         alias += "_"
     aliases[alias] = name
     return alias
+
+
+def _python_name(name: str) -> bool:
+    """R's columns may be called `yield`, `class` or `lambda`."""
+    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def check_expression(
@@ -227,9 +233,9 @@ def _check_call(node: ast.Call, text: str, functions: Mapping[str, Any]) -> None
     most = called.nin if isinstance(called, np.ufunc) else 3 if called is np.clip else len(node.args)
     if len(node.args) > most or any(isinstance(argument, ast.Starred) for argument in node.args):
         raise FormulaError(f"{ast.unparse(node)!r} has too many arguments; expected {most}.")
-    for keyword in node.keywords:
-        if isinstance(called, np.ufunc) or keyword.arg in (None, "out", "inplace", "copy"):
-            raise FormulaError(f"the argument {keyword.arg or '**'!r} in {text!r} may not be used in a formula.")
+    for argument in node.keywords:
+        if isinstance(called, np.ufunc) or argument.arg in (None, "out", "inplace", "copy"):
+            raise FormulaError(f"the argument {argument.arg or '**'!r} in {text!r} may not be used in a formula.")
 
 
 def _check_attribute(node: ast.Attribute, text: str) -> None:

@@ -42,6 +42,10 @@ class Schur(AbstractSolver):
     def cheap(self) -> AbstractSolver:
         return self.helper or self
 
+    @property
+    def rough(self) -> AbstractSolver:
+        return self.cheap if self.helper is None else self.helper.rough
+
     def factorise(self, design: RowDesign, H: Blocks) -> "SchurFactorisation":
         return SchurFactorisation(design, H)
 

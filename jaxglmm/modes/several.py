@@ -70,7 +70,7 @@ def find_modes(design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta,
     for _ in range(_MAX_ITERATIONS):
         g = effect_scores(design, factors, s) - u
         H = standardised(normal_equations(design, w), factors)
-        step = solver.cheap.factorise(design, H).solve(g[:, None])[:, 0]
+        step = solver.rough.factorise(design, H).solve(g[:, None])[:, 0]
         decrement = step @ g
         if decrement <= _CLOSE:
             u = u + step

@@ -60,6 +60,11 @@ class AbstractSolver(eqx.Module):
         """A solver that finds the same solutions, where factorising costs many times what a product with H does."""
         return self
 
+    @property
+    def rough(self) -> "AbstractSolver":
+        """A solver good enough for a step that is followed by others."""
+        return self.cheap
+
     @abc.abstractmethod
     def factorise(self, design: RowDesign, H: Blocks) -> AbstractFactorisation:
         """Prepare H for solving.

@@ -25,7 +25,8 @@ from jaxglmm.ops.group import map_groups
 from jaxglmm.ops.programs import program
 
 
-# The lattice reaches `wide` prior sds to each side, or twice that many sds of the curvature where those are fewer.
+# The lattice reaches `wide` prior sds to each side, or `by_curvature` times that many sds of the curvature where those
+# are fewer: more without log-concavity, where a flat tail may begin beside a sharp peak.
 WIDE = 9.0
 _LATTICE = 160  # intervals: with WIDE a spacing of at most 0.23 prior sds and 0.45 sds of the curvature
 _COARSEST = 0.5  # of the lattice, on the scale of eta: the poles of a logistic curve are pi away
@@ -40,13 +41,16 @@ class Lattice(NamedTuple):
     points : (1, K)
     wide : float
         Reach in prior standard deviations.
+    by_curvature : float
+        Reach in standard deviations of the curvature, as a multiple of `wide`.
     """
 
     points: Array
     wide: float
+    by_curvature: float
 
 
-def lattice(scale: float, wide: float = WIDE) -> Lattice:
+def lattice(scale: float, wide: float = WIDE, log_concave: bool = True) -> Lattice:
     """The lattice for effects that move eta by `scale` a prior standard deviation (|z| times sd).
 
     Parameters
@@ -54,12 +58,15 @@ def lattice(scale: float, wide: float = WIDE) -> Lattice:
     scale : float
     wide : float
         Reach in prior standard deviations: 9 for densities in full, less where their tails do not count.
+    log_concave : bool
+        Whether the rows' log-densities are concave in eta.
     """
-    intervals = _LATTICE * wide / WIDE
+    by_curvature = 2.0 if log_concave else 8.0
+    intervals = _LATTICE * wide / WIDE * by_curvature / 2
     while 2 * wide * scale / intervals > _COARSEST and intervals < _MOST_INTERVALS:
         intervals *= 2
     half = int(np.ceil(intervals / 2))
-    return Lattice(np.arange(-half, half + 1.0)[None], wide)
+    return Lattice(np.arange(-half, half + 1.0)[None], wide, by_curvature)
 
 
 def node_rule(n_effects: int, each: int) -> Nodes:
@@ -205,7 +212,7 @@ def _place(nodes, prior, factor, u, M):
         return nothing, nothing, u, np.sqrt(2.0) * M
     sd = factor[0, 0]
     half = nodes.points.shape[1] // 2
-    reach = sd * jnp.minimum(nodes.wide, 2 * nodes.wide * M[0, 0])
+    reach = sd * nodes.wide * jnp.minimum(1.0, nodes.by_curvature * M[0, 0])
     step = jnp.ldexp(jnp.ones_like(sd), jnp.ceil(jnp.log2(reach / half)).astype(jnp.int32))
     middle = jnp.round((prior[0] + sd * u[0]) / step)
     return middle - half, step, ((middle * step - prior[0]) / sd)[None], (step / sd)[None, None]

@@ -44,12 +44,22 @@ def covers(family, design) -> bool:
     )
 
 
+def covers_family(family) -> bool:
+    """Whether arrays go to the CPU by default, and the native library is there and has this family."""
+    return _platforms(None) == {"cpu"} and (family.name, family.link) in FAMILIES and native.use_native()
+
+
 def _platforms(X) -> set[str]:
     """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones."""
     if isinstance(X, jax.Array) and not isinstance(X, Tracer):
         return {device.platform for device in X.devices()}
+    return {default_platform()}
+
+
+def default_platform() -> str:
+    """Where JAX puts new arrays."""
     default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
-    return {default if isinstance(default, str) else default.platform}
+    return default if isinstance(default, str) else default.platform
 
 
 def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=True):
@@ -72,7 +82,7 @@ def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=Tr
     index, (slots, p), term = design.index, design.X.shape, design.terms[0]
     S = term.z.shape[0]
     m = p + S * (S + 1) // 2 + 1
-    kept = _places(term.covariance, p)
+    kept = places(term.covariance, p)
     result = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((), psi.dtype), ((m,), psi.dtype), ((m, m), psi.dtype), ((S, slots), start.dtype))
@@ -92,7 +102,7 @@ def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=Tr
     return value, gradient, hessian, modes
 
 
-def _places(covariance, p):
+def places(covariance, p):
     """Where the kernel has psi: it takes Lambda's whole lower triangle, by columns."""
     S = covariance.n_effects
     rows, columns = covariance.entries

@@ -1,21 +1,18 @@
 """Maximise very many marginal likelihoods at once: start, boundary and number of nodes of every lane.
 
-What `optimise.marginal_fit` does for one fit, in the same coordinates and by the same rules, for all lanes of a
-`Batch` together. Lanes with several effects a group that end near a boundary, and lanes that do not get to an end,
-are fitted again one by one, by that very code.
+What `optimise.marginal_fit` does for one fit, in the same coordinates and by the same rules, for all lanes together.
+Lanes with several effects a group that end near a boundary, and lanes that do not get to an end, are fitted again one
+by one, by that very code.
 """
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.design.batch import Batch
 from jaxglmm.errors import ConvergenceError, DataError
-from jaxglmm.model.covariance import Covariance
-from jaxglmm.objectives.evaluate_many import GroupSpread, evaluate_glm_many, evaluate_many, group_spread_many
+from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
 from jaxglmm.optimise.marginal_fit import (
     BOUNDED_LINKS,
@@ -31,8 +28,6 @@ from jaxglmm.optimise.marginal_fit import (
 )
 
 
-# Lanes that are evaluated together: as fewer remain they move to smaller arrays, one program for each size.
-CAPACITIES = (8, 64, 512)
 # Decrement at which a fit without random effects is good for a start.
 _LOOSE = 1e-3
 # A linear predictor of this size may mean a perfect prediction (`check_separation` decides).
@@ -73,10 +68,10 @@ class BatchSolution:
 
 
 def fit_lanes(
-    family, batch: Batch, *, intercept: int | None, names, n_agq: int = 1, auto: bool = False, tol: float = 1e-12,
-    max_iterations: int = 100,
+    family, lanes: RowLanes | DesignLanes, *, intercept: int | None, names, n_agq: int = 1, auto: bool = False,
+    tol: float = 1e-12, max_iterations: int = 100,
 ) -> BatchSolution:  # fmt: skip
-    """Fit every lane; at most `CAPACITIES[-1]` of them. Needs x64.
+    """Fit every lane. Needs x64.
 
     Parameters
     ----------
@@ -85,7 +80,7 @@ def fit_lanes(
     auto : bool
         Climb `NODE_LADDER` in each lane until more nodes make no difference there.
     """
-    fitter = _Fitter(family, batch, intercept, names, tol, max_iterations)
+    fitter = _Fitter(family, lanes, intercept, names, tol, max_iterations)
     fitter.fit_glm()
     if fitter.S:
         fitter.fit_marginal(n_agq, auto)
@@ -95,76 +90,13 @@ def fit_lanes(
     return fitter.out
 
 
-class _Lanes:
-    """Evaluations of some lanes, on arrays that shrink with their number, with warm-started modes."""
-
-    def __init__(self, family, batch: Batch):
-        self.family, self.B = family, batch.size
-        self.shared, self.own = jax.device_put(batch.shared), jax.device_put(batch.own)
-        design = batch.lane(0)
-        self.S, self.slots = design.terms[0].z.shape if design.terms else (0, 0)
-        self.modes = jnp.zeros((self.B, self.S, self.slots))
-        self.evaluations = np.zeros(self.B, int)
-        self._hold(np.arange(self.B))
-
-    def _hold(self, which):
-        """Move to arrays of these lanes alone."""
-        capacity = next(c for c in CAPACITIES if c >= len(which))
-        # Beyond the last lane: clipped when it is read, dropped when it is written.
-        self.held = np.concatenate([which, np.full(capacity - len(which), self.B)])
-        self.place = np.full(self.B, -1)
-        self.place[which] = np.arange(len(which))
-        self.part, self.part_modes = _take((self.own, self.modes), jnp.asarray(self.held))
-
-    def _points(self, which, psi):
-        """psi in the order of what is held, NaN elsewhere."""
-        smaller = len(which) <= len(self.held) // 4 and len(self.held) > CAPACITIES[0]
-        if smaller or (self.place[which] < 0).any():
-            self.modes = _put(self.modes, jnp.asarray(self.held), self.part_modes)
-            self._hold(which)
-        out = np.full((len(self.held), psi.shape[1]), np.nan)
-        out[self.place[which]] = psi
-        self.evaluations[which] += 1
-        return jnp.asarray(out)
-
-    def __call__(self, which, psi, nodes):
-        points = self._points(which, psi)
-        *found, self.part_modes = evaluate_many(self.family, self.shared, self.part, nodes, points, self.part_modes)
-        return [np.asarray(v)[self.place[which]] for v in found]
-
-    def glm(self, which, psi):
-        """Without random effects, whether the designs have them or not."""
-        points = self._points(which, psi)
-        found = evaluate_glm_many(self.family, self.shared, self.part, points)
-        return [np.asarray(v)[self.place[which]] for v in found]
-
-    def spread(self, psi) -> GroupSpread:
-        """Of all lanes."""
-        points = self._points(np.arange(self.B), psi)
-        found = group_spread_many(self.family, self.shared, self.part, points)
-        return jax.tree.map(lambda v: np.asarray(v)[self.place], found)
-
-
-@jax.jit
-def _take(arrays, which):
-    return jax.tree.map(lambda v: jnp.take(v, which, axis=0, mode="clip"), arrays)
-
-
-@jax.jit
-def _put(array, which, values):
-    return array.at[which].set(values, mode="drop")
-
-
 class _Fitter:
     """The steps of a fit, for all lanes that have not failed."""
 
-    def __init__(self, family, batch, intercept, names, tol, max_iterations):
-        self.family, self.batch, self.intercept, self.names = family, batch, intercept, names
+    def __init__(self, family, lanes, intercept, names, tol, max_iterations):
+        self.family, self.lanes, self.intercept, self.names = family, lanes, intercept, names
         self.tol, self.max_iterations = tol, max_iterations
-        self.lanes = _Lanes(family, batch)
-        design = batch.lane(0)
-        self.B, self.p, self.S = batch.size, design.X.shape[1], self.lanes.S
-        self.covariance = design.terms[0].covariance if self.S else Covariance(())
+        self.B, self.p, self.S, self.covariance = lanes.B, lanes.p, lanes.S, lanes.covariance
         diagonal = self.covariance.diagonal
         self.part = slice(self.p, self.p + len(diagonal))
         m = self.p + len(diagonal) + 1
@@ -193,7 +125,8 @@ class _Fitter:
         self.groups = self.lanes.spread(self.glm.x)
         for i in np.flatnonzero(~(self.groups.largest < _LARGE_ETA)):
             one = SimpleNamespace(x=self.glm.x[i], step=self.glm.step[i])
-            self.attempt(i, lambda i=i, one=one: check_separation(self.batch.lane(i), one, self.names, self.intercept))
+            check = lambda i=i, one=one: check_separation(self.lanes.design(i), one, self.names, self.intercept)
+            self.attempt(i, check)
         if not self.S:
             self.store(np.arange(self.B), self.glm, np.tile(self.all_free, (self.B, 1)))
             self.again |= ~self.glm.converged
@@ -208,13 +141,12 @@ class _Fitter:
     def _start(self):
         """Where the fits without random effects begin, as in `marginal_fit.fit_glm`."""
         x = np.zeros((self.B, self.p + 1))
-        y, weights, offset = (self.batch.stacked(name) for name in ("y", "weights", "offset"))
-        start = self.family.start  # looking up a method of an equinox module takes longer than this one does
-        eta, x[:, -1] = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
+        eta, x[:, -1] = self.lanes.start()
         if self.intercept is not None:
-            x[:, self.intercept] = eta - np.einsum("bn,bn->b", offset, weights) / np.sum(weights, 1)
+            x[:, self.intercept] = eta
         elif self.family.positive_eta and self.p:
-            for i, X in enumerate(self.batch.stacked("X")):
+            for i in range(self.B):
+                X = np.asarray(self.lanes.design(i).X)
                 x[i, : self.p] = np.linalg.lstsq(X, np.full(len(X), eta[i]), rcond=None)[0]
         return x
 
@@ -238,7 +170,7 @@ class _Fitter:
         else:
             rows, columns = self.covariance.entries
             for i in a:
-                design = self.batch.lane(i)
+                design = self.lanes.design(i)
                 z = np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0]
                 base = base_factor(self.covariance, z, self.groups.level[i])
                 block = base[np.ix_(rows, rows)] * (columns[:, None] == columns[None, :])
@@ -353,7 +285,7 @@ class _Fitter:
                 self.attempt(i, lambda i=i: self._fit_alone(i, n_agq, auto))
 
     def _fit_alone(self, i, n_agq, auto):
-        design = jax.device_put(self.batch.lane(i))
+        design = jax.device_put(self.lanes.design(i))
         out = self.out
         glm, groups = fit_glm(self.family, design, self.intercept, names=self.names, tol=self.tol)
         if not self.S:

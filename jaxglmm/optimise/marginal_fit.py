@@ -210,6 +210,9 @@ def fit_marginal(
             if above is None or state.agrees(result, padded_nodes(above, S)):
                 break
     result, free = state.settle(result, nodes)
+    if not determinant:
+        # A ridge is compared digit by digit, not in standard errors: the step that is known already is taken.
+        result = replace(result, x=result.x + _newton_step(result, free))
     # With a zero variance the fit without random effects is a rival that an interior start may not reach.
     if fixed_factor is None and glm is not None and glm.value > result.value + 1e-9 * abs(glm.value):
         free = state.free.copy()
@@ -232,6 +235,13 @@ def fit_marginal(
     convergence.passes = float(state.evaluations + (0 if glm is None else glm.iterations + 1) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
+
+
+def _newton_step(result, free):
+    step, kept = np.zeros_like(result.x), np.flatnonzero(free)
+    if result.converged and len(kept):
+        step[kept] = np.linalg.lstsq(-result.hessian[np.ix_(kept, kept)], result.gradient[kept])[0]
+    return step
 
 
 def base_factor(covariance, z, level) -> np.ndarray:

@@ -13,12 +13,13 @@ Friedman, Hastie & Tibshirani (2010), J. Stat. Softw. 33(1). Tibshirani et al. (
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.scores import glm_scores, linear_predictor, marginal_scores
@@ -120,6 +121,7 @@ class Point:
     loss: float = np.nan
     gradient: np.ndarray | None = None  # in all columns, then in the free entries of `rest`
     curvature: Curvature = field(default_factory=Curvature)
+    outside: tuple | None = None  # of the last evaluation, where it read all columns: x, and the gradient in them
     passes: float = 0.0
 
 
@@ -171,6 +173,7 @@ class PathSolver:
     def __init__(self, columns, weights: Weights, models, points, *, tol=1e-9, max_iterations=200):
         self.columns, self.weights, self.models, self.points = columns, weights, list(models), list(points)
         self.tol, self.max_iterations = tol, max_iterations
+        self.blas = ThreadpoolController()
         self.spread = [np.abs(point.rest) for point in points]
         self.working = np.zeros(0, int)
         self.X = None
@@ -184,7 +187,7 @@ class PathSolver:
         self._cover(np.flatnonzero((point.beta != 0) | (self.weights.factors == 0)), point, l1)
         x = np.append(point.beta[self.working], point.rest[model.free])
         point.loss, gradient, point.curvature.matrix = self._at(model, point, self.working, x, True)
-        self._keep_gradient(model, point, self.working, gradient)
+        self._keep_gradient(model, point, self.working, gradient, x)
 
     def loglik(self, i) -> float:
         """Log-likelihood of a model where it stands; a prior's logarithm is not in it."""
@@ -219,7 +222,9 @@ class PathSolver:
 
     def solve(self, lam: float) -> list[Solution]:
         """Solutions of all models at lambda."""
-        return [self._solve(i, lam) for i in range(len(self.models))]
+        # On a busy machine threads wait for each other at each of many small products.
+        with self.blas.limit(limits=1, user_api="blas"):
+            return [self._solve(i, lam) for i in range(len(self.models))]
 
     # --- One model -----------------------------------------------------------------------------------------
 
@@ -245,7 +250,7 @@ class PathSolver:
             iterations += found.iterations
             point.beta[W], point.loss = found.x[: len(W)], found.loss
             point.rest[model.free] = found.x[len(W) :]
-            self._keep_gradient(model, point, W, found.gradient)
+            self._keep_gradient(model, point, W, found.gradient, found.x)
             outside = self._violations(point, W, l1)
             violated = outside > max(self.tol, 0.5 * outside.max(initial=0.0))
             if not found.converged:
@@ -279,15 +284,34 @@ class PathSolver:
 
         return Penalised(pad(l1, 0.0), pad(l2, 0.0), pad(self.weights.unit, 1.0), len(W), longest)
 
-    def _at(self, model, point, W, x, second):
-        """Mean loss, gradient and Hessian in (coefficients of W, free rest)."""
+    def _at(self, model, point, W, x, second, last=False):
+        """Mean loss, gradient and Hessian in (coefficients of W, free rest).
+
+        Where x is the `last` of its lambda, columns outside of W are read with the others, for their conditions.
+        """
         rest = point.rest.copy()
         rest[model.free] = x[len(W) :]
-        psi = jnp.asarray(np.append(x[: len(W)], rest))
-        design = eqx.tree_at(lambda d: d.X, model.design, self.X)
-        point.passes += len(W) / max(len(self.weights.factors), 1)
+        X, inside, beta = self.X, np.ones(len(W), bool), x[: len(W)]
+        p = len(self.weights.factors)
+        if last and not second and self.columns.dense is not None:
+            X, inside, beta = self.columns.dense, np.zeros(p, bool), np.zeros(p)
+            inside[W], beta[W] = True, x[: len(W)]
+        value, gradient, hessian = self._evaluate(model, point, X, np.append(beta, rest), second)
+        point.outside = None if len(beta) == len(W) else (x, -gradient[:p] / model.total)
+        if model.prior is not None:
+            extra = model.prior(x[: len(W)], rest, W)
+            gradient = gradient[np.append(inside, np.ones(len(rest), bool))]
+            value, gradient, hessian = value + extra[0], gradient + extra[1], hessian + extra[2] if second else None
+            inside = np.ones(len(W), bool)
+        kept = np.append(inside, model.free)
+        loss = -value / model.total if np.isfinite(gradient).all() else np.inf
+        return loss, -gradient[kept] / model.total, -hessian[np.ix_(kept, kept)] / model.total if second else None
+
+    def _evaluate(self, model, point, X, psi, second):
+        design = replace(model.design, X=X)
+        point.passes += X.shape[1] / max(len(self.weights.factors), 1)
         if model.nodes is None:
-            value, gradient, hessian, _ = evaluate_glm(model.family, design, psi, second=second)
+            value, gradient, hessian, _ = evaluate_glm(model.family, design, jnp.asarray(psi), second=second)
         else:
             e = evaluate(
                 model.family, design, model.nodes, psi, point.modes, determinant=model.determinant, second=second
@@ -295,13 +319,7 @@ class PathSolver:
             value, gradient, hessian = e.value, e.gradient, e.hessian
             if np.isfinite(float(value)):
                 point.modes = e.modes
-        value, gradient, hessian = float(value), np.asarray(gradient), np.asarray(hessian)
-        if model.prior is not None:
-            extra = model.prior(x[: len(W)], rest, W)
-            value, gradient, hessian = value + extra[0], gradient + extra[1], hessian + extra[2]
-        kept = np.append(np.ones(len(W), bool), model.free)
-        loss = -value / model.total if np.isfinite(gradient).all() else np.inf
-        return loss, -gradient[kept] / model.total, -hessian[np.ix_(kept, kept)] / model.total if second else None
+        return float(value), np.asarray(gradient), np.asarray(hessian)
 
     # --- Columns -------------------------------------------------------------------------------------------
 
@@ -326,13 +344,12 @@ class PathSolver:
         for other in self.points:
             other.curvature = Curvature()
 
-    def _keep_gradient(self, model, point, W, gradient) -> None:
-        """The gradient in all columns, of which `gradient` has those of W and the free rest."""
+    def _keep_gradient(self, model, point, W, gradient, x) -> None:
+        """The gradient at x in all columns, of which `gradient` has those of W and the free rest."""
         p = len(self.weights.factors)
         point.gradient = np.zeros(p + len(gradient) - len(W))
         if len(W) < len(self.weights.usable):
-            point.gradient[:p] = self._full_gradient(model, point, W)
-            point.passes += 1
+            point.gradient[:p] = self._full_gradient(model, point, W, x)
         point.gradient[W], point.gradient[p:] = gradient[: len(W)], gradient[len(W) :]
 
     def _violations(self, point, W, l1) -> np.ndarray:
@@ -342,8 +359,12 @@ class PathSolver:
         excess = np.abs(point.gradient[: len(l1)]) - np.where(outside, l1, 0.0)
         return np.where(outside, np.maximum(excess, 0.0) * self.weights.unit, 0.0)
 
-    def _full_gradient(self, model, point, W) -> np.ndarray:
-        """Gradient (p,) of the mean loss in all columns, where only those of W have coefficients."""
+    def _full_gradient(self, model, point, W, x) -> np.ndarray:
+        """Gradient (p,) of the mean loss at x in all columns, where only those of W have coefficients."""
+        if self.columns.dense is not None:
+            if point.outside is None or not np.array_equal(point.outside[0], x):
+                self._at(model, point, W, x, False, True)
+            return point.outside[1]
         design, rest = model.design, jnp.asarray(point.rest)
         eta = linear_predictor(self.X, jnp.asarray(point.beta[W]), design.offset)
         rows = (design.y, design.weights)
@@ -354,6 +375,7 @@ class PathSolver:
                 model.family, rows, design.terms[0], model.nodes, eta, rest[:-1], rest[-1], point.modes,
                 determinant=model.determinant,
             )  # fmt: skip
+        point.passes += 1
         return -self.columns.against(np.asarray(scores)) / model.total
 
     # --- Variances at zero, degrees of freedom -------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Each step minimises the penalised quadratic model of the loss exactly, by an active-set method on the m x m Hessian,
 and searches along the way there on the true objective. A Hessian is kept while steps with it shrink the residual of
-the optimality (KKT) conditions fast, so that neighbouring problems of a path share one.
+the optimality (KKT) conditions fast, so that neighbouring problems of a path share one; each step teaches it.
 
 References
 ----------
@@ -66,6 +66,15 @@ class Curvature:
     matrix: np.ndarray | None = None
     rate: float = 1.0
 
+    def learn(self, step: np.ndarray, change: np.ndarray) -> None:
+        """Make the matrix agree with the gradient's change (m,) along a step (m,), by the BFGS formula."""
+        along, product = step @ change, self.matrix @ step
+        size = step @ product
+        if along > 1e-3 * size > 0:
+            self.matrix = (
+                self.matrix + np.outer(change, change) / along - np.outer(product, product) / size
+            )  # not in place: it may be another's
+
 
 @dataclass(frozen=True)
 class ProximalResult:
@@ -79,7 +88,7 @@ class ProximalResult:
     converged: bool
 
 
-Evaluations = Generator[tuple[np.ndarray, bool], tuple[float, np.ndarray, np.ndarray | None], ProximalResult]
+Evaluations = Generator[tuple[np.ndarray, bool, bool], tuple[float, np.ndarray, np.ndarray | None], ProximalResult]
 
 
 def proximal_newton(
@@ -87,7 +96,7 @@ def proximal_newton(
 ) -> Evaluations:
     """Minimise, asking for evaluations: a generator, so that many problems can be evaluated together.
 
-    Yields (x, second) and is sent (loss, gradient, Hessian where `second`).
+    Yields (x, second, last) and is sent (loss, gradient, Hessian where `second`); `last` where x looks like the answer.
 
     Parameters
     ----------
@@ -104,7 +113,7 @@ def proximal_newton(
     """
     x = np.array(x0, float)
     if known is None or curvature.matrix is None:
-        loss, gradient, curvature.matrix = yield x, True
+        loss, gradient, curvature.matrix = yield x, True, False
     else:
         loss, gradient = known
     kkt = float(np.max(penalised.violations(x, gradient), initial=0.0))
@@ -120,7 +129,7 @@ def proximal_newton(
             trial = target if share == 1 else x + share * step
             gain = gradient @ (trial - x) + penalised.value(trial) - penalised.value(x)
             second = curvature.rate > _SLOW
-            new = yield trial, second
+            new = yield trial, second, curvature.rate * kkt <= tol
             iterations += 1
             if np.isfinite(new[0]) and new[0] + penalised.value(trial) <= before + 1e-4 * min(gain, 0.0) + slack:
                 accepted = True
@@ -129,21 +138,23 @@ def proximal_newton(
         if not accepted:
             if fresh or iterations >= max_iterations:
                 break
-            loss, gradient, curvature.matrix = yield x, True
+            loss, gradient, curvature.matrix = yield x, True, False
             fresh, iterations = True, iterations + 1
             continue
+        if second:
+            curvature.matrix = new[2]
+        else:
+            curvature.learn(trial - x, new[1] - gradient)
         x, loss, gradient = trial, new[0], new[1]
         previous, kkt = kkt, float(np.max(penalised.violations(x, gradient), initial=0.0))
         curvature.rate = kkt / previous if share == 1 else 1.0
         fresh = second
-        if second:
-            curvature.matrix = new[2]
     limit = tol if iterations >= max_iterations else max(tol, _ROUNDING)
     return ProximalResult(x, loss, gradient, kkt, iterations, kkt <= limit)
 
 
 def drive(steps: Evaluations, evaluate: Callable) -> ProximalResult:
-    """Run one minimiser with `evaluate(x, second)`."""
+    """Run one minimiser with `evaluate(x, second, last)`."""
     try:
         asked = next(steps)
         while True:
@@ -166,12 +177,7 @@ def minimise_model(hessian, gradient, x, penalised: Penalised) -> np.ndarray:
     A = (hessian + np.diag(penalised.l2)) * np.outer(scale, scale)
     slope = gradient + penalised.l2 * x
     every, near = np.ones(len(x), bool), (x != 0) | (np.abs(slope) >= penalised.l1)
-    apart = A.copy()
-    apart[: penalised.width, penalised.width :] = apart[penalised.width :, : penalised.width] = 0.0
-    values, vectors = np.linalg.eigh(apart[penalised.width :, penalised.width :])
-    apart[penalised.width :, penalised.width :] = vectors * np.maximum(np.abs(values), 1e-3) @ vectors.T
-    tries = [(A, every, 0.0), (A, every, _LEAST_SHIFT), (A, near, _LEAST_SHIFT)]
-    for matrix, kept, shift in [*tries, *((apart, every, shift) for shift in _SHIFTS)]:
+    for matrix, kept, shift in _convex_forms(A, penalised.width, every, near):
         shifted = matrix[np.ix_(kept, kept)] + shift * np.eye(int(kept.sum()))
         try:
             definite = np.min(np.diag(np.linalg.cholesky(shifted)), initial=1.0) ** 2 > 0.1 * _LEAST_SHIFT
@@ -183,6 +189,15 @@ def minimise_model(hessian, gradient, x, penalised: Penalised) -> np.ndarray:
             out[kept] = scale[kept] * minimise_quadratic(shifted, b, (scale * penalised.l1)[kept], start)
             return out
     return x - 0.01 * gradient / diagonal
+
+
+def _convex_forms(A, width, every, near):
+    yield from ((A, every, 0.0), (A, every, _LEAST_SHIFT), (A, near, _LEAST_SHIFT))
+    apart = A.copy()
+    apart[:width, width:] = apart[width:, :width] = 0.0
+    values, vectors = np.linalg.eigh(apart[width:, width:])
+    apart[width:, width:] = vectors * np.maximum(np.abs(values), 1e-3) @ vectors.T
+    yield from ((apart, every, shift) for shift in _SHIFTS)
 
 
 def minimise_quadratic(A, b, l1, x) -> np.ndarray:

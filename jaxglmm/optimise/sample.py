@@ -32,7 +32,7 @@ class Start:
     psi : (m,) or None
         Of all parameters; None also where the sample's fit is singular or did not converge.
     base : (S, S) or None
-        Lambda_0 of the sample, where the random effects are so clear in it that all rows need no fit without them: a
+        Lambda_0, where the random effects are held or so clear in the sample that all rows need no fit without them: a
         sample that no direction separates cannot lie within rows that one does.
     passes : float
         What it cost, in passes over all rows.
@@ -84,8 +84,11 @@ def sample_groups(design):
     )  # fmt: skip
 
 
-def sampled_start(family, design, intercept, *, names, n_agq=1, auto=False) -> Start:
-    """Fit a sample of the groups, where that is worth it: with many groups and a native pass."""
+def sampled_start(family, design, intercept, *, names, factor=None, determinant=True, n_agq=1, auto=False) -> Start:
+    """Fit a sample of the groups, where that is worth it: with many groups and a native pass.
+
+    `factor` is Lambda where it is held, and `determinant` False for the joint likelihood.
+    """
     if not fused.covers(family, design) or (part := sample_groups(design)) is None:
         return Start()
     share = part.y.shape[0] / design.y.shape[0]
@@ -96,10 +99,14 @@ def sampled_start(family, design, intercept, *, names, n_agq=1, auto=False) -> S
     if not glm.converged:
         return Start()
     nodes = NODE_LADDER[1][0] if auto else n_agq
-    solution = fit_marginal(family, part, glm, groups, n_agq=nodes, tol=_TOLERANCE)
+    solution = fit_marginal(
+        family, part, glm, groups, n_agq=nodes, fixed_factor=factor, determinant=determinant, tol=_TOLERANCE
+    )
     passes = share * solution.convergence.passes
     if not solution.convergence.converged or solution.convergence.singular:
         return Start(glm.x, passes=passes)
+    if factor is not None:
+        return Start(glm.x, solution.psi, np.eye(len(factor)), passes)
     clear = solution.value - glm.value > _CLEAR
     return Start(glm.x, solution.psi, _base(part, groups) if clear else None, passes)
 

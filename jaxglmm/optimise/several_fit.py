@@ -53,8 +53,8 @@ class SeveralSolution:
     factors : list of (S, S)
         Lambda of each term, for scaled z.
     value : float
-    evaluation : SeveralEvaluation
-        By Laplace's approximation, whatever was maximised.
+    evaluation : SeveralEvaluation or None
+        By Laplace's approximation, whatever was maximised; None from `optimise.nested_fit`.
     convergence : Convergence
     """
 
@@ -63,7 +63,7 @@ class SeveralSolution:
     hessian: np.ndarray
     factors: list[np.ndarray]
     value: float
-    evaluation: SeveralEvaluation
+    evaluation: SeveralEvaluation | None
     convergence: Convergence
 
 
@@ -128,7 +128,7 @@ def fit_several(
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
     hessian = back.T @ hessian @ back
     solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
-    _check_growth(family, design, solution, groups)
+    check_growth(family, design.terms, solution, groups)
     return solution
 
 
@@ -150,9 +150,9 @@ def _sampled_start(search, intercept, names):
     return search.begin(result.x, part.hessian(result.x) * len(search.design.y) / len(sample.y))
 
 
-def _check_growth(family, design, solution, groups):
+def check_growth(family, terms, solution, groups):
     """Random effects of a size beyond any that the link can show have no finite variance."""
-    for term, factor, group in zip(design.terms, solution.factors, groups, strict=True):
+    for term, factor, group in zip(terms, solution.factors, groups, strict=True):
         size = np.sqrt(np.square(factor).sum())  # columns of z have mean square 1
         if family.link in _BOUNDED_LINKS and size > _LARGEST_SD * np.sqrt(term.n_effects):
             solution.convergence.converged = False
@@ -273,8 +273,10 @@ class _Search:
         """In x: the fixed effects' block by its closed form, the rest by differences of the gradient.
 
         Where `exact` is False differences go one way, and the closed form leaves out a small term (`fixed_hessian`).
+        They go one way, too, where the gradient is an estimate: its error is larger than that of the difference.
         """
         cheap = self.solver.cheap
+        both = exact and cheap.exact
         e = self.at(x) if cheap is self.solver else self._evaluate(x, self.u, cheap)
         gradient = self.gradient(e)
         H = np.zeros((self.m, self.m))
@@ -288,8 +290,8 @@ class _Search:
                 move = np.zeros(self.m)
                 move[j] = step[j]
                 up = self.gradient(self._evaluate(x + move, e.u, cheap))
-                down = self.gradient(self._evaluate(x - move, e.u, cheap)) if exact else gradient
-                H[:, j] = (up - down) / (step[j] * (1 + exact))
+                down = self.gradient(self._evaluate(x - move, e.u, cheap)) if both else gradient
+                H[:, j] = (up - down) / (step[j] * (1 + both))
         H[self.p :, : self.p] = H[: self.p, self.p :].T
         self._model = _Model(x.copy(), gradient, 0.5 * (H + H.T), exact)
         return self._model.hessian

@@ -8,15 +8,15 @@ from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.report import inverse_information, log_dispersion_name, normal_posterior
 
 
-def several_estimate(problem, solution, *, joint=False) -> Estimate:
-    """Estimate of a model with several grouping factors."""
-    frame, family, scaling, design = problem.frame, problem.family, problem.scaling, problem.rows
+def several_estimate(problem, terms, solution, *, joint=False) -> Estimate:
+    """Estimate of a model with several grouping factors, `terms` those of its design."""
+    frame, family, scaling = problem.frame, problem.family, problem.scaling
     p, psi, n_agq = len(frame.names), solution.psi, solution.convergence.n_agq
     J = np.eye(len(psi))
     J[:p, :p] = scaling.to_columns()
     names, at = frame.names, p
     # psi_out = (T beta, log diagonal or scaled entry, log dispersion): a linear map of the inverse information.
-    for term, of in zip(design.terms, frame.terms, strict=True):
+    for term, of in zip(terms, frame.terms, strict=True):
         covariance = term.covariance
         rows, _ = covariance.entries
         part = np.arange(at, at + len(rows))
@@ -28,7 +28,7 @@ def several_estimate(problem, solution, *, joint=False) -> Estimate:
     kept = at + (family.dispersion_name is not None)
     return Estimate(
         beta=J[:p, :p] @ psi[:p],
-        factors=tuple(t.factor_to_columns(f) for t, f in zip(design.terms, solution.factors, strict=True)),
+        factors=tuple(t.factor_to_columns(f) for t, f in zip(terms, solution.factors, strict=True)),
         dispersion=None if family.dispersion_name is None else float(np.exp(psi[-1])),
         loglik=solution.value,
         method="joint" if joint else "laplace" if n_agq == 1 else "agq",
@@ -38,6 +38,18 @@ def several_estimate(problem, solution, *, joint=False) -> Estimate:
         boundary=~solution.free[:kept],
         convergence=solution.convergence,
     )
+
+
+def nested_posteriors(problem, effects) -> tuple[Posterior, ...]:
+    """As `several_posteriors`, from the effects that `optimise.nested_fit` found; they are on the link scale."""
+    terms = zip(problem.frame.terms, problem.nested.terms, *effects, strict=True)
+    return tuple(
+        normal_posterior(
+            mode[:, None] / made.z_scale, (variance / made.z_scale**2)[:, None, None],
+            np.bincount(term.codes, minlength=made.n_levels),
+        )
+        for term, made, mode, variance in terms
+    )  # fmt: skip
 
 
 def several_posteriors(problem, solution) -> tuple[Posterior, ...]:

@@ -133,13 +133,16 @@ void sweep(ffi::ThreadPool& pool, bool threaded, Problem q, const int32_t* sizes
   total.assign(size, 0.0);
   for (size_t i = 0; i < chunks.size(); ++i)
     total[i % size] += chunks[i];  // chunk after chunk: always the same bits
-  if (q.family == Family::negativebinomial) {
-    const CountTable::Entry terms = count_terms(pool, threaded, q);
-    const Sums sums = {total.data(), shape.padded, shape.unknowns};
-    const int64_t u = sums.unknowns;
-    sums.value() += terms[0], sums.first()[u - 1] += terms[1];
-    if (q.second) sums.second()[u * (u + 1) / 2 - 1] += terms[2];
-  }
+  add_count_terms(pool, threaded, q, total);
+}
+
+void add_count_terms(ffi::ThreadPool& pool, bool threaded, const Problem& q, std::vector<double>& total) {
+  if (q.family != Family::negativebinomial) return;
+  const CountTable::Entry terms = count_terms(pool, threaded, q);
+  const Sums sums = {total.data(), best_target().padded(q.columns), q.unknowns()};
+  const int64_t u = sums.unknowns;
+  sums.value() += terms[0], sums.first()[u - 1] += terms[1];
+  if (q.second) sums.second()[u * (u + 1) / 2 - 1] += terms[2];
 }
 
 void write_sums(const Problem& q, std::vector<double>& total, const MutableColumn& value,

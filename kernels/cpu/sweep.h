@@ -42,6 +42,9 @@ bool for_each_fit(ffi::ThreadPool& pool, int64_t fits, int64_t slots, const Fit&
 void sweep(ffi::ThreadPool& pool, bool threaded, Problem q, const int32_t* sizes, int64_t n_sizes,
            const int32_t* pieces, int64_t n_pieces, std::vector<double>& total);
 
+// Adds to Sums the negative binomial's terms without eta, and their derivatives in log_phi.
+void add_count_terms(ffi::ThreadPool& pool, bool threaded, const Problem& q, std::vector<double>& total);
+
 // Of a problem's Sums: value, gradient (columns + unknowns) and Hessian, where `hessian` is not null.
 void write_sums(const Problem& q, std::vector<double>& total, const MutableColumn& value,
                 const MutableColumn& gradient, const MutableColumn& hessian);

@@ -3,18 +3,22 @@
 #include <cstring>
 
 #include "fused_pass.h"
+#include "lane_pass.h"
 
 namespace jaxglmm {
 
 namespace baseline {
 extern const Target target;
+extern const LaneTarget lane_target;
 }
 #if defined(JAXGLMM_X86)
 namespace avx2 {
 extern const Target target;
+extern const LaneTarget lane_target;
 }
 namespace avx512 {
 extern const Target target;
+extern const LaneTarget lane_target;
 }
 #endif
 
@@ -41,6 +45,16 @@ const Target& choose() {
 const Target& best_target() {
   static const Target& target = choose();
   return target;
+}
+
+const LaneTarget& best_lane_target() {
+  const Target& target = best_target();
+#if defined(JAXGLMM_X86)
+  if (&target == &avx512::target) return avx512::lane_target;
+  if (&target == &avx2::target) return avx2::lane_target;
+#endif
+  (void)target;
+  return baseline::lane_target;
 }
 
 }  // namespace jaxglmm

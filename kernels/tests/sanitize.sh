@@ -16,7 +16,12 @@ for kind in "${@:-address undefined thread}"; do
       objects+=("$scratch/$sanitizer-$effects.o")
       "${CXX:-c++}" "${flags[@]}" "${check[@]}" "-DJAXGLMM_EFFECTS=$effects" -c cpu/fused_effects.cc -o "${objects[-1]}"
     done
-    "${CXX:-c++}" "${flags[@]}" "${check[@]}" cpu/fused_target.cc cpu/target.cc tests/sweep_driver.cc "${objects[@]}" \
+    for effects in 1 2; do
+      objects+=("$scratch/$sanitizer-lanes-$effects.o")
+      "${CXX:-c++}" "${flags[@]}" "${check[@]}" "-DJAXGLMM_EFFECTS=$effects" -c cpu/lane_effects.cc -o "${objects[-1]}"
+    done
+    "${CXX:-c++}" "${flags[@]}" "${check[@]}" cpu/fused_target.cc cpu/lane_target.cc cpu/lane_pass.cc cpu/target.cc \
+      tests/sweep_driver.cc "${objects[@]}" \
       -pthread -o "$scratch/driver-$sanitizer"
     echo "== $sanitizer"
     "$scratch/driver-$sanitizer"

@@ -13,6 +13,9 @@
 #include <vector>
 
 #include "fused_pass.h"
+#include "lane_pass.h"
+
+extern "C" int jaxglmm_lanes(const jaxglmm::LaneProblem* problem, int64_t threads);
 
 using namespace jaxglmm;
 
@@ -127,6 +130,44 @@ bool check(Family family, int64_t effects, int64_t per_effect, bool group_modes)
   return good;
 }
 
+// Fits of several sizes, with groups that some of them lack; the last vector of fits is not full.
+bool check_lanes(int64_t effects, int64_t nodes, bool shared, bool fixed) {
+  constexpr int64_t kFits = 21, kGroups = 5, kRows = 40;
+  Random random;
+  std::vector<double> X(kFits * kRows * kColumns), y(kFits * kRows), z(effects * kFits * kRows), modes(kFits * kGroups * 2);
+  for (double& v : X) v = random();
+  for (double& v : y) v = random() > 0 ? 1.0 : 0.0;
+  for (double& v : z) v = random();
+  std::vector<int64_t> design(kFits), response(kFits), which;
+  std::vector<int32_t> begin;
+  for (int64_t b = 0; b < kFits; ++b) {
+    design[b] = shared ? 0 : b * kRows, response[b] = b * kRows;
+    if (b % 4) which.push_back(b);
+    for (int64_t g = 0; g <= kGroups && (b == 0 || !shared); ++g)
+      begin.push_back(static_cast<int32_t>(std::min(g * (5 + b % 4), shared ? kRows : kRows - b)));
+  }
+  const int64_t k = static_cast<int64_t>(which.size()), unknowns = fixed ? 0 : effects * (effects + 1) / 2;
+  const int64_t m = kColumns + unknowns + 1;
+  std::vector<double> psi(k * m, 0.3), points(effects * nodes, 0.4), log_weights(nodes, -0.5);
+  const auto evaluate_lanes = [&](int64_t threads) {
+    std::vector<double> value(k), gradient(k * m), hessian(k * m * m), spread(k * (3 * effects + 1));
+    std::fill(modes.begin(), modes.end(), 0.0);
+    const LaneProblem q = {X.data(), y.data(), nullptr, nullptr, z.data(), design.data(), response.data(), begin.data(),
+                           shared ? 0 : kGroups + 1, kFits * kRows, kColumns, effects, kGroups, shared,
+                           static_cast<int64_t>(Family::logit), which.data(), k, psi.data(), points.data(),
+                           log_weights.data(), nodes, nodes, modes.data(), value.data(), gradient.data(),
+                           hessian.data(), fixed ? spread.data() : nullptr};
+    jaxglmm_lanes(&q, threads);
+    value.insert(value.end(), hessian.begin(), hessian.end());
+    return value;
+  };
+  const std::vector<double> one = evaluate_lanes(1), three = evaluate_lanes(3);
+  const bool good = one == three && std::isfinite(one[0]);
+  std::printf("lanes, %d effects, %d nodes%s%s: %.10g%s\n", static_cast<int>(effects), static_cast<int>(nodes),
+              shared ? ", one design" : "", fixed ? ", fixed" : "", one[0], good ? "" : "  DIFFER");
+  return good;
+}
+
 }  // namespace
 
 int main() {
@@ -138,5 +179,8 @@ int main() {
       good &= check<double>(Family::logit, effects, nodes, false);
       good &= check<float>(Family::negativebinomial, effects, nodes, effects < 3);
     }
+  for (int64_t effects : {1, 2})
+    for (bool shared : {false, true})
+      for (int64_t nodes : {1, 3}) good &= check_lanes(effects, nodes, shared, nodes == 3 && effects == 1);
   return good ? 0 : 1;
 }

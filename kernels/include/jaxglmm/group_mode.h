@@ -11,15 +11,15 @@ namespace JAXGLMM_TARGET {
 constexpr double kClose = 1e-12, kCloseHalley = 1e-8;
 constexpr int kMostSteps = 100;
 
-template <class F, int S>
-Vector<S> GroupPass<F, S>::find_mode(int64_t v0, int64_t v1) const {
+template <class F, int S, class L>
+Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
   Vector<S> u = load_vector(modes, width, v0);
   if constexpr (S == 1) {
     // f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the
     // bracket. A Newton step no shorter than half the last one is doubled if it has the same sign (in an
     // exponential tail all steps are alike) and replaced by bisection if it has the other (between two flat
     // tails it would go back and forth).
-    const double tau = lambda(0, 0);
+    const L tau = lambda(0, 0);
     V low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
     for (int step = 0; step < kMostSteps; ++step) {
       V sums[3] = {};
@@ -92,8 +92,8 @@ Vector<S> GroupPass<F, S>::find_mode(int64_t v0, int64_t v1) const {
   }
 }
 
-template <class F, int S>
-void GroupPass<F, S>::at_mode(Group& g, int64_t v0, int64_t v1) {
+template <class F, int S, class L>
+void GroupPass<F, S, L>::at_mode(Group& g, int64_t v0, int64_t v1) {
   V l{};
   g.b = shift(g.u);
   each_row(v0, v1, [&](int64_t i) {

@@ -7,8 +7,8 @@ namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
 // With one node, all moments are what they are at the mode.
-template <class F, int S>
-void GroupPass<F, S>::one_node(Group& g) const {
+template <class F, int S, class L>
+void GroupPass<F, S, L>::one_node(Group& g) const {
   g.mass = splat(1.0);
   for (int a = 0; a < S; ++a) g.H[pair_at(S, a, a)](0, 0) = splat(1.0);
   for (int c = 0; c < S; ++c)
@@ -25,8 +25,8 @@ void GroupPass<F, S>::one_node(Group& g) const {
   }
 }
 
-template <class F, int S>
-void GroupPass<F, S>::over_nodes(Group& g, int64_t v0, int64_t v1) {
+template <class F, int S, class L>
+void GroupPass<F, S, L>::over_nodes(Group& g, int64_t v0, int64_t v1) {
   const int64_t n_pairs = pairs ? size * (size + 1) / 2 : 0;
   each_row(v0, v1, [&](int64_t i) {
     for (int k = R::mean_s; k < R::node_s; ++k) store(r[k] + i, V{});

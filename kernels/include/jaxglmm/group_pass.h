@@ -29,14 +29,16 @@
 // of the nodes.
 #pragma once
 
+#include <type_traits>
+
 #include "jaxglmm/families.h"
 #include "jaxglmm/tiny.h"
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-// What all groups share. `factor` holds the lower triangle of Lambda by columns; node k is at points[a *
-// stride + k], a < S.
+// What all groups share. `factor` holds the lower triangle of Lambda by columns, kLanes of each entry where every
+// lane has a Lambda of its own; node k is at points[a * stride + k], a < S.
 struct Setting {
   const double *factor, *points, *log_weights;
   int64_t stride, nodes;
@@ -94,7 +96,8 @@ struct Totals {
   V pushed[kUnknowns] = {};  // the Hessian's mixed part times a direction in eta
 };
 
-template <class F, int S>
+// `L` is the type of an entry of Lambda: double, or V where every lane has its own.
+template <class F, int S, class L = double>
 class GroupPass {
  public:
   static constexpr int kPairs = pairs_of(S), kUnknowns = kPairs + 1, kForm = S + kPairs;
@@ -159,8 +162,12 @@ class GroupPass {
   JAXGLMM_INLINE double node(int a, int64_t k) const {
     return 1.4142135623730951 * q.points[a * q.stride + k];
   }
-  JAXGLMM_INLINE double lambda(int row, int column) const {
-    return row < column ? 0.0 : q.factor[pair_at(S, column, row)];
+  JAXGLMM_INLINE L lambda(int row, int column) const {
+    if (row < column) return L{};
+    if constexpr (std::is_same_v<L, V>)
+      return load(q.factor + pair_at(S, column, row) * kLanes);
+    else
+      return q.factor[pair_at(S, column, row)];
   }
   JAXGLMM_INLINE Vector<S> z(int64_t i) const { return load_vector(r[R::z], r.length, i); }
   static JAXGLMM_INLINE Vector<S> load_vector(const double* from, int64_t stride, int64_t i) {
@@ -215,7 +222,7 @@ class GroupPass {
   JAXGLMM_INLINE Symmetric<S> curvature(const Symmetric<S>& w) const {
     Square<S> factor;
     for (int k = 0; k < S; ++k)
-      for (int c = 0; c < S; ++c) factor(k, c) = splat(lambda(k, c));
+      for (int c = 0; c < S; ++c) factor(k, c) = V{} + lambda(k, c);
     Symmetric<S> H = congruent(w, factor);
     for (int a = 0; a < S; ++a) H(a, a) += 1.0;
     return H;
@@ -231,8 +238,8 @@ class GroupPass {
   void push(const Group& g, int64_t v0, int64_t v1);
 };
 
-template <class F, int S>
-JAXGLMM_INLINE Row GroupPass<F, S>::row(int64_t i, const Vector<S>& b) const {
+template <class F, int S, class L>
+JAXGLMM_INLINE Row GroupPass<F, S, L>::row(int64_t i, const Vector<S>& b) const {
   const V weight = load(r[R::weight] + i);
   const M live = weight > 0.0;
   V eta = load(r[R::eta] + i);
@@ -245,8 +252,8 @@ JAXGLMM_INLINE Row GroupPass<F, S>::row(int64_t i, const Vector<S>& b) const {
   return f;
 }
 
-template <class F, int S>
-JAXGLMM_INLINE auto GroupPass<F, S>::form_of(int64_t i) const -> RowForm {
+template <class F, int S, class L>
+JAXGLMM_INLINE auto GroupPass<F, S, L>::form_of(int64_t i) const -> RowForm {
   RowForm out{};
   const bool laplace = q.nodes == 1;
   const V w = load(r[R::w] + i), diagonal = load(r[R::diagonal] + i);
@@ -261,8 +268,8 @@ JAXGLMM_INLINE auto GroupPass<F, S>::form_of(int64_t i) const -> RowForm {
   return out;
 }
 
-template <class F, int S>
-JAXGLMM_INLINE V GroupPass<F, S>::spread_of(int64_t i, V s, const Vector<S>& slope,
+template <class F, int S, class L>
+JAXGLMM_INLINE V GroupPass<F, S, L>::spread_of(int64_t i, V s, const Vector<S>& slope,
                                             const Symmetric<S>& slope_e) const {
   V along{}, out = s - load(r[R::s] + i);
   for (int a = 0; a < S; ++a) along += slope[a] * load(r[R::white + a] + i);
@@ -270,8 +277,8 @@ JAXGLMM_INLINE V GroupPass<F, S>::spread_of(int64_t i, V s, const Vector<S>& slo
   return out - load(r[R::w] + i) * along;
 }
 
-template <class F, int S>
-void GroupPass<F, S>::evaluate(int64_t v0, int64_t v1) {
+template <class F, int S, class L>
+void GroupPass<F, S, L>::evaluate(int64_t v0, int64_t v1) {
   Group g{};
   g.u = find_mode(v0, v1);
   for (int64_t v = v0; v < v1; v += kLanes)

@@ -1,0 +1,63 @@
+"""Rows of many fits as the native library takes them."""
+
+import numpy as np
+
+from jaxglmm.ops.lane_pass import LaneRows
+
+
+# Rows of a piece where nothing groups them, rows and fits that are worked on together.
+_PIECE, _ROWS, _MOST = 32, 400_000, 4096
+
+
+def natively_at_once(rows: int) -> int:
+    """How many fits of so many rows are fitted together."""
+    return int(np.clip(_ROWS // max(rows, 1), 8, _MOST))
+
+
+def group_begins(counts: np.ndarray) -> np.ndarray:
+    """Where groups begin, int32 (B, G + 1), from their numbers of rows (B, G)."""
+    begin = np.zeros((len(counts), counts.shape[1] + 1), np.int32)
+    np.cumsum(counts, axis=1, out=begin[:, 1:])
+    return begin
+
+
+def row_pieces(rows: np.ndarray) -> np.ndarray:
+    """The same for fits of so many rows (B,) that no groups divide: pieces of a few rows."""
+    pieces = np.arange(-(-int(rows.max()) // _PIECE) + 1) * _PIECE
+    return np.minimum(pieces, rows[:, None]).astype(np.int32)
+
+
+def lane_rows(y, X, weights, offset, z, *, design_row, response_row, begin, shared, threads) -> LaneRows:
+    """`LaneRows`, in which arrays that say nothing are left out.
+
+    Parameters
+    ----------
+    y, X, weights, offset, z
+        As there, none of them None; z (0, n) without random effects.
+    """
+    whole = lambda v, dtype=float: np.ascontiguousarray(v, dtype)
+    return LaneRows(
+        X=whole(X), y=whole(y), weights=None if (weights == 1).all() else whole(weights),
+        offset=whole(offset) if offset.any() else None, z=None if (z == 1).all() else whole(z), effects=len(z),
+        design_row=whole(design_row, np.int64), response_row=whole(response_row, np.int64), begin=begin, shared=shared,
+        threads=threads,
+    )  # fmt: skip
+
+
+def constants(family, responses, weights, begins) -> np.ndarray:
+    """The parts (B,) of the log-likelihoods that depend on the data alone.
+
+    Parameters
+    ----------
+    responses : sequence of B arrays
+    weights : (n,)
+    begins : int (B,) or None
+        Where each fit's weights begin; None where all share them.
+    """
+    if family.name == "binomial" and weights.max(initial=0.0) <= 1:
+        return np.zeros(len(responses))
+    constant = family.constant  # looked up once: an equinox module makes a new object each time
+    if begins is None:
+        return np.array([constant(y, weights) for y in responses])
+    pairs = zip(responses, begins, strict=True)
+    return np.array([constant(y, weights[a : a + len(y)]) for y, a in pairs])

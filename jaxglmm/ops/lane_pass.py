@@ -1,0 +1,157 @@
+"""Many fits of few rows each, evaluated by the native library with a lane for each fit.
+
+Host code on NumPy arrays: nothing is traced, and nothing compiled, whatever the sizes are. What is computed is that of
+`objectives.evaluate` and `objectives.glm`.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxglmm.ops import fused, native
+
+
+FAMILIES = (("binomial", "logit"), ("binomial", "probit"), ("binomial", "cloglog"), ("poisson", "log"))
+# Effects a group, columns, and, where there are nodes, rows of a group: a matrix of pairs of rows is kept.
+MOST_EFFECTS, MOST_COLUMNS, MOST_PAIRED_ROWS = 2, 64, 64
+
+
+@dataclass(frozen=True)
+class LaneRows:
+    """Rows of B fits, one fit after the other, and group after group in each.
+
+    Attributes
+    ----------
+    X : (n, p)
+    y : (N,)
+    weights, offset : (n,) or None
+        None for ones, and for zeros.
+    z : (S, n) or None
+        None for ones.
+    effects : int
+        S.
+    design_row, response_row : int64 (B,)
+        Where a fit's rows begin in X, weights, offset and z, and in y.
+    begin : int32 (B, G + 1), or (1, G + 1) for all fits
+        Where its groups begin, counted from there; groups that it has not are empty.
+    shared : bool
+        All fits have the same rows of the design.
+    threads : int
+        That evaluate.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray | None
+    offset: np.ndarray | None
+    z: np.ndarray | None
+    effects: int
+    design_row: np.ndarray
+    response_row: np.ndarray
+    begin: np.ndarray
+    shared: bool
+    threads: int
+
+    @property
+    def groups(self) -> int:
+        return self.begin.shape[1] - 1
+
+    def totals(self, values: np.ndarray | None) -> np.ndarray:
+        """Sums (B,) of values (n,) of the design's rows, or of ones, over the rows of each fit."""
+        if values is None:
+            return np.broadcast_to(self.begin[:, -1].astype(float), len(self.design_row))
+        if self.shared:
+            return np.full(len(self.design_row), values.sum())
+        return np.add.reduceat(values, self.design_row)
+
+    def response_totals(self) -> np.ndarray:
+        """Weighted sums (B,) of each fit's responses."""
+        if self.shared:
+            Y = self.y.reshape(len(self.response_row), -1)
+            return Y.sum(1) if self.weights is None else Y @ self.weights
+        return np.add.reduceat(self.y if self.weights is None else self.y * self.weights, self.response_row)
+
+    def place(self, i: int) -> tuple[slice, slice]:
+        """Rows of one fit in the design, and in the responses."""
+        begin = self.begin[min(i, len(self.begin) - 1)]
+        first, response, n = int(self.design_row[i]), int(self.response_row[i]), int(begin[-1])
+        return slice(first, first + n), slice(response, response + n)
+
+
+def covers(family, n_effects: int, columns: int, largest: int, one_node: bool) -> bool:
+    """Whether the native library has fits like these, and JAX computes on the CPU.
+
+    Parameters
+    ----------
+    largest : int
+        Rows of the largest group.
+    one_node : bool
+        Laplace's approximation, or no random effects.
+    """
+    return (
+        (family.name, family.link) in FAMILIES
+        and n_effects <= MOST_EFFECTS
+        and columns <= MOST_COLUMNS
+        and (one_node or largest <= MOST_PAIRED_ROWS)
+        and fused.default_platform() == "cpu"
+        and native.use_native()
+    )
+
+
+def marginal(family, rows: LaneRows, nodes, which, psi, modes):
+    """Value (k,), gradient (k, m) and exact Hessian (k, m, m) of some fits.
+
+    Parameters
+    ----------
+    nodes : Nodes
+    which : int64 (k,)
+    psi : (k, m)
+        (beta, the lower triangle of Lambda by columns, log dispersion).
+    modes : (B, G, S)
+        Where the search for the modes begins, and where it has ended.
+    """
+    points, log_weights = np.ascontiguousarray(nodes.points), np.ascontiguousarray(nodes.log_weights)
+    value, gradient, hessian, _ = _call(family, rows, which, psi, points, log_weights, int(nodes.count), modes, 0)
+    return value, gradient, hessian
+
+
+def fixed(family, rows: LaneRows, which, psi):
+    """Without random effects, psi (k, p + 1): value, gradient, Hessian; score, spread, level (k, S), largest |eta|."""
+    *found, spread = _call(family, rows, which, psi, None, None, 1, None, 3 * rows.effects + 1)
+    S = rows.effects
+    return (*found, spread[:, :S], spread[:, S : 2 * S], spread[:, 2 * S : 3 * S], spread[:, -1])
+
+
+_NUMBERS = ("begin_stride", "rows", "columns", "effects", "groups", "shared", "family", "fits", "stride", "nodes")
+
+
+class _Problem(ctypes.Structure):
+    """LaneProblem of kernels/cpu/lane_pass.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64 if name in _NUMBERS else ctypes.c_void_p)
+        for name in (
+            "X", "y", "weight", "offset", "z", "design_row", "response_row", "begin", "begin_stride", "rows", "columns",
+            "effects", "groups", "shared", "family", "which", "fits", "psi", "points", "log_weights", "stride", "nodes",
+            "modes", "value", "gradient", "hessian", "spread",
+        )
+    )  # fmt: skip
+
+
+def _call(family, rows: LaneRows, which, psi, points, log_weights, nodes, modes, spread):
+    which, psi = np.ascontiguousarray(which, np.int64), np.ascontiguousarray(psi, float)
+    k, m = psi.shape
+    value, gradient, hessian = np.empty(k), np.empty((k, m)), np.empty((k, m, m))
+    told = np.empty((k, spread)) if spread else None
+    at = lambda array: None if array is None else array.ctypes.data
+    problem = _Problem(
+        at(rows.X), at(rows.y), at(rows.weights), at(rows.offset), at(rows.z), at(rows.design_row),
+        at(rows.response_row), at(rows.begin), 0 if len(rows.begin) == 1 else rows.begin.shape[1], len(rows.X),
+        rows.X.shape[1], rows.effects, rows.groups, rows.shared, fused.FAMILIES[family.name, family.link],
+        at(which), k, at(psi), at(points), at(log_weights), 0 if points is None else points.shape[1], nodes,
+        at(modes), at(value), at(gradient), at(hessian), at(told),
+    )  # fmt: skip
+    if native.library().jaxglmm_lanes(ctypes.byref(problem), ctypes.c_int64(rows.threads)):
+        raise MemoryError(f"no memory for the evaluation of {k:,} fits")
+    return value, gradient, hessian, told

@@ -1,0 +1,173 @@
+"""Evaluations of the fits of a batch at points of their own: by the native library, or by compiled programs.
+
+Both kinds have the same face: `B`, `p`, `S`, `covariance`, `evaluations` (B,), and the methods below.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxglmm.design.batch import Batch
+from jaxglmm.design.design import Design, make_design
+from jaxglmm.model.covariance import Covariance
+from jaxglmm.objectives.evaluate_many import GroupSpread, evaluate_glm_many, evaluate_many, group_spread_many
+from jaxglmm.ops import fused, lane_pass
+from jaxglmm.ops.lane_pass import LaneRows
+
+
+# Lanes that programs evaluate together: as fewer remain they move to smaller arrays, one program for each size.
+CAPACITIES = (8, 64, 512)
+
+
+class RowLanes:
+    """By the native library, which `ops.lane_pass.covers` must say of the fits.
+
+    Parameters
+    ----------
+    family : AbstractFamily
+    rows : LaneRows
+    covariance : Covariance
+    constant : (B,)
+        The part of the log-likelihood that depends on the data alone.
+    """
+
+    def __init__(self, family, rows: LaneRows, covariance: Covariance, constant: np.ndarray):
+        self.family, self.rows, self.covariance, self.constant = family, rows, covariance, constant
+        self.B, self.p, self.S = len(rows.design_row), rows.X.shape[1], rows.effects
+        self.modes = np.zeros((self.B, rows.groups, max(self.S, 1)))
+        self.evaluations = np.zeros(self.B, int)
+        self._kept = fused.places(covariance, self.p)
+        self._width = self.p + self.S * (self.S + 1) // 2 + 1
+
+    def __call__(self, which, psi, nodes):
+        """Value (k,), gradient (k, m), Hessian (k, m, m) of the fits `which` at psi (k, m)."""
+        self.evaluations[which] += 1
+        whole = len(self._kept) == self._width
+        if not whole:
+            full = np.zeros((len(which), self._width))
+            full[:, self._kept] = psi
+            psi = full
+        value, gradient, hessian = lane_pass.marginal(self.family, self.rows, nodes, which, psi, self.modes)
+        if not whole:
+            gradient, hessian = gradient[:, self._kept], hessian[:, self._kept[:, None], self._kept]
+        return value + self.constant[which], gradient, hessian
+
+    def glm(self, which, psi):
+        """Without random effects, whether the designs have them or not."""
+        self.evaluations[which] += 1
+        value, gradient, hessian, *_ = lane_pass.fixed(self.family, self.rows, which, psi)
+        return value + self.constant[which], gradient, hessian
+
+    def spread(self, psi) -> GroupSpread:
+        """Of all lanes."""
+        *_, score, spread, level, largest = lane_pass.fixed(self.family, self.rows, np.arange(self.B), psi)
+        weights = self.rows.weights
+        live = self.rows.totals(None if weights is None else (weights > 0).astype(float))
+        return GroupSpread(score, spread, level, live, largest)
+
+    def start(self):
+        """Linear predictors (B,) and log dispersions (B,) to begin with, of fits with no column but an intercept."""
+        weights, offset = self.rows.totals(self.rows.weights), self.rows.offset
+        pairs, of_fit = np.unique(np.stack([weights, self.rows.response_totals()]), axis=1, return_inverse=True)
+        # Families without a dispersion look at the total weight and at the mean alone.
+        start = self.family.start
+        eta = np.array([start(np.array([y / w]), np.array([w]))[0] for w, y in pairs.T])[of_fit.ravel()]
+        if offset is not None:
+            own = 1.0 if self.rows.weights is None else self.rows.weights
+            eta = eta - self.rows.totals(offset * own) / weights
+        return eta, np.zeros(self.B)
+
+    def design(self, i: int) -> Design:
+        """The design of one fit."""
+        rows, (own, response) = self.rows, self.rows.place(i)
+        sizes = np.diff(rows.begin[min(i, len(rows.begin) - 1)])
+        groups = {}
+        if self.S:
+            codes = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+            z = None if rows.z is None else rows.z[:, own]
+            groups = {"codes": codes, "n_groups": int((sizes > 0).sum()), "z": z, "blocks": self.covariance.blocks}
+        part = lambda values: None if values is None else values[own]
+        return make_design(
+            rows.y[response], rows.X[own], weights=part(rows.weights), offset=part(rows.offset),
+            constant=self.constant[i], **groups,
+        )[0]  # fmt: skip
+
+
+class DesignLanes:
+    """By compiled programs, on arrays that shrink with the number of fits that are left.
+
+    Parameters
+    ----------
+    family : AbstractFamily
+    batch : Batch
+        At most `CAPACITIES[-1]` designs.
+    """
+
+    def __init__(self, family, batch: Batch):
+        self.family, self.batch, self.B = family, batch, batch.size
+        self.shared, self.own = jax.device_put(batch.shared), jax.device_put(batch.own)
+        design = batch.lane(0)
+        self.p, (self.S, slots) = design.X.shape[1], design.terms[0].z.shape if design.terms else (0, 0)
+        self.covariance = design.terms[0].covariance if self.S else Covariance(())
+        self.modes = jnp.zeros((self.B, self.S, slots))
+        self.evaluations = np.zeros(self.B, int)
+        self._hold(np.arange(self.B))
+
+    def _hold(self, which):
+        """Move to arrays of these lanes alone."""
+        capacity = next(c for c in CAPACITIES if c >= len(which))
+        # Beyond the last lane: clipped when it is read, dropped when it is written.
+        self.held = np.concatenate([which, np.full(capacity - len(which), self.B)])
+        self.place = np.full(self.B, -1)
+        self.place[which] = np.arange(len(which))
+        self.part, self.part_modes = _take((self.own, self.modes), jnp.asarray(self.held))
+
+    def _points(self, which, psi):
+        """psi in the order of what is held, NaN elsewhere."""
+        smaller = len(which) <= len(self.held) // 4 and len(self.held) > CAPACITIES[0]
+        if smaller or (self.place[which] < 0).any():
+            self.modes = _put(self.modes, jnp.asarray(self.held), self.part_modes)
+            self._hold(which)
+        out = np.full((len(self.held), psi.shape[1]), np.nan)
+        out[self.place[which]] = psi
+        self.evaluations[which] += 1
+        return jnp.asarray(out)
+
+    def __call__(self, which, psi, nodes):
+        """Value (k,), gradient (k, m), Hessian (k, m, m) of the fits `which` at psi (k, m)."""
+        points = self._points(which, psi)
+        *found, self.part_modes = evaluate_many(self.family, self.shared, self.part, nodes, points, self.part_modes)
+        return [np.asarray(v)[self.place[which]] for v in found]
+
+    def glm(self, which, psi):
+        """Without random effects, whether the designs have them or not."""
+        points = self._points(which, psi)
+        found = evaluate_glm_many(self.family, self.shared, self.part, points)
+        return [np.asarray(v)[self.place[which]] for v in found]
+
+    def spread(self, psi) -> GroupSpread:
+        """Of all lanes."""
+        points = self._points(np.arange(self.B), psi)
+        found = group_spread_many(self.family, self.shared, self.part, points)
+        return jax.tree.map(lambda v: np.asarray(v)[self.place], found)
+
+    def start(self):
+        """Linear predictors (B,) and log dispersions (B,) to begin with, of fits with no column but an intercept."""
+        y, weights, offset = (self.batch.stacked(name) for name in ("y", "weights", "offset"))
+        start = self.family.start  # looking up a method of an equinox module takes longer than this one does
+        eta, log_phi = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
+        return eta - np.einsum("bn,bn->b", offset, weights) / np.sum(weights, 1), log_phi
+
+    def design(self, i: int) -> Design:
+        """The design of one fit."""
+        return self.batch.lane(i)
+
+
+@jax.jit
+def _take(arrays, which):
+    return jax.tree.map(lambda v: jnp.take(v, which, axis=0, mode="clip"), arrays)
+
+
+@jax.jit
+def _put(array, which, values):
+    return array.at[which].set(values, mode="drop")

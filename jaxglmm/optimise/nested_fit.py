@@ -1,0 +1,178 @@
+"""Maximise Laplace's approximation of two nested factors with an intercept each, by Newton's method.
+
+Steps use the exact Hessian. The unknowns are psi = (beta, tau of the finer factor, tau of the coarser one, log
+dispersion). A large fit begins at that of a sample of the coarser factor's levels with all that is in them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxglmm.design.nesting import NestedDesign, sample_parents
+from jaxglmm.errors import SeparationError
+from jaxglmm.objectives.nested import NestedLaplace
+from jaxglmm.optimise.estimate import Convergence
+from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free
+from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.several_fit import SeveralSolution, check_growth
+
+
+SOLVER = "separable: the finer factor is eliminated group by group, and then the coarser one, by native kernels"
+# In units of the information in a row: a standard deviation below the first is tried at zero, below the second where
+# the fit did not converge; no start is below the third.
+_NOTHING, _LITTLE, _LEAST = 1e-2, 0.1, 0.1
+_SAMPLE_TOLERANCE = 1e-3
+
+
+class NestedEffects(NamedTuple):
+    """Modes of the effects b and their variances given the parameters, by level, in formula order."""
+
+    modes: tuple[np.ndarray, ...]
+    variances: tuple[np.ndarray, ...]
+
+
+def fit_nested(
+    family, design: NestedDesign, intercept, *, names, groups, factors=None, tol=1e-12, max_iterations=100,
+    callback=None,
+) -> tuple[SeveralSolution, NestedEffects]:  # fmt: skip
+    """Fit by Laplace's approximation.
+
+    Parameters
+    ----------
+    intercept : int or None
+        The column of ones.
+    names : sequence of str
+        Of the columns, for messages.
+    groups : sequence of str
+        Of the terms.
+    factors : sequence of (1, 1), optional
+        Hold each Lambda (for scaled z) here.
+
+    Raises
+    ------
+    SeparationError
+        When a direction in the columns predicts the response perfectly.
+    """
+    taus = None if factors is None else np.array([factors[t][0, 0] for t in design.order])
+    search = _Search(family, design, taus, tol, max_iterations, callback)
+    psi = _sampled_start(search, intercept, names)
+    if psi is None:
+        psi = search.start(intercept, names)
+    result, free = search.settle(search.climb(psi, search.free))
+    psi, hessian = result.x, result.hessian
+    fine, coarse = design.order
+    place = np.arange(len(psi))
+    place[[search.p + fine, search.p + coarse]] = search.p, search.p + 1
+    scores = {
+        groups[t]: float(score * design.terms[t].z_scale[0] ** 2)
+        for t, score, held in zip(design.order, result.extra[0], ~free[search.scales], strict=True)
+        if held and taus is None
+    }
+    convergence = Convergence(
+        converged=result.converged,
+        reason=result.reason,
+        decrement=float(max(result.decrement, 0.0)),
+        iterations=search.evaluations,
+        passes=search.passes + search.objective.passes,
+        n_agq=1,
+        singular=bool(scores),
+        kernels="native",
+        solver=SOLVER,
+        scores_at_zero=scores,
+    )
+    effects = search.effects(psi)
+    psi, hessian, free = psi[place], hessian[np.ix_(place, place)], free[place]
+    matrices = [psi[search.p + t].reshape(1, 1) for t in range(2)]
+    solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence)
+    check_growth(family, design.terms, solution, groups)
+    return solution, effects
+
+
+def _sampled_start(search, intercept, names):
+    """The estimate from a sample; None where there is no sample, or none good."""
+    part = sample_parents(search.design)
+    if part is None:
+        return None
+    sampled = _Search(search.family, part, search.taus, _SAMPLE_TOLERANCE, search.max_iterations, None)
+    try:
+        result = sampled.climb(sampled.start(intercept, names), sampled.free)
+    except SeparationError:  # in the sample, which says nothing of all rows
+        return None
+    search.passes += (sampled.passes + sampled.objective.passes) * len(part.codes) / len(search.design.codes)
+    if not result.converged:
+        return None
+    search.unit = sampled.unit
+    psi = result.x.copy()
+    if search.taus is None:
+        psi[search.scales] = np.maximum(np.abs(psi[search.scales]), _LEAST * search.unit)
+    return psi
+
+
+class _Search:
+    """Evaluations, and the steps made of them."""
+
+    def __init__(self, family, design, taus, tol, max_iterations, callback):
+        self.family, self.design, self.taus = family, design, taus
+        self.tol, self.max_iterations, self.callback = tol, max_iterations, callback
+        self.objective = NestedLaplace(family, design)
+        self.p = design.tiles.X.shape[1]
+        self.scales = slice(self.p, self.p + 2)
+        self.even = np.zeros(self.p + 3, bool)
+        self.even[self.scales] = True
+        self.free = ~self.even if taus is not None else np.ones(self.p + 3, bool)
+        self.free[-1] = family.dispersion_name is not None
+        self.evaluations, self.passes, self.unit = 0, 0.0, 1.0
+
+    def start(self, intercept, names):
+        """Fixed effects without random ones, and deviations of the size that the scores at zero suggest."""
+        glm, groups = fit_glm(self.family, self.design.tiles, intercept, names=names, callback=self.callback)
+        self.passes += glm.iterations + 1
+        (score,), (spread,), (information,) = groups
+        scores, spreads = np.transpose([(score, spread), self.objective.at_zero(glm.x[:-1], glm.x[-1])])
+        self.unit = np.sqrt(len(self.design.codes) / max(information, 1e-300))
+        taus = np.sqrt(np.maximum(2 * scores / np.maximum(spreads, 1e-300), 0))
+        taus = np.clip(taus, _LEAST * self.unit, self.unit) if self.taus is None else self.taus
+        return np.concatenate([glm.x[:-1], taus, glm.x[-1:]])
+
+    def climb(self, psi, free) -> NewtonResult:
+        def at(psi):
+            e = self.objective.evaluate(psi)
+            self.evaluations += 1
+            return e
+
+        return maximise_free(
+            at, psi, free, self.even, tol=self.tol, max_iterations=self.max_iterations, callback=self.callback
+        )
+
+    def settle(self, result):
+        """Hold at zero the standard deviations that are as good there; the others are made positive.
+
+        Returns
+        -------
+        NewtonResult, free (m,)
+        """
+        free = self.free
+        for _ in range(2):
+            limit = (_NOTHING if result.converged else _LITTLE) * self.unit
+            small = np.flatnonzero(self.even & free & (np.abs(result.x) < limit))
+            rivals = [self._without(result, free, j) for j in small]
+            slack = 1e-10 * (1 + abs(result.value))
+            good = [pair for pair in rivals if pair[0].converged and pair[0].value >= result.value - slack]
+            if not good:
+                break
+            result, free = max(good, key=lambda pair: pair[0].value)
+        sign = np.where(self.even & (result.x < 0), -1.0, 1.0)
+        return NewtonResult(
+            result.x * sign, result.value, result.gradient * sign, result.hessian * sign[:, None] * sign,
+            result.decrement, result.iterations, result.converged, result.reason, result.step, result.extra,
+        ), free  # fmt: skip
+
+    def _without(self, result, free, j):
+        held, psi = free.copy(), result.x.copy()
+        held[j], psi[j] = False, 0.0
+        return self.climb(psi, held), held
+
+    def effects(self, psi) -> NestedEffects:
+        """Modes and variances by level."""
+        by_term = dict(zip(self.design.order, self.objective.posterior(psi), strict=True))
+        return NestedEffects(*(tuple(by_term[t][k] for t in (0, 1)) for k in (0, 1)))
