@@ -8,6 +8,7 @@ namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
 constexpr int64_t kTileRows = 4;  // rows of an outer product's register tile
+constexpr int64_t kMostRows = 32;  // of a group that has a lane to itself
 
 inline int64_t padded_columns(int64_t columns) {
   constexpr int64_t unit = kLanes > kTileRows ? kLanes : kTileRows;
@@ -142,9 +143,9 @@ JAXGLMM_INLINE void multiply_group(const double* pair, const TileRows& x, int64_
 }
 
 // Row (i, g) of out = sum over j of M[i, j][g] x_(j, g): one symmetric matrix a lane, stored by its upper
-// triangle, the pair (i, j) at [pair * lanes + g]. `square` is memory for one of them, (size, size).
-inline void multiply_groups(const double* m, const TileRows& x, int64_t size, int64_t lanes, double* square,
-                            double* out) {
+// triangle, the pair (i, j) at [pair * lanes + g].
+inline void multiply_groups(const double* m, const TileRows& x, int64_t size, int64_t lanes, double* out) {
+  double square[kMostRows * kMostRows];
   for (int64_t g = 0; g < lanes; ++g) {
     const double* pair = m + g;
     switch (size) {

@@ -44,17 +44,16 @@ class TilePass {
     pass.direction = q.t_unknowns;
     copy = take(tile.size * slice * padded);
     scaled = take(tile.size * slice * padded);
-    square = take(tile.size * tile.size);
     vectors = at;
   }
 
   static int64_t workspace(const Problem& q, const Tile& tile) {
     const int64_t width = lanes_of(tile), padded = padded_columns(q.columns);
-    const int64_t slice = tile.joined ? kLanes : width, slack = 8 * 8;
+    const int64_t slice = tile.joined ? kLanes : width, slack = 7 * 8;
     const int64_t kept = tile.joined ? (4 * kForm + 2 * q.nodes + 1) * padded + (1 + S) * q.nodes : 0;
     const int64_t curvatures = q.curvature ? Pass::kPairs : 0;
     return (R::arrays * tile.size + S + curvatures + entries_of(q, tile)) * width +
-           2 * tile.size * slice * padded + tile.size * tile.size + kept + slack;
+           2 * tile.size * slice * padded + kept + slack;
   }
 
   void run() {
@@ -89,7 +88,7 @@ class TilePass {
   const int64_t width, padded, slice;
   const Setting setting;
   Pass pass;
-  double *copy, *scaled, *square, *vectors;
+  double *copy, *scaled, *vectors;
   TileRows x;
 
   static int64_t lanes_of(const Tile& tile) { return (tile.lanes + kLanes - 1) / kLanes * kLanes; }
@@ -173,7 +172,7 @@ class TilePass {
       if (!q.second) return add_weighted<1>({weights[0]}, x, tile.size, width, {to[0]});
       for (int y = 0; y < kUsed; ++y) weights[1 + y] = r[R::mixed + y], to[1 + y] = sums.mixed(y);
       add_weighted(weights, x, tile.size, width, to);
-      multiply_groups(pass.pairs, x, tile.size, width, square, scaled);
+      multiply_groups(pass.pairs, x, tile.size, width, scaled);
       add_outer(scaled, x, tile.size, width, sums.hessian());
       return;
     }
