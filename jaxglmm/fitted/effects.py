@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.state import State
+from jaxglmm.ops.moments import covers, group_effects
 
 
 # What `sd_eb` is, by the way it was reached.
@@ -141,10 +143,7 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
 
 def _native(state: State, problem, V: np.ndarray):
     """`conditional` at the estimate by native code, where there is such for the fit; else None."""
-    import jax
-
     from jaxglmm.inference.likelihood import coordinates
-    from jaxglmm.ops.moments import covers, group_effects
 
     family, design, at = state.family, problem.design, coordinates(state)
     if design is None or not design.terms or at.x[at.p] == 0 or not covers(family, design):

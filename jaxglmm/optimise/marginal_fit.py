@@ -273,11 +273,13 @@ def base_factor(covariance, z, level) -> np.ndarray:
 def _check_growth(family, design, raw, convergence):
     """Random effects of a size beyond any that the link can show have no finite variance."""
     term = design.terms[0]
-    factor = np.zeros((term.covariance.n_effects,) * 2)
+    factor, z = np.zeros((term.covariance.n_effects,) * 2), np.asarray(term.z)
     factor[term.covariance.entries] = raw
-    rows = np.asarray(design.weights) > 0
-    size = np.sqrt(np.mean(np.square(factor.T @ np.asarray(term.z)[:, rows]).sum(0)))
-    if family.link in BOUNDED_LINKS and size > LARGEST_SD:
+    # Most fits end at a bound that takes no second array of the rows' length.
+    if family.link not in BOUNDED_LINKS or np.abs(factor).sum() * max(z.max(), -z.min()) <= LARGEST_SD:
+        return
+    size = np.sqrt(np.mean(np.square(factor.T @ z[:, np.asarray(design.weights) > 0]).sum(0)))
+    if size > LARGEST_SD:
         convergence.converged = False
         convergence.reason = (
             f"the variance of the random effects grows without bound, their standard deviation is {size:.3g} so far: "
