@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
-from jaxglmm.design.columns import Columns, moments
 from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.factor_products import FactorProducts, dense_order, factor_products
@@ -22,6 +21,7 @@ from jaxglmm.model.families import AbstractFamily, get_family
 from jaxglmm.modes.solver import DENSE_LIMIT
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops import fused
+from jaxglmm.ops.columns import Columns
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
@@ -243,8 +243,7 @@ def make_problem(
     DataError
         When columns are constant or collinear, or a factor does not group.
     """
-    X = Columns(frame.columns, len(frame.weights))
-    found = moments(X, frame.weights)
+    X, found = Columns(frame.columns, len(frame.weights)), frame.moments
     check_frame(frame, family, estimated=estimated, found=found)
     linear = _linear(family)
     if devices is not None and (linear or len(frame.terms) != 1):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.checks import check_frame
-from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
@@ -18,6 +17,8 @@ from jaxglmm.fitting import Problem
 from jaxglmm.formula.grouping import first_grouping
 from jaxglmm.formula.table import open_table, unknown_column
 from jaxglmm.model.penalties import column_factors
+from jaxglmm.ops.columns import Columns
+from jaxglmm.ops.measure import Moments
 from jaxglmm.optimise.path import Weights
 
 
@@ -57,7 +58,7 @@ class _Extra:
 
 
 def lay_out_path(
-    frame, family, data, *, alpha, factors, standardize, X=None, X_names=None, dummies=(), estimated=True
+    frame, family, data, *, alpha, factors, standardize, X=None, X_names=None, dummies=(), estimated=True, bare=False
 ) -> PathDesign:
     """Check the unpenalised columns, and lay out rows and columns.
 
@@ -75,6 +76,8 @@ def lay_out_path(
         Columns of the table, each a categorical all of whose levels get a column.
     estimated : bool
         Whether the covariance of the random effects is.
+    bare : bool
+        Whether the path ends without a penalty, where columns must be of full rank.
 
     Raises
     ------
@@ -89,7 +92,13 @@ def lay_out_path(
         raise DataError(f"there are two columns {twice!r}: rename one (X_names=), or leave it out of the formula")
     f = column_factors(factors, names, scaling.intercept)
     first = len(frame.names)
-    problem = lay_out_rows(frame, family, scaling, np.flatnonzero(f[:first] == 0), estimated=estimated)
+    usable, rows = np.isfinite(f), np.count_nonzero(frame.weights)
+    if bare and usable.sum() > rows:
+        raise DataError(
+            f"lambdas ends with 0, where {rows} rows cannot determine {usable.sum()} columns: leave the 0 out"
+        )
+    unpenalised = np.flatnonzero(usable[:first] if bare else f[:first] == 0)
+    problem = lay_out_rows(frame, family, scaling, unpenalised, estimated=estimated)
     design, layout = problem.design, problem.layout
     assert design is not None and layout is not None
     mean = np.concatenate([found.mean, *(extra.mean for extra in extras)])
@@ -123,7 +132,7 @@ def measure(frame) -> tuple[Scaling, Moments]:
             "the one that matters most, or join them as (1 | a:b)"
         )
     X = Columns(frame.columns, len(frame.y))
-    found = moments(X, frame.weights)
+    found = frame.moments
     return column_scaling(X, frame.weights, frame.terms[0].z if frame.terms else None, found), found
 
 

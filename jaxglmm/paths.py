@@ -98,7 +98,7 @@ def fit_path(
     with jax.enable_x64(True), Progress(progress) as line:
         laid = lay_out_path(
             frame, family, data, alpha=alpha, factors=factors, standardize=standardize, X=X, X_names=X_names,
-            dummies=dummies, estimated=theta is None,
+            dummies=dummies, estimated=theta is None, bare=lambdas is not None and np.min(lambdas, initial=1) == 0,
         )  # fmt: skip
         likelihood = _likelihood(frame, family, laid, method, n_agq, theta, scale)
         begin = lambda design, likelihood: fit_null(
@@ -119,6 +119,8 @@ def fit_path(
             solutions = solver.solve(lam)
             found.append(solutions[0])
             scores.append([held_out(solver, i, laid.design) for i in range(1, len(models))])
+            if lam == 0:
+                solver.check_separation(0, laid.names, laid.scaling.intercept)
             line.update(step, solutions[0].loglik, solutions[0].kkt, None)
             bad = next((s for s in solutions if not s.converged), None)
             if bad is not None and throw:

@@ -50,7 +50,7 @@ PRESENTATION = {
 FORBIDDEN = {  # room -> rooms of ours that it must not know
     "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "ops": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "formula": {"design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
+    "formula": {"design", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "design": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
     "modes": {"formula", "objectives", "optimise", "fitting"} | PRESENTATION,
     "objectives": {"formula", "optimise", "fitting"} | PRESENTATION,

@@ -6,7 +6,7 @@ import pytest
 from scipy.interpolate import BSpline, CubicSpline
 
 from jaxglmm.errors import DataError, FormulaError
-from jaxglmm.formula.fixed import evaluate, make, plan, plan_expression, remake, stack
+from jaxglmm.formula.fixed import evaluate, make, plan, plan_expression, remake
 
 
 @pytest.fixture(scope="module")
@@ -217,14 +217,6 @@ def test_expression(data):
     value = evaluate(plan_expression("log(my.var^2) - center(x)", list(data)), data)
     truth = np.log(data["my.var"] ** 2) - (data["x"] - data["x"].mean())
     np.testing.assert_allclose(np.asarray(value), truth, rtol=1e-12)
-
-
-def test_stack():
-    columns = [np.arange(20000.0), np.arange(20000) % 2 == 0, np.arange(20000)]
-    out = stack(columns, 20000)
-    assert out.flags.c_contiguous and out.dtype == np.float64
-    assert (out == np.column_stack(columns)).all()
-    assert stack([], 7).shape == (7, 0)
 
 
 def test_columns_named_like_python_keywords():

@@ -425,3 +425,30 @@ def test_reference_designs(reference_dir):
                 shown = [str(v) for v in term.levels][: len(effects["levels"])]
                 assert shown == effects["levels"] or sorted(shown) == sorted(effects["levels"])
                 assert len(term.names) == len(effects["coef"])
+
+
+def test_columns_of_which_nothing_is_computed_keep_their_type():
+    """float32 is not doubled on its way; what is computed is computed in float64 all the same."""
+    rng = np.random.default_rng(5)
+    data = {
+        "y": rng.standard_normal(40), "a": rng.standard_normal(40).astype(np.float32), "b": rng.random(40).astype("f4"),
+        "k": rng.integers(0, 9, 40).astype(np.int8), "big": rng.standard_normal(40).astype(">f8"),
+        "g": np.arange(40) % 5,
+    }  # fmt: skip
+    frame = model_frame("y ~ a + k + big + b + I(b^2) + a:k + (1 | g)", data, family=get_family("gaussian"))
+    kinds = dict(zip(frame.names, [column.dtype for column in frame.columns], strict=True))
+    assert kinds["big"] == kinds["a"] == kinds["b"] == np.float64  # a and b are computed with
+    frame = model_frame("y ~ a + k + big + (1 | g)", data, family=get_family("gaussian"))
+    assert [column.dtype.str for column in frame.columns] == ["<f8", "<f4", "|i1", "<f8"]
+    X = np.column_stack([np.ones(40), data["a"], data["k"], data["big"]]).astype(float)
+    np.testing.assert_array_equal(frame.X, X)
+    np.testing.assert_allclose(frame.moments.mean, X.mean(0), rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(frame.moments.variance, X.var(0), rtol=1e-12)
+    data["a"][3] = np.inf
+    with pytest.raises(DataError, match=r"'a' is inf in row 3"):
+        model_frame("y ~ a + (1 | g)", data, family=get_family("gaussian"))
+    data["a"][3] = np.nan
+    frame = model_frame("y ~ a + (1 | g)", data, family=get_family("gaussian"), weights=np.arange(40.0))
+    assert frame.dropped_by == {"a": 1} and 3 not in frame.rows
+    kept = np.delete(np.arange(40), 3)
+    np.testing.assert_allclose(frame.moments.mean[1], np.average(X[kept, 1], weights=kept), rtol=1e-12)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxglmm.design.columns import PIECE, Columns, moments
 from jaxglmm.design.design import make_design
 from jaxglmm.design.groups import build_index
 from jaxglmm.ops import layout, native
+from jaxglmm.ops.columns import PIECE, Columns
+from jaxglmm.ops.measure import moments, whole_codes
 
 
 RNG = np.random.default_rng(3)
@@ -18,21 +19,31 @@ TABLE = [
     RNG.integers(-5, 9, N),
     RNG.random(N) < 0.3,
     RNG.integers(0, 200, N).astype(np.int16),
+    RNG.integers(-100, 100, N).astype(np.int8),
+    RNG.integers(0, 1 << 31, N).astype(np.uint32),
+    (RNG.random(N) < 0.5).astype(np.float16),  # of a type that native code does not read
 ]
+P = len(TABLE)
 MATRIX = np.column_stack([column.astype(float) for column in TABLE])
 
 
 def test_columns_are_a_matrix_by_another_name():
-    columns = Columns(TABLE, N)
-    assert columns.shape == MATRIX.shape and len(columns) == N
-    np.testing.assert_array_equal(columns[7 : PIECE + 9], MATRIX[7 : PIECE + 9])
-    np.testing.assert_array_equal(np.concatenate(list(columns.pieces())), MATRIX)
-    used = RNG.random(N) < 0.5
-    np.testing.assert_array_equal(np.concatenate(list(columns.pieces(used))), MATRIX[used])
+    table = Columns(TABLE, N)
+    assert table.shape == MATRIX.shape and len(table) == N
+    np.testing.assert_array_equal(table.matrix(), MATRIX)
+    np.testing.assert_allclose(table @ np.arange(P), MATRIX @ np.arange(P), rtol=1e-14)
+    found = np.full_like(MATRIX, np.nan)
+    for rows, values in table.pieces():
+        found[rows] = values
+    np.testing.assert_array_equal(found, MATRIX)
+    for rows, values in table.places(5, 100):
+        np.testing.assert_array_equal(values, MATRIX[rows])
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_moments_are_those_of_the_rows_that_count(weighted):
+@pytest.mark.parametrize("kernels", ["", "plain"])
+def test_moments_are_those_of_the_rows_that_count(monkeypatch, weighted, kernels):
+    monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
     weights = np.where(RNG.random(N) < 0.2, 0.0, RNG.random(N)) if weighted else None
     if weights is not None:
         weights[:PIECE] = 0.0  # a whole piece does not count
@@ -44,7 +55,34 @@ def test_moments_are_those_of_the_rows_that_count(weighted):
     np.testing.assert_allclose(found.mean, mean, rtol=1e-13)
     variance = np.average(np.square(MATRIX - mean), axis=0, weights=weights)
     np.testing.assert_allclose(found.variance, variance, rtol=1e-9, atol=1e-20)
-    assert found.constant.tolist() == [True] + [False] * 5
+    assert found.constant.tolist() == [True] + [False] * (P - 1)
+
+
+@pytest.mark.parametrize("kernels", ["", "plain"])
+def test_moments_tell_what_is_not_finite(monkeypatch, kernels):
+    monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
+    table = np.ones((4, N))
+    table[1:, 0] = 0.0
+    table[1, 5], table[2, N - 1], table[3, 7] = np.nan, np.inf, 1e300
+    found = moments(table.T)
+    assert np.isfinite(found.mean).tolist() == [True, False, False, True]
+    assert found.constant.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("kernels", ["", "plain"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int8])
+def test_whole_numbers_get_codes_in_their_order(monkeypatch, kernels, dtype):
+    monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
+    values = (RNG.integers(-60, 60, 70_000) if dtype == np.int8 else 10**6 + RNG.zipf(1.5, 70_000) % 300_000).astype(
+        dtype
+    )
+    missing = RNG.random(len(values)) < 0.01
+    for used, mask in ((~missing, missing), (np.full(len(values), True), None)):
+        codes, labels = whole_codes(values, int(values.min()), int(values.max()), mask)
+        expected, inverse = np.unique(values[used], return_inverse=True)
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(codes[used], inverse)
+        assert codes.dtype == np.int32 and (codes[~used] == -1).all()
 
 
 @pytest.mark.native
@@ -55,12 +93,12 @@ def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):
     slot, found = RNG.permutation(N + 500)[:N], []
     for kernels in ("native", "plain"):
         monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
-        out = layout.aligned_zeros((N + 500, 6), dtype)
-        layout.scatter_rows(TABLE, slot, out, center=np.arange(6.0), scale=np.linspace(0.5, 3, 6))
+        out = layout.aligned_zeros((N + 500, P), dtype)
+        layout.scatter_rows(TABLE, slot, out, center=np.arange(float(P)), scale=np.linspace(0.5, 3, P))
         found.append(out)
     assert found[0].ctypes.data % 64 == 0
     np.testing.assert_array_equal(*found)
-    expected = (MATRIX - np.arange(6.0)) / np.linspace(0.5, 3, 6)
+    expected = (MATRIX - np.arange(float(P))) / np.linspace(0.5, 3, P)
     np.testing.assert_array_equal(found[0][slot], expected.astype(dtype))
     assert not found[0][np.setdiff1d(np.arange(N + 500), slot)].any()
 

@@ -196,6 +196,24 @@ def test_residual_sums_of_squares_as_glmnet_has_them():
         assert sigma**2 == pytest.approx(w @ r**2 / 40)
 
 
+def test_the_end_of_a_path_without_a_penalty(members):
+    """At lambda 0 a path is the fit without a penalty, and refuses what that refuses."""
+    options = {"family": "binomial", "method": "laplace", "lambdas": [0.05, 0.01, 0.0]}
+    path = jg.fit_path("y ~ x0 + x1 + (1 | g)", members, **options)
+    fit = jg.fit("y ~ x0 + x1 + (1 | g)", members, family="binomial", method="laplace")
+    np.testing.assert_allclose(path.coef[-1], list(fit.fixef.values()), atol=1e-7)
+    hard = members.assign(same=members.x0, sign=members.y * 2 - 1, three=3.0)
+    for column, error in (("same", jg.DataError), ("sign", jg.SeparationError), ("three", jg.DataError)):
+        formula = f"y ~ x0 + {column} + (1 | g)"
+        with pytest.raises(error, match=column):
+            jg.fit_path(formula, hard, **options)
+        before = jg.fit_path(formula, hard, **options | {"lambdas": [0.05, 0.01]})
+        assert before.kkt.max() < 1e-8 and np.isfinite(before.coef).all()
+    few = members[:30]
+    with pytest.raises(jg.DataError, match="30 rows cannot determine 41"):
+        jg.fit_path("y ~ 1 + (1 | g)", few, X=np.random.default_rng(0).standard_normal((30, 40)), **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

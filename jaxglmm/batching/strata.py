@@ -87,7 +87,7 @@ class Strata:
         return replace(
             frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows],
             columns=tuple(column[rows] for column in frame.columns),
-            terms=tuple(terms), rows=frame.rows[rows], n_dropped=0, dropped_by={},
+            terms=tuple(terms), rows=frame.rows[rows], n_dropped=0, dropped_by={}, unweighted=None,
             spec=replace(frame.spec, terms=tuple(specs)),
         )  # fmt: skip
 

@@ -4,9 +4,11 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxglmm.design.columns import Columns, Moments, moments
-from jaxglmm.design.crossproducts import weighted_gram
+from jaxglmm.design.crossproducts import small_products
 from jaxglmm.errors import ColumnsError, DataError
+from jaxglmm.ops.columns import Columns
+from jaxglmm.ops.layout import group_counts
+from jaxglmm.ops.measure import Moments, moments
 
 
 # Rows of the sample that mostly shows that columns are no combinations of each other, and how many in one place.
@@ -151,7 +153,10 @@ def check_columns(X, names, weights: np.ndarray | None = None, found: Moments | 
     size = np.sqrt(weights.sum() * (found.variance + np.square(found.mean - center)))
     if p == 0 or _sample_has_rank(X, weights, center, size):
         return
-    gram = weighted_gram(X, weights, center, np.ones(p))
+    gram = np.zeros((p, p))
+    for rows, values in X.pieces():
+        away = values - center
+        gram += small_products(away * weights[rows, None], away)
     size = np.sqrt(np.diag(gram))
     gram /= np.outer(size, size)
     for j, (rest, row, L) in enumerate(_eliminated(gram)):
@@ -169,9 +174,9 @@ def _sample_has_rank(X, weights, center, size) -> bool:
     if n < 4 * _SAMPLE:
         return False
     gram = np.zeros((p, p))
-    for begin in np.linspace(0, n - _PLACE, _SAMPLE // _PLACE).astype(int):
-        rows = X[begin : begin + _PLACE] - center
-        gram += (rows * weights[begin : begin + _PLACE, None]).T @ rows
+    for rows, values in X.places(_SAMPLE // _PLACE, _PLACE):
+        away = values - center
+        gram += (away * weights[rows, None]).T @ away
     gram /= np.outer(size, size)
     return all(rest > 1e3 * _SUSPECT for rest, *_ in _eliminated(gram))
 
@@ -191,8 +196,8 @@ def _eliminated(gram):
 def _check_rows(X, names, used, center, size, j, weights):
     """Refuse column j if in the rows themselves nothing of it lies outside of this combination of earlier ones."""
     outside = 0.0
-    for rows in X.pieces(None if used.all() else used):
-        scaled = (rows - center) / size
+    for rows, values in X.pieces():
+        scaled = (values[used[rows]] - center) / size
         outside += float(np.sum(np.square(scaled[:, j] - scaled[:, :j] @ weights)))
     if outside <= _COLLINEAR**2:
         _refuse_combination(names, j, np.flatnonzero(np.abs(weights) > 1e-6), center)
@@ -225,7 +230,7 @@ def _listed(names) -> str:
 
 
 def _check_term(term, used, frame, family, estimated):
-    zero = ~term.z.any(axis=1)
+    zero = np.array([not _stored(row).any() for row in term.z])
     if zero.any():
         raise DataError(
             f"the effect {_listed([term.names[a] for a in np.flatnonzero(zero)])} of {term.group!r} is 0 in every row: "
@@ -235,8 +240,9 @@ def _check_term(term, used, frame, family, estimated):
         _check_block(term, block)
     if not estimated:
         return
-    sizes = np.bincount(term.codes[used], minlength=len(term.levels))
-    groups, n = int(np.sum(sizes > 0)), int(used.sum())
+    n = int(used.sum())
+    sizes = group_counts(term.codes if n == len(used) else term.codes[used], len(term.levels))
+    groups = int(np.count_nonzero(sizes))
     if groups == 1:
         raise DataError(
             f"the grouping factor {term.group!r} has one level only ({term.levels[np.argmax(sizes)]!r}), from which no "
@@ -254,21 +260,37 @@ def _check_term(term, used, frame, family, estimated):
             f"every level of {term.group!r} has a single 0/1 response, which says nothing about a variance between "
             "groups: use a factor that groups rows, or leave the bar out"
         )
-    if family.name == "binomial" and (np.ptp(term.z, axis=1) == 0).any():
-        weights = frame.weights * used
-        total = np.bincount(term.codes, weights, minlength=len(term.levels))
-        successes = np.bincount(term.codes, weights * frame.y, minlength=len(term.levels))
-        if ((successes == 0) | (successes == total)).all():
-            raise DataError(
-                f"within every level of {term.group!r} the responses are all alike, so that the variance of its "
-                "intercept has no finite estimate: hold it by theta=, or leave the bar out"
-            )
+    intercept = any(np.ptp(_stored(row)) == 0 for row in term.z)
+    if family.name == "binomial" and intercept and not _some_level_differs(term, frame):
+        raise DataError(
+            f"within every level of {term.group!r} the responses are all alike, so that the variance of its "
+            "intercept has no finite estimate: hold it by theta=, or leave the bar out"
+        )
     if (family.name, family.link) == ("gaussian", "identity") and n <= groups * len(term.names):
         raise DataError(
             f"{term.group!r} has {groups} levels with {len(term.names)} effects each, as many as the {n} rows or more: "
             "the residual variance cannot be told apart from theirs; use fewer effects, such as "
             f"(1 | {term.group})"
         )
+
+
+def _stored(row):
+    """A row of z, or the one number that stands for all of it."""
+    return row if row.strides[0] else row[:1]
+
+
+def _some_level_differs(term, frame):
+    """Whether a level has successes and failures: mostly a few rows show it, which are looked at first."""
+    n, rows = len(term.codes), _SAMPLE
+    while True:
+        codes, weights = term.codes[:rows], frame.weights[:rows]
+        total = np.bincount(codes, weights, minlength=len(term.levels))
+        successes = np.bincount(codes, weights * frame.y[:rows], minlength=len(term.levels))
+        if ((successes > 0) & (successes < total)).any():
+            return True
+        if rows >= n:
+            return False
+        rows *= 16
 
 
 def _check_apart(one, other):

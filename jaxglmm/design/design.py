@@ -6,12 +6,13 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxglmm.design.columns import Columns, Moments, moments
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
 from jaxglmm.design.shards import place, shared_index
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import Covariance
+from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import aligned_zeros, scatter_rows
+from jaxglmm.ops.measure import Moments, all_ones, moments
 
 
 class RandomTerm(eqx.Module):
@@ -182,6 +183,7 @@ def make_design(
     for name, values in (("weights", weights), ("offset", offset), ("codes", codes)):
         if values is not None and np.shape(values) != (n,):
             raise DataError(f"{name} must have shape ({n},), as y has; found {np.shape(values)}")
+    unweighted = n > 0 and all_ones(weights)
     if codes is None:
         index, layout = row_index(n)
         terms = ()
@@ -193,16 +195,21 @@ def make_design(
         z = np.broadcast_to(1.0, (1, n)) if z is None else np.atleast_2d(np.asarray(z))
         scale = np.ones(len(z)) if scaling is None else scaling.z_scale
         slots = aligned_zeros((len(z), layout.n_slots), dtype)
-        for to, row, size in zip(slots, z, scale, strict=True):
-            scatter_rows([row], layout.slot, to, scale=[size])
         covariance = Covariance(blocks or (tuple(range(z.shape[0])),))
         terms = (RandomTerm(index, slots, covariance),)
+    weights = layout.scatter(weights, dtype=dtype)
+    if terms:
+        for to, row, size in zip(slots, z, scale, strict=True):
+            if not row.strides[0] and unweighted:  # a constant is where there are rows, which the weights tell
+                np.multiply(weights, row[0] / size, out=to)
+            else:
+                scatter_rows([row], layout.slot, to, scale=[size])
     design = Design(
         # A slot without a row needs some valid response; its weight is 0.
         y=layout.scatter(y, fill=y[0] if n else 0.0, dtype=dtype),
         X=scatter_columns(X, layout, scaling, dtype),
         offset=layout.scatter(offset, dtype=dtype),
-        weights=layout.scatter(weights, dtype=dtype),
+        weights=weights,
         terms=terms,
         index=index,
         constant=np.asarray(constant, dtype),
@@ -214,7 +221,10 @@ def make_design(
 def scatter_columns(X, layout, scaling, dtype):
     """Rows of X (n, p) or Columns, scaled if there is a `scaling`, into slots (n_slots, p)."""
     out = aligned_zeros((layout.n_slots, X.shape[1]), dtype)
-    scatter_rows(Columns.of(X).columns, layout.slot, out, *(() if scaling is None else (scaling.center, scaling.scale)))
+    scales = () if scaling is None else (scaling.center, scaling.scale)
+    for begin, arrays in Columns.of(X).parts():
+        if len(arrays):
+            scatter_rows(arrays, layout.slot[begin : begin + len(arrays[0])], out, *scales)
     return out
 
 

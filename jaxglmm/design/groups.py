@@ -15,11 +15,12 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxglmm.ops.layout import aligned_zeros, scatter_rows, slots_of_rows
+from jaxglmm.ops.layout import aligned_zeros, group_counts, scatter_rows, slots_of_rows
 
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 LONGEST = SIZES[-1]
+_KIND = np.searchsorted(SIZES, np.maximum(np.arange(LONGEST + 2), 1)).astype(np.int8)  # of a group, by its rows
 # Every size divides a block.
 _SMALLEST_BLOCK = 480
 # Below this many rows half-empty blocks are most of the work: blocks are then of the least size, by the longest group.
@@ -95,6 +96,8 @@ class Layout:
         """Rows (along the last axis) into slots; slots without a row hold `fill`."""
         dtype = dtype or values.dtype
         out = aligned_zeros((*values.shape[:-1], self.n_slots), dtype)
+        if values.size and not any(values.strides) and values.flat[0] == fill == 0:
+            return out
         if fill:
             out[...] = fill
         flat = out.reshape(-1, self.n_slots)
@@ -143,13 +146,11 @@ def build_index(
     n = codes.shape[0]
     if n_groups is None:
         n_groups = int(codes.max()) + 1 if n else 0
-    if n and (codes.min() < 0 or codes.max() >= n_groups):
-        raise ValueError(f"group codes must lie in 0..{n_groups - 1}; found {int(codes.min())}..{int(codes.max())}")
-    counts = np.bincount(codes, minlength=n_groups)
+    counts = group_counts(codes, n_groups)
     block = _choose_block(n, int(counts.max(initial=1)), block)
 
     # Where the group's first row goes (first), and how far apart its rows lie (stride).
-    kinds = np.searchsorted(SIZES, np.maximum(counts, 1))
+    kinds = _KIND[np.minimum(counts, LONGEST + 1)]
     first = np.zeros(n_groups, np.int64)
     stride = np.zeros(n_groups, np.int64)
     kind_of_block, bounds, base = [], [0], 0

@@ -15,8 +15,9 @@ from jaxglmm.design.pairs import Pairs, find_pairs, level_order, nesting_chain
 from jaxglmm.model.covariance import Covariance
 
 
-# Rows of X that are held a second time at once.
-_ROWS = 1 << 14
+# Rows of X that are held a second time at once: so many, or this share of all, since sums by level over a piece of the
+# rows cost as much as there are levels.
+_ROWS, _PIECES = 1 << 14, 16
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class RowDesign:
 
     def row_pieces(self):
         """Slices of rows small enough for working copies."""
-        return (slice(begin, begin + _ROWS) for begin in range(0, len(self.y), _ROWS))
+        n = len(self.y)
+        step = max(_ROWS, -(-n // _PIECES))
+        return (slice(begin, begin + step) for begin in range(0, n, step))
 
 
 def make_rows(y, X, terms, *, weights, offset, scaling: Scaling, constant: float) -> RowDesign:

@@ -6,6 +6,7 @@ its library has (pandas' hash table, polars' categoricals, Arrow's dictionaries)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..ops.columns import Columns
+from ..ops.measure import Moments, moments
+from ..ops.memory import TYPES
 
 
 Kind = Literal["number", "boolean", "text", "category", "time"]
@@ -45,6 +49,8 @@ class Column:
         (n,) bool, or None when nothing is missing. Values there are a filler.
     labels
         For text and categories, the labels that the codes point to; may hold labels that no row has.
+    moments
+        Of numbers of which none is missing, where they have been measured: (low, high, mean, variance) of one column.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Column:
     values: np.ndarray
     missing: np.ndarray | None = None
     labels: np.ndarray | None = None
+    moments: Moments | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -61,7 +68,19 @@ class Column:
         missing = None if self.missing is None else self.missing[rows]
         if missing is not None and not missing.any():
             missing = None
-        return replace(self, values=self.values[rows], missing=missing)
+        return replace(self, values=self.values[rows], missing=missing, moments=None)
+
+
+def read_columns(values: Mapping[str, Any]) -> dict[str, Column]:
+    """Convert columns of the caller's table, which are of one length: as `read_column`, numbers measured together."""
+    values = dict(values)
+    columns = {name: _converted(name, values.pop(name)) for name in list(values)}  # none of a file's is held twice
+    numbers = [column for column in columns.values() if column.kind == "number"]
+    if len({len(column) for column in columns.values()}) == 1:
+        found = moments(Columns([column.values for column in numbers], len(numbers[0]))) if numbers else None
+        for k, column in enumerate(numbers):
+            columns[column.name] = _with_missing(column, found.take([k]))  # type: ignore[union-attr]
+    return columns
 
 
 def read_column(name: str, values: Any) -> Column:
@@ -79,6 +98,21 @@ def read_column(name: str, values: Any) -> Column:
     DataError
         When the column holds something that is neither a number, a label nor a date.
     """
+    return read_columns({name: values})[name]
+
+
+def _with_missing(column: Column, found: Moments) -> Column:
+    """A column of numbers whose moments have been found: NaN is missing, and makes the mean none."""
+    missing = column.missing
+    if np.isnan(found.mean[0]):
+        nan = np.isnan(column.values)
+        missing = nan if missing is None else missing | nan
+    if missing is not None and not missing.any():
+        missing = None
+    return replace(column, missing=missing, moments=found if missing is None else None)
+
+
+def _converted(name: str, values: Any) -> Column:
     if isinstance(values, pd.Index | pd.Categorical):
         values = pd.Series(values)
     kind = getattr(values, "dtype", None)
@@ -92,8 +126,7 @@ def read_column(name: str, values: Any) -> Column:
         return _from_numpy(name, _as_vector(name, values))
     dtype = series.dtype
     if dtype.is_float():
-        column = series.cast(nw.Float64).to_numpy()
-        return _number(name, column, _nulls(series))
+        return _number(name, series.to_numpy(), _nulls(series))
     if dtype.is_integer():
         missing = _nulls(series)
         return _number(name, (series if missing is None else series.fill_null(0)).to_numpy(), missing)
@@ -162,22 +195,17 @@ def _from_numpy(name: str, array: np.ndarray) -> Column:
     if inferred in ("datetime64", "datetime", "date"):
         return _time(name, pd.to_datetime(pd.Series(array)).to_numpy(), None)
     if inferred == "categorical":
-        return read_column(name, pd.Series(array).astype("category"))
+        return _converted(name, pd.Series(array).astype("category"))
     kinds = sorted({type(v).__name__ for v in array[~missing][:1000]})
     raise _unusable(name, f"values of type {' and '.join(kinds)}")
 
 
 def _number(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
-    if values.dtype.kind == "f":
-        values = values.astype(np.float64, copy=False)
-        nan = np.isnan(values)
-        missing = nan if missing is None else missing | nan
-        if not missing.any():
-            missing = None
-    elif values.dtype.kind == "u":
+    """Numbers of native types stay as they are; moments, and what is not a number, are found with all columns."""
+    if values.dtype == np.uint64:
         values = values.astype(np.float64 if values.size and values.max() > 2**63 - 1 else np.int64)
-    else:
-        values = values.astype(np.int64, copy=False)
+    elif values.dtype not in TYPES:  # half and long floats, foreign byte orders
+        values = values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
     return Column(name, "number", values, missing)
 
 

@@ -16,7 +16,32 @@ from ..errors import DataError
 # good labels in many tables, and labels to R
 MISSING_WORDS = ("", "NA", "NaN", "nan", "NULL", "<NA>")
 
+_PARQUET = (".parquet", ".pq")
+
 Reader = Callable[[list[str]], Mapping[str, Any]]
+
+
+def plain_sizes(path: str) -> dict[str, int]:
+    """Bytes a row of each column of numbers that could be read some rows at a time as it is; none but of Parquet."""
+    if not path.lower().endswith(_PARQUET):
+        return {}
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return {}
+    plain = (
+        pa.float64(),
+        pa.float32(),
+        pa.int64(),
+        pa.int32(),
+        pa.int16(),
+        pa.int8(),
+        pa.uint32(),
+        pa.uint16(),
+        pa.uint8(),
+    )
+    return {f.name: f.type.bit_width // 8 for f in pq.read_schema(path) if f.type in plain}
 
 
 def open_file(path: str) -> tuple[tuple[str, ...], Reader, int | None]:
@@ -34,7 +59,7 @@ def open_file(path: str) -> tuple[tuple[str, ...], Reader, int | None]:
     lower = path.lower()
     if lower.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
         return _open_csv(path, "\t" if ".tsv" in lower[-7:] else ",")
-    if lower.endswith((".parquet", ".pq")):
+    if lower.endswith(_PARQUET):
         return _open_parquet(path)
     raise DataError(
         f"{path!r} has an ending that is not supported; expected .csv, .csv.gz, .tsv, .tsv.gz, .parquet or .pq. "
@@ -151,7 +176,7 @@ def read_chunks(path: str, want: list[str], rows: int, text: Collection[str] = (
     for name in want:
         if name not in names:
             raise DataError(f"{path!r} has no column {name!r}; its columns: {', '.join(map(repr, names[:20]))}.")
-    if path.lower().endswith((".parquet", ".pq")):
+    if path.lower().endswith(_PARQUET):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -191,7 +216,7 @@ def _open_parquet(path: str) -> tuple[tuple[str, ...], Reader, int | None]:
         try:
             return work()
         except (pa.ArrowInvalid, OSError) as error:
-            raise _bad_parquet(path, error) from error
+            raise bad_parquet(path, error) from error
 
     meta = guarded(lambda: pq.read_metadata(path))
     schema = meta.schema.to_arrow_schema()
@@ -214,18 +239,19 @@ def _open_parquet_polars(path: str) -> tuple[tuple[str, ...], Reader, int | None
     try:
         names = tuple(pl.read_parquet_schema(path))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise _bad_parquet(path, error) from error
+        raise bad_parquet(path, error) from error
 
     def read(want: list[str]) -> Mapping[str, Any]:
         try:
             frame = pl.read_parquet(path, columns=want)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise _bad_parquet(path, error) from error
+            raise bad_parquet(path, error) from error
         return {name: frame.get_column(name) for name in want}
 
     return names, read, None
 
 
-def _bad_parquet(path: str, error: Exception) -> DataError:
+def bad_parquet(path: str, error: Exception) -> DataError:
+    """The error for a Parquet file that cannot be read."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return DataError(f"{path!r} is damaged, cut short or not a Parquet file ({text}); make or fetch the file again.")

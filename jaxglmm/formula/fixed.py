@@ -28,9 +28,6 @@ from .functions import FUNCTIONS
 from .table import unknown_column
 
 
-BLOCK = 8192  # rows written at a time: small enough that 20 columns of them stay in cache
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How to make some columns of numbers from a table.
@@ -117,6 +114,15 @@ def _planned_expression(text: str, columns: tuple[str, ...]) -> Expression:
         return Expression(next(iter(rewritten.aliases), text[1:-1]), text, (text[1:-1],), rewritten.aliases)
     needed = check_expression(rewritten.text, rewritten.aliases, columns, FUNCTIONS)
     return Expression(rewritten.text, text, tuple(needed), rewritten.aliases)
+
+
+def computed_with(recipe: Recipe) -> set[str]:
+    """The columns that a recipe does more with than to take them as they are."""
+    found: set[str] = set()
+    for term in _terms(recipe.formula, recipe.formula):
+        if len(term.factors) > 1 or any(f.eval_method is not Factor.EvalMethod.LOOKUP for f in term.factors):
+            found.update(_needed([term], recipe.aliases, recipe.variables))
+    return {recipe.aliases.get(name, name) for name in found}
 
 
 def separate_terms(text: str, columns: Collection[str]) -> list[str]:
@@ -218,16 +224,6 @@ def evaluate(expression: Expression, variables: Mapping[str, pd.Series]) -> Any:
     return getattr(value, "__wrapped__", value)
 
 
-def stack(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Columns as one C-ordered float64 matrix (rows, p)."""
-    out = np.empty((rows, len(columns)))
-    for start in range(0, rows, BLOCK):
-        block = out[start : start + BLOCK]
-        for j, column in enumerate(columns):
-            block[:, j] = column[start : start + BLOCK]
-    return out
-
-
 class _Materialiser(PandasMaterializer):
     """formulaic's pandas materialiser, with booleans as factors (as in R), strict levels and no copies."""
 
@@ -247,6 +243,11 @@ class _Materialiser(PandasMaterializer):
     @override
     def _is_categorical(self, values: Any) -> bool:
         return _is_boolean(values) or super()._is_categorical(values)
+
+    @override
+    def _encode_constant(self, value, metadata, encoder_state, spec, drop_rows):  # type: ignore[no-untyped-def]
+        """One number, which `_vector` makes a column that is stored once."""
+        return float(value)
 
     @override
     def _encode_categorical(self, values, metadata, encoder_state, spec, drop_rows, reduced_rank=False):  # type: ignore[no-untyped-def]

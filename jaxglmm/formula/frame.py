@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError, FormulaError
+from ..ops.columns import Columns
+from ..ops.measure import Moments, all_ones, moments
 from .bars import Bar, parse_formula
 from .columns import Column
-from .fixed import Recipe, make, plan, plan_expression, separate_terms, stack
+from .fixed import Expression, Recipe, computed_with, make, plan, plan_expression, separate_terms
 from .grouping import first_grouping
 from .levels import describe
 from .response import plan_response, read_response
 from .spec import ModelSpec, TermSpec, offset_of
+from .stored import find_stored
 from .table import Table, open_table, unknown_column
 from .variables import Variable, check_finite, first_variable, order_of, take_complete
 
@@ -63,7 +66,8 @@ class ModelFrame:
     offset
         (n,) sum of all offsets.
     columns
-        p arrays (n,) of numbers of any kind: the fixed effects' columns, the caller's own where that is possible.
+        p arrays (n,) of numbers of any kind: the fixed effects' columns, the caller's own where that is possible; of
+        a large file `StoredColumn`s, which are there when they are asked for.
     names
         (p,) their names.
     terms
@@ -78,6 +82,8 @@ class ModelFrame:
         "P(outcome = yes)" for two-level outcomes and counts, else None.
     native
         The caller's kind of table: "pandas", "polars", "pyarrow" or "dict".
+    unweighted
+        Moments of the columns over all rows, where they have been measured.
     """
 
     y: Any  # np.ndarray | None; most callers know that there is one
@@ -92,11 +98,19 @@ class ModelFrame:
     spec: ModelSpec
     modelled: str | None
     native: str
+    unweighted: Moments | None = None
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the columns over rows of positive weight."""
+        if self.unweighted is not None and all_ones(self.weights):
+            return self.unweighted
+        return moments(Columns(self.columns, len(self.rows)), self.weights)
 
     @cached_property
     def X(self) -> np.ndarray:
         """The columns as one matrix (n, p), float64, C order; a copy, made when it is first asked for."""
-        return stack(self.columns, len(self.rows))
+        return Columns(self.columns, len(self.rows)).matrix()
 
 
 def model_frame(
@@ -156,30 +170,45 @@ def model_frame(
             raise unknown_column(name, table.names, f"{what}=")
 
     effects = [recipe for recipes in groups.values() for recipe in recipes]
+    worked = _computed_with(fixed, effects, [*offsets, *(response.expressions if response else ())])
     as_variables = dict.fromkeys(
         name for part in (response, fixed, *offsets, *effects) if part is not None for name in part.variables
     )
     grouping_columns = dict.fromkeys(name for group in groups for name in group)
-    loaded, total = table.load([*as_variables, *grouping_columns, *named.values()])
+    whole = {*worked, *levels, *grouping_columns, *named.values(), *(v for e in effects for v in e.variables)}
+    whole.update(name for part in (response, *offsets) if part is not None for name in part.variables)
+    stored = find_stored(table, [name for name in fixed.variables if name not in whole])
+    in_file = () if stored is None else stored.names
+    wanted = dict.fromkeys([*as_variables, *grouping_columns, *named.values()])
+    loaded, total = table.load([name for name in wanted if name not in in_file])
     if not total:
         raise DataError("the data have no rows; a fit needs at least one.")
-    complete, rows, dropped_by = take_complete(loaded, total)
+    complete, rows, dropped_by = take_complete(loaded, total, stored)
+    del loaded
     if not len(rows):
         raise DataError(f"no row is complete; missing values by column: {dropped_by}. Leave such a column out.")
 
+    # Of columns in a file formulaic sees their names; their values are read when and where they are used.
+    complete |= {
+        name: Column(name, "number", np.broadcast_to(np.nan, len(rows)), moments=stored.moments[name])
+        for name in in_file
+    }
     variables: dict[str, pd.Series] = {}
     kinds: dict[str, Variable] = {}
     for name in as_variables:
-        kinds[name], variables[name] = first_variable(complete[name], levels.get(name))
-        check_finite(name, variables[name], rows)
+        kinds[name], variables[name] = first_variable(complete[name], levels.get(name), name not in worked)
+        if not _known_finite(complete[name]):
+            check_finite(name, variables[name], rows)
     for what, name in named.items():
         kinds.setdefault(name, Variable(name, "number"))
         variables[name] = _number_column(what, complete[name], rows)
 
     n = len(rows)
     fixed, X_columns = make(fixed, variables, n)
-    for name, column in zip(fixed.names, X_columns, strict=True):
-        check_finite(name, column, rows, _why(name, fixed))
+    X_columns = [
+        stored.column(name) if name in in_file else made for name, made in zip(fixed.names, X_columns, strict=True)
+    ]
+    measured = _measured(fixed, X_columns, {name: complete[name] for name in kinds}, rows)
     orders = {name: order_of(name, levels.get(name)) for name in grouping_columns}
     terms, term_specs = [], []
     for group, recipes in groups.items():
@@ -222,7 +251,37 @@ def model_frame(
         spec=spec,
         modelled=response.modelled if response is not None else None,
         native=table.native,
+        unweighted=measured,
     )
+
+
+def _computed_with(fixed: Recipe, effects: Sequence[Recipe], expressions: Sequence[Expression]) -> set[str]:
+    """Columns of which something is computed, and that must not do so in a narrow type."""
+    found = set().union(*(computed_with(recipe) for recipe in (fixed, *effects)))
+    for expression in expressions:
+        if expression.text not in expression.variables and expression.text not in expression.aliases:
+            found.update(expression.variables)
+    return found
+
+
+def _known_finite(column: Column) -> bool:
+    return column.moments is not None and bool(np.isfinite(column.moments.mean[0]))
+
+
+def _measured(recipe: Recipe, made: Sequence[np.ndarray], columns: Mapping[str, Column], rows: np.ndarray) -> Moments:
+    """Moments of the fixed part's columns, which must be finite; those of the table have theirs from being read."""
+    known = [name in columns and name in recipe.variables and _known_finite(columns[name]) for name in recipe.names]
+    rest = moments(Columns([column for column, done in zip(made, known, strict=True) if not done], len(rows)))
+    parts, k = [], 0
+    for name, column, done in zip(recipe.names, made, known, strict=True):
+        if done:
+            parts.append(columns[name].moments)
+            continue
+        if not np.isfinite(rest.mean[k]):
+            check_finite(name, column, rows, _why(name, recipe))
+        parts.append(rest.take([k]))
+        k += 1
+    return Moments.joined(parts)
 
 
 def _effects(bar: Bar, columns: set[str], table: Table) -> list[Recipe]:

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..ops.measure import whole_codes
 from .columns import KIND_WORDS, Column
 
 
+_SPREAD = 64  # times as many numbers as rows may lie between the least and the largest of a table of numbers by value
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 
 
@@ -78,8 +80,9 @@ def labels_of_rows(column: Column, levels: np.ndarray) -> np.ndarray:
         values = column.labels[column.values]
     else:
         values = column.values
-        if values.dtype.kind == "f" and levels.dtype.kind == "i":
-            values = _as_integers(values, column.missing)
+        if column.kind == "number":
+            whole = levels.dtype.kind == "i"
+            values = _labels_of(values, column.missing) if whole else values.astype(np.float64, copy=False)
     if column.missing is not None:
         values = values.astype(object)
         values[column.missing] = None
@@ -101,49 +104,36 @@ def _distinct(column: Column) -> tuple[np.ndarray, np.ndarray, bool]:
     """(codes with -1 for missing, labels that occur, whether the labels are in their order)."""
     values, missing = column.values, column.missing
     if column.labels is not None:
-        codes, labels = _compress(values, len(column.labels))
+        codes, labels = _occurring(values, len(column.labels), missing)
         return codes, column.labels[labels], column.kind == "category"
     if column.kind == "boolean":
-        codes = values.astype(np.int32)
-        if missing is not None:
-            codes[missing] = -1
-        codes, labels = _compress(codes, 2)
+        codes, labels = _occurring(values, 2, missing)
         return codes, labels.astype(bool), True
-    if column.kind == "number" and values.dtype.kind == "f":
-        values = _as_integers(values, missing)
+    if column.kind == "number":
+        values = _labels_of(values, missing)
     if values.dtype.kind == "i" and len(values):
         low, high = int(values.min()), int(values.max())
-        if high - low < max(4 * len(values), 1024):  # a table by value: no hashing, and sorted for free
-            codes = (values - low).astype(np.int64)
-            if missing is not None:
-                codes[missing] = -1
-            codes, labels = _compress(codes, high - low + 1)
-            return codes, labels.astype(np.int64) + low, True
+        if high - low < max(_SPREAD * len(values), 1024):
+            return *whole_codes(values, low, high, missing), True
     codes, labels = pd.factorize(values)
-    codes = codes.astype(np.int32)
-    if missing is not None:
-        codes[missing] = -1
-        codes, kept = _compress(codes, len(labels))
-        labels = np.asarray(labels)[kept]
-    return codes, np.asarray(labels), False
+    if missing is None:
+        return codes.astype(np.int32), np.asarray(labels), False
+    codes, kept = _occurring(codes, len(labels), missing)
+    return codes, np.asarray(labels)[kept], False
 
 
-def _as_integers(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
-    """Floats as integers if all of them are whole: a column of integers with a gap comes as floats."""
-    filled = values if missing is None else np.where(missing, 0.0, values)
-    whole = len(filled) and np.all(filled == np.rint(filled)) and np.abs(filled).max() < 2**53
-    return filled.astype(np.int64) if whole else values
-
-
-def _compress(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _occurring(codes: np.ndarray, size: int, missing: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Drop codes that do not occur: (new codes int32, the old codes that are left, in order)."""
-    present = np.zeros(size + 1, dtype=bool)
-    present[codes] = True  # -1 marks the last place
-    present[size] = False
-    kept = np.flatnonzero(present)
-    lookup = np.full(size + 1, -1, dtype=np.int32)
-    lookup[kept] = np.arange(len(kept), dtype=np.int32)
-    return lookup[codes], kept
+    return whole_codes(codes, 0, max(size, 1) - 1, missing)
+
+
+def _labels_of(values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """Numbers as labels: float64, or int64 if all are whole, since a column of integers with a gap comes as floats."""
+    if values.dtype.kind != "f":
+        return values.astype(np.int64, copy=False)
+    filled = (values if missing is None else np.where(missing, 0.0, values)).astype(np.float64, copy=False)
+    whole = len(filled) and np.all(filled == np.rint(filled)) and np.abs(filled).max() < 2**53
+    return filled.astype(np.int64) if whole else values.astype(np.float64, copy=False)
 
 
 def label_key(value: Any) -> str:

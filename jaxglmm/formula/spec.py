@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..ops.columns import Columns
 from .columns import Column
-from .fixed import Expression, Recipe, evaluate, remake, stack
+from .fixed import Expression, Recipe, evaluate, remake
 from .grouping import Grouping
 from .response import Response, read_response
 from .table import open_table
@@ -108,11 +109,11 @@ class ModelSpec:
         for name, column in zip(self.fixed.names, columns, strict=bool(columns)):
             check_finite(name, column, kept)
         if columns and len(kept) == rows:
-            return stack(columns, rows), offset_of(self, variables, kept)
+            return Columns(columns, rows).matrix(), offset_of(self, variables, kept)
         X = np.full((rows, len(self.fixed.names)), np.nan)
         offset = np.full(rows, np.nan)
         if len(kept):
-            X[kept], offset[kept] = stack(columns, len(kept)), offset_of(self, variables, kept)
+            X[kept], offset[kept] = Columns(columns, len(kept)).matrix(), offset_of(self, variables, kept)
         return X, offset
 
     def effect_matrix(self, term: int, data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import narwhals as nw
 import numpy as np
 
 from ..errors import DataError
-from .columns import Column, read_column
+from .columns import Column, read_column, read_columns
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,15 @@ class Table:
         The column names, in order.
     native
         "pandas", "polars", "pyarrow" or "dict"; a file counts as pandas.
+    path
+        Of a file.
     """
 
     names: tuple[str, ...]
     native: str
     _read: Callable[[list[str]], Mapping[str, Any]]
-    _rows: int | None  # known without reading a column, or None
+    rows: int | None  # known without reading a column, or None
+    path: str | None = None
 
     def load(self, names: Iterable[str]) -> tuple[dict[str, Column], int]:
         """Read the columns `names`: ({name: Column}, number of rows).
@@ -47,12 +50,11 @@ class Table:
                 raise unknown_column(name, self.names)
             if count > 1:
                 raise DataError(f"the table has {count} columns named {name!r}; rename them, so that one is meant.")
-        found = dict(self._read(wanted))
-        columns = {name: read_column(name, found.pop(name)) for name in wanted}  # none of a file's is held twice
+        columns = read_columns(self._read(wanted))
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns differ in length: {lengths}; every column needs one value a row.")
-        rows = next(iter(lengths.values())) if lengths else self._rows
+        rows = next(iter(lengths.values())) if lengths else self.rows
         if rows is None:  # nothing asked for, and only a column can tell
             rows = len(read_column(self.names[0], self._read([self.names[0]])[self.names[0]])) if self.names else 0
         return columns, rows
@@ -81,7 +83,7 @@ def open_table(data: Any) -> Table:
         from .files import open_file
 
         names, read_file, rows = open_file(os.fspath(data))
-        return Table(names, "pandas", read_file, rows)
+        return Table(names, "pandas", read_file, rows, os.fspath(data))
     if isinstance(data, Mapping):
         return Table(tuple(data), "dict", lambda names: {n: data[n] for n in names}, 0 if not data else None)
     if isinstance(data, np.ndarray) and data.dtype.names:

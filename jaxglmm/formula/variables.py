@@ -35,11 +35,14 @@ class Variable:
     levels: np.ndarray | None = None
 
 
-def first_variable(column: Column, wanted: str | Sequence[Any] | None) -> tuple[Variable, pd.Series]:
+def first_variable(
+    column: Column, wanted: str | Sequence[Any] | None, plain: bool = False
+) -> tuple[Variable, pd.Series]:
     """A column of the fitted data, without missing rows, as a variable and its values.
 
-    Numbers become float64 (so that small integer types cannot overflow in `x^2`), text and categories
-    pandas categoricals of the levels that occur. `wanted` is the caller's `levels=` for the column.
+    Numbers become float64 (so that small integer types cannot overflow in `x^2`), or stay as they are if `plain`, where
+    nothing is computed of them; text and categories become pandas categoricals of the levels that occur. `wanted` is
+    the caller's `levels=` for the column.
 
     Raises
     ------
@@ -47,7 +50,8 @@ def first_variable(column: Column, wanted: str | Sequence[Any] | None) -> tuple[
         For dates, and for an order that lacks a level that occurs.
     """
     if wanted is None and column.kind in ("number", "boolean"):
-        return Variable(column.name, column.kind), _plain(column)
+        values = pd.Series(column.values, copy=False) if plain else _plain(column)
+        return Variable(column.name, column.kind), values
     if wanted is None and column.kind == "time":
         raise DataError(
             f"column {column.name!r} holds {describe(column)}, which have no scale of their own; make a column of "
@@ -103,6 +107,9 @@ def check_finite(name: str, values: Any, rows: np.ndarray | None, why: str = "")
     values = np.asarray(values)
     if values.dtype.kind != "f":
         return
+    with np.errstate(all="ignore"):
+        if np.isfinite(values.sum()):
+            return
     finite = np.isfinite(values)
     if not finite.all():
         first = int(np.argmin(finite))
@@ -113,14 +120,24 @@ def check_finite(name: str, values: Any, rows: np.ndarray | None, why: str = "")
         )
 
 
-def take_complete(columns: Mapping[str, Column], rows: int) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
-    """Drop rows with a missing value: (columns, positions of the rows left, missing values a column)."""
+def take_complete(
+    columns: Mapping[str, Column], rows: int, stored: Any = None
+) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
+    """Drop rows with a missing value: (columns, positions of the rows left, missing values a column).
+
+    Columns that stay in their file, `stored`, are read for what is missing and what moments there are, and have no
+    values.
+    """
     missing: np.ndarray | None = None
     counts: dict[str, int] = {}
     for name, column in columns.items():
         if column.missing is not None:
             counts[name] = int(column.missing.sum())
             missing = column.missing if missing is None else missing | column.missing
+    if stored is not None:
+        stored.measure(missing)
+        missing = stored.missing
+        counts |= stored.counts
     if missing is None:
         return dict(columns), np.arange(rows), counts
     kept = np.flatnonzero(~missing)

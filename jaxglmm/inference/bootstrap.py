@@ -163,6 +163,7 @@ def _resampler(fit, frame, options, wanted, groups, draw: Callable) -> Callable:
         resampled = replace(
             frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows], terms=terms,
             columns=tuple(column[rows] for column in frame.columns), rows=np.arange(len(rows)),
+            unweighted=None,
         )  # fmt: skip
         return solve_strata(Strata(resampled, np.arange(len(which)), code, {}), fit.family, options, wanted)
 

@@ -68,6 +68,8 @@ class Binomial(AbstractFamily):
 
     def check_response(self, y, weight, column: str) -> None:
         y, weight = np.asarray(y, np.float64), np.asarray(weight, np.float64)
+        if (weight == 1).all() and ((y == 0) | (y == 1)).all():
+            return
         live = weight > 0
         refuse(
             live & ~((y >= 0) & (y <= 1)), y, column, "binomial", "0, 1 or a proportion between them",

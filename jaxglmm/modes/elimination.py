@@ -34,10 +34,11 @@ class Elimination:
         self.order = sum(sizes)
         self.cross = {t: H.cross[self.first, t] for t in self.rest}
         self.ratios = {t: product(self.inverses[design.pairs[self.first, t].first], C) for t, C in self.cross.items()}
-        self.B = self._joined(self.cross)
-        self.E = self._joined(self.ratios)
+        self.B = self.joined(self.cross)
+        self.E = self.joined(self.ratios)
 
-    def _joined(self, values) -> csr_array:
+    def joined(self, values) -> csr_array:
+        """Blocks by the other factor as one sparse matrix, like E."""
         parts = [matrix(self.design, (self.first, t), values[t]).tocsr() for t in self.rest]
         return parts[0] if len(parts) == 1 else csr_array(hstack(parts, format="csr"))
 

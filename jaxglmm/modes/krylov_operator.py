@@ -3,9 +3,11 @@
 Vectors of the rest are tuples with an array (levels, effects, columns) a factor; lengths are rounded up, with zeros.
 """
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -33,7 +35,9 @@ class Both(NamedTuple):
     backward: Compressed
 
 
-class Operator(eqx.Module):
+@partial(jax.tree_util.register_dataclass, data_fields=("F", "between", "own_root", "roots"), meta_fields=("pairs",))
+@dataclass(frozen=True)
+class Operator:
     """I - N on vectors of the rest, one array (levels, effects, columns) a factor, and the way there and back.
 
     Attributes
@@ -52,7 +56,7 @@ class Operator(eqx.Module):
     between: tuple[Both, ...]
     own_root: Array
     roots: tuple[Array, ...]
-    pairs: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    pairs: tuple[tuple[int, int], ...]
 
     def apply(self, x):
         own = self.forward(x)

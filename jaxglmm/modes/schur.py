@@ -6,6 +6,7 @@ factors. Entries of the inverse follow from D^-1, the sparse E = D^-1 B and the 
     H^-1 = [[D^-1 + E R E', -E R], [., R]],   R = (M - B'D^-1 B)^-1
 """
 
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,13 +17,13 @@ from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, matrix, product, sum_by, transposed
 from jaxglmm.modes.elimination import Elimination
 from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
+from jaxglmm.ops.layout import aligned_zeros
+from jaxglmm.ops.pairs import sampled_product
+from jaxglmm.ops.programs import program
 
 
-_potrf, _potrs, _potri = get_lapack_funcs(("potrf", "potrs", "potri"), dtype=np.float64)
 # Above this share of entries, and below this size, the eliminated factor's rows are multiplied as a dense matrix.
 _DENSE_SHARE, _DENSE_SIZE = 0.05, 50_000_000
-# Entries of E R that are formed at once.
-_PIECE = 20_000_000
 
 
 class Schur(AbstractSolver):
@@ -32,11 +33,14 @@ class Schur(AbstractSolver):
     ----------
     helper : AbstractSolver or None
         Finds the modes, and the start and the Hessian of a fit, where a factorisation is costly.
+    single : bool
+        Factorise in float32, at half the cost.
     """
 
     name: ClassVar[str] = "schur"
     reason: str
     helper: AbstractSolver | None = None
+    single: bool = False
 
     @property
     def cheap(self) -> AbstractSolver:
@@ -46,44 +50,61 @@ class Schur(AbstractSolver):
     def rough(self) -> AbstractSolver:
         return self.cheap if self.helper is None else self.helper.rough
 
+    @property
+    def approximate(self) -> "Schur":
+        return replace(self, single=True)
+
     def factorise(self, design: RowDesign, H: Blocks) -> "SchurFactorisation":
-        return SchurFactorisation(design, H)
+        return SchurFactorisation(design, H, np.float32 if self.single else np.float64)
 
 
 class SchurFactorisation(AbstractFactorisation):
     """See the module."""
 
-    def __init__(self, design: RowDesign, H: Blocks):
+    def __init__(self, design: RowDesign, H: Blocks, dtype=np.float64):
         self.design, self.elimination = design, Elimination(design, H)
-        rest = _schur_complement(self.elimination, H)
-        self.cholesky, failed = _potrf(rest, lower=1, overwrite_a=1, clean=0)
+        potrf, self._potrs, self._potri = get_lapack_funcs(("potrf", "potrs", "potri"), dtype=dtype)
+        rest = _schur_complement(self.elimination, H, dtype)
+        self.cholesky, failed = potrf(rest, lower=1, overwrite_a=1, clean=0)
         if failed:
             raise np.linalg.LinAlgError("not positive definite")
-        self.log_det = self.elimination.log_det + 2 * float(np.sum(np.log(np.diag(self.cholesky))))
+        diagonal = np.diag(self.cholesky).astype(np.float64)
+        self.log_det = self.elimination.log_det + 2 * float(np.sum(np.log(diagonal)))
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         own, right = self.elimination.reduce(b)
-        rest, _ = _potrs(self.cholesky, right, lower=1)
-        return self.elimination.expand(own, rest)
+        rest, _ = self._potrs(self.cholesky, right, lower=1)
+        return self.elimination.expand(own, rest.astype(np.float64, copy=False))
+
+    def _inverse(self) -> np.ndarray:
+        """R, its lower triangle alone."""
+        R = aligned_zeros(self.cholesky.shape, self.cholesky.dtype).T
+        R[...] = self.cholesky
+        R, _ = self._potri(R, lower=1, overwrite_c=1)
+        if R.dtype == np.float64:
+            return R
+        wide = aligned_zeros(R.shape, np.float64).T
+        wide[...] = R
+        return wide
 
     @cached_property
     def pattern(self) -> Blocks:
         design, e = self.design, self.elimination
-        R, _ = _potri(self.cholesky.copy(order="F"), lower=1, overwrite_c=1)
-        _mirror(R)
+        R = self._inverse()
         diagonal: list = [None] * len(design.terms)
         cross = {}
         for t in e.rest:
             term = design.terms[t]
             G, S, c = term.n_levels, term.n_effects, e.columns(t)
-            square = R[c, c].reshape(G, S, G, S)
-            each = np.arange(G)
-            diagonal[t] = np.ascontiguousarray(square[each, :, each, :])
+            each = c.start + np.arange(G * S).reshape(G, S)
+            diagonal[t] = _symmetric(R, each[:, :, None], each[:, None, :])
         for (t, u), pairs in design.pairs.items():
             if t != e.first:
-                a, b = design.terms[t], design.terms[u]
-                between = R[e.columns(t), e.columns(u)].reshape(a.n_levels, a.n_effects, b.n_levels, b.n_effects)
-                cross[t, u] = between[pairs.first, :, pairs.second, :]
+                one, other = (
+                    e.begins[v] + at[:, None] * design.terms[v].n_effects + np.arange(design.terms[v].n_effects)
+                    for v, at in ((t, pairs.first), (u, pairs.second))
+                )
+                cross[t, u] = _symmetric(R, one[:, :, None], other[:, None, :])
         cross |= self._with_first(R)
         own = e.inverses
         for t in e.rest:
@@ -93,28 +114,37 @@ class SchurFactorisation(AbstractFactorisation):
         return Blocks(diagonal, cross)
 
     def _with_first(self, R) -> dict:
-        """-E R where the largest factor meets the others, some of its levels at a time."""
-        e, design = self.elimination, self.design
-        S = design.terms[e.first].n_effects
-        G = len(e.inverses)
-        out = {(e.first, t): np.empty_like(e.ratios[t]) for t in e.rest}
-        step = max(_PIECE // (S * e.order), 1)
-        for begin in range(0, G, step):
-            end = min(begin + step, G)
-            ER = (e.E[begin * S : end * S] @ R).reshape(end - begin, S, e.order)
-            for t in e.rest:
-                pairs, width = design.pairs[e.first, t], design.terms[t].n_effects
-                here = slice(pairs.start[begin], pairs.start[end])
-                at = pairs.first[here] - begin
-                column = e.begins[t] + pairs.second[here, None] * width + np.arange(width)
-                out[e.first, t][here] = -ER[at[:, None, None], np.arange(S)[None, :, None], column[:, None, :]]
-        return out
+        """-E R where the largest factor meets the others."""
+        e = self.elimination
+        shapes = {t: e.ratios[t].shape for t in e.rest}
+        ends = np.cumsum([0, *(np.prod(shape) for shape in shapes.values())])
+        # Where each entry of E comes from: an entry's number, from 1 so that none is zero.
+        numbers = {
+            t: np.arange(begin + 1.0, end + 1).reshape(shape)
+            for (t, shape), begin, end in zip(shapes.items(), ends[:-1], ends[1:], strict=True)
+        }
+        where = e.joined(numbers).data.astype(np.intp) - 1
+        flat = np.empty(ends[-1])
+        start, column = (v.astype(np.int32, copy=False) for v in (e.E.indptr, e.E.indices))
+        flat[where] = -np.asarray(_sampled(e.E.data, start, column, R.T))
+        return {
+            (e.first, t): flat[begin:end].reshape(shape)
+            for (t, shape), begin, end in zip(shapes.items(), ends[:-1], ends[1:], strict=True)
+        }
 
 
-def _schur_complement(e: Elimination, H: Blocks) -> np.ndarray:
+_sampled = program()(sampled_product)
+
+
+def _symmetric(R, i, j):
+    """Entries of a matrix of which the lower triangle is stored."""
+    return R[np.maximum(i, j), np.minimum(i, j)]
+
+
+def _schur_complement(e: Elimination, H: Blocks, dtype) -> np.ndarray:
     """M - B'D^-1 B, dense and symmetric (r, r), in Fortran's order."""
     design = e.design
-    rest = np.zeros((e.order, e.order), order="F")
+    rest = np.zeros((e.order, e.order), dtype, order="F")
     size = len(e.inverses) * design.terms[e.first].n_effects * e.order
     if e.B.nnz > _DENSE_SHARE * size and size < _DENSE_SIZE:
         rest -= e.B.toarray().T @ e.E.toarray()
@@ -134,11 +164,3 @@ def _schur_complement(e: Elimination, H: Blocks) -> np.ndarray:
             rest[e.begins[t] + i, e.begins[u] + j] += between.data
             rest[e.begins[u] + j, e.begins[t] + i] += between.data
     return rest
-
-
-def _mirror(R: np.ndarray, step: int = 512) -> None:
-    """Copy the lower triangle to the upper one, in place."""
-    for i in range(0, len(R), step):
-        R[i : i + step, i + step :] = R[i + step :, i : i + step].T
-        corner = R[i : i + step, i : i + step]
-        corner[...] = np.tril(corner) + np.tril(corner, -1).T

@@ -61,6 +61,11 @@ class AbstractSolver(eqx.Module):
         return self
 
     @property
+    def approximate(self) -> "AbstractSolver":
+        """A solver of like answers, some digits of them, at less cost."""
+        return self
+
+    @property
     def rough(self) -> "AbstractSolver":
         """A solver good enough for a step that is followed by others."""
         return self.cheap

@@ -248,21 +248,20 @@ def _at_rows(design, factors, v, rows) -> np.ndarray:
 
 
 def _trace(design, e, factors, effects) -> np.ndarray:
+    """T, the mean over probes z of z'H^-1 V' diag(a D_j) V H^-1 V' diag(a D_k) V z; all probes in one block."""
     p, q = design.X.shape[1], int(design.starts[-1])
-    rng = np.random.default_rng(0)
     probes = int(np.clip(_PROBE_ENTRIES // q, 1, _MOST_PROBES))
+    z = np.random.default_rng(0).choice([-1.0, 1.0], (q, probes))
+    y = e.H.solve(z)
+    right = np.zeros((q, probes * p))
+    for rows in design.row_pieces():
+        weights, D = e.rows.a[rows, None] * _at_rows(design, factors, z, rows), _moving(design, effects, rows)
+        columns = (weights[:, :, None] * D[:, None, :]).reshape(len(D), -1)
+        right += _column_scores(design, factors, np.ones(len(D)), columns, rows)
+    Y = e.H.solve(right)
     total = np.zeros((p, p))
-    for _ in range(probes):
-        z = rng.choice([-1.0, 1.0], (q, 1))
-        y = e.H.solve(z)
-        right = np.zeros((q, p))
-        for rows in design.row_pieces():
-            weight = e.rows.a[rows] * _at_rows(design, factors, z, rows)[:, 0]
-            right += _column_scores(design, factors, weight, _moving(design, effects, rows), rows)
-        Y = e.H.solve(right)
-        for rows in design.row_pieces():
-            weight = e.rows.a[rows] * _at_rows(design, factors, y, rows)[:, 0]
-            total += small_products(
-                _moving(design, effects, rows) * weight[:, None], _at_rows(design, factors, Y, rows)
-            )
+    for rows in design.row_pieces():
+        weights, D = e.rows.a[rows, None] * _at_rows(design, factors, y, rows), _moving(design, effects, rows)
+        bent = _at_rows(design, factors, Y, rows).reshape(len(D), probes, p)
+        total += small_products(D, np.einsum("ik,ikp->ip", weights, bent))
     return 0.5 * (total + total.T) / probes

@@ -4,16 +4,14 @@ Host code on NumPy arrays, before anything is traced.
 """
 
 import ctypes
-import os
 
 import numpy as np
 
 from jaxglmm.ops import native
+from jaxglmm.ops.memory import at, described_columns, i64, threads
 
 
 _ALIGN = 64  # what JAX asks of memory that it takes over without a copy
-_TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int64): 2, np.dtype(bool): 3,
-          np.dtype(np.uint8): 3}  # fmt: skip
 _PIECE = 1 << 16  # rows that the plain form holds a second time
 
 
@@ -26,9 +24,24 @@ def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def group_counts(codes: np.ndarray, groups: int) -> np.ndarray:
+    """Rows of each group, int64 (groups,).
+
+    Raises
+    ------
+    ValueError
+        When a code is outside its range.
+    """
+    n = len(codes)
+    if native.use_native() and codes.dtype == np.int32:
+        codes, found = np.ascontiguousarray(codes), np.zeros(groups, np.int32)
+        outside = _library().jaxglmm_counts(i64(n), at(codes), i64(groups), at(found))
+    else:
+        outside = n and (codes.min() < 0 or codes.max() >= groups)
+        found = None if outside else np.bincount(codes, minlength=groups)
+    if outside:
+        raise ValueError(f"group codes must lie in 0..{groups - 1}; found {int(codes.min())}..{int(codes.max())}")
+    return found.astype(np.int64)
 
 
 def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -> np.ndarray:
@@ -50,9 +63,9 @@ def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -
     """
     n = len(codes)
     if native.use_native():
-        codes, slot, seen = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64), np.zeros(len(first), np.int32)
+        codes, slot = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64)
         _library().jaxglmm_slots(
-            _i64(n), _at(codes), _at(first), _at(stride), _i64(across), _i64(block), _i64(base), _at(seen), _at(slot)
+            i64(n), at(codes), i64(len(first)), at(first), at(stride), i64(across), i64(block), i64(base), at(slot)
         )
         return slot
     order = np.argsort(codes, kind="stable")
@@ -86,13 +99,10 @@ def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
     center = np.zeros(p) if center is None else np.asarray(center, np.float64)
     scale = np.ones(p) if scale is None else np.asarray(scale, np.float64)
     if native.use_native() and out.dtype in (np.float64, np.float32):
-        columns = [c if c.dtype in _TYPES else c.astype(np.float64) for c in columns]
-        strides = np.array([c.strides[0] for c in columns], np.int64)
-        types = np.array([_TYPES[c.dtype] for c in columns], np.int32)
-        pointers = (ctypes.c_void_p * p)(*(c.ctypes.data for c in columns))
+        _alive, *described = described_columns(columns)
         _library().jaxglmm_scatter(
-            _i64(n), _i64(p), pointers, _at(strides), _at(types), _at(center), _at(scale), _at(slot),
-            ctypes.c_int32(out.dtype == np.float32), _at(out), _i64(threads()),
+            i64(n), i64(len(columns)), *described, at(center), at(scale), at(slot),
+            ctypes.c_int32(out.dtype == np.float32), at(out), i64(threads()),
         )  # fmt: skip
         return
     for begin in range(0, n, _PIECE):
@@ -103,11 +113,5 @@ def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
 def _library():
     library = native.library()
     library.jaxglmm_slots.restype = library.jaxglmm_scatter.restype = None
+    library.jaxglmm_counts.restype = ctypes.c_int32
     return library
-
-
-_i64 = ctypes.c_int64
-
-
-def _at(array: np.ndarray):
-    return ctypes.c_void_p(array.ctypes.data)

@@ -14,6 +14,7 @@ Friedman, Hastie & Tibshirani (2010), J. Stat. Softw. 33(1). Tibshirani et al. (
 
 import functools
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +24,7 @@ from threadpoolctl import ThreadpoolController
 
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.scores import glm_scores, linear_predictor, marginal_scores
+from jaxglmm.optimise.marginal_fit import check_separation
 from jaxglmm.optimise.proximal import Curvature, Penalised, drive, minimise_model, proximal_newton
 
 
@@ -211,6 +213,26 @@ class PathSolver:
         out = np.zeros((p + len(model.free),) * 2)
         out[np.ix_(at, at)] = -model.total * (self.points[i].curvature.matrix + np.diag(penalised.l2))
         return out
+
+    def check_separation(self, i, names, intercept) -> None:
+        """Refuse a model's solution at lambda 0 where it is on its way to infinity.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of all columns.
+        intercept : int or None
+
+        Raises
+        ------
+        SeparationError
+        """
+        self.restart(i)
+        W, model, point = self.working, self.models[i], self.points[i]
+        _, x, gradient = self._local(i, 0.0)
+        step = np.linalg.lstsq(point.curvature.matrix, -gradient)[0]
+        first = int(np.searchsorted(W, intercept)) if intercept in W else None
+        check_separation(replace(model.design, X=self.X), SimpleNamespace(x=x, step=step), [names[j] for j in W], first)
 
     def _local(self, i, lam):
         """The penalty, the coordinates that move and the gradient in them."""

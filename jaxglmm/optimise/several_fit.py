@@ -28,8 +28,9 @@ _STEP, _SMALLEST = 1e-3, 0.1
 # Up to this many entries of X, differences replace the closed form of the fixed effects' block, whose trace is random.
 _FEW_ENTRIES = 300_000
 # A Hessian serves while the gradient is within this share of what it predicts. Below this decrement it is made exact,
-# and with so many rows it is then still exact at the optimum, a thousandth of a standard error away.
-_TRUSTED, _NEAR, _MANY_ROWS = 0.1, 1e-6, 100_000
+# and with so many rows it is then still exact at the optimum, a thousandth of a standard error away; or a tenth where
+# it is an estimate.
+_TRUSTED, _NEAR, _NEAR_ESTIMATE, _MANY_ROWS = 0.1, 1e-6, 1e-2, 100_000
 # Entries of R below the first are tried at zero, below the second where the fit creeps; see `optimise.marginal_fit`.
 _NOTHING, _LITTLE, _FIRST_STEPS = 1e-2, 0.1, 40
 # Decrement at which to stop where each evaluation is costly or estimated: a ten-thousandth of a standard error.
@@ -109,6 +110,8 @@ def fit_several(
         result, free, scores = search.settle(result, groups)
     hessian = search.final_hessian(result.x, free)
     if solver.cheap is not solver and quadrature is None:
+        search.refine_with(solver.approximate)
+        result = replace(result, x=search.newton_step(result.x, hessian, free))
         search.refine_with(solver)
     result = search.certify(result, hessian, free)
     value, e = search.at(result.x).value, search.laplace(result.x)
@@ -317,9 +320,13 @@ class _Search:
         predicted = known.gradient + known.hessian @ (x - known.x)
         if np.linalg.norm(scale * (found - predicted)) > _TRUSTED * np.linalg.norm(scale * known.gradient):
             return self.hessian(x)
-        if not known.exact and self._distance(known.hessian, found, free) < _NEAR:
+        if not known.exact and self._distance(known.hessian, found, free) < self._near:
             return self.hessian(x, exact=True)
         return known.hessian
+
+    @property
+    def _near(self):
+        return _NEAR if self.solver.cheap.exact else _NEAR_ESTIMATE
 
     @staticmethod
     def _distance(hessian, gradient, free):
@@ -331,7 +338,7 @@ class _Search:
         known = self._model
         if known is not None and known.exact and len(self.design.y) >= _MANY_ROWS:
             move = (x - known.x)[free]
-            if move @ -known.hessian[np.ix_(free, free)] @ move < _NEAR:
+            if move @ -known.hessian[np.ix_(free, free)] @ move < self._near:
                 return known.hessian
         return self.hessian(x, exact=True)
 
@@ -345,6 +352,15 @@ class _Search:
     def refine_with(self, solver):
         """Use another solver from here on, with the Hessian that is known."""
         self.solver, self.refining, self._last = solver, True, None
+
+    def newton_step(self, x, hessian, free):
+        """x after one step; as it was where there is no likelihood."""
+        e = self.at(x)
+        if not np.isfinite(e.value):
+            return x
+        moved = x.copy()
+        moved[free] += np.linalg.lstsq(-hessian[np.ix_(free, free)], self.gradient(e)[free], rcond=None)[0]
+        return moved
 
     def climb(self, x, free, steps=None) -> NewtonResult:
         best: tuple | None = None

@@ -1,14 +1,9 @@
-// Where rows go in tile storage, and their way there: plain functions on the caller's arrays, called before
-// there is anything for XLA to run. See jaxglmm/ops/layout.py.
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <system_error>
-#include <thread>
-#include <vector>
+// Where rows go in tile storage, and their way there. See jaxglmm/ops/layout.py.
+#include "host.h"
 
-#define JAXGLMM_EXPORT extern "C" __attribute__((visibility("default")))
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace jaxglmm {
 namespace {
@@ -16,104 +11,144 @@ namespace {
 constexpr int64_t kPiece = 4096;  // rows that a thread takes at once
 constexpr int64_t kRows = 64;     // of which so many are turned at a time: their part of each column is in cache
 constexpr int64_t kColumns = 32;
+constexpr int64_t kLine = 64;     // bytes that memory is read and written by
+constexpr int64_t kLongest = 32;  // rows of a piece of a long group
+constexpr int64_t kAhead = 24;    // rows whose group is asked for before it is needed
 
-enum Type : int32_t { kF64, kF32, kI64, kU8 };
-
-struct Column {
-  const char* at;
-  int64_t stride;  // bytes; 0 for a constant
-  int32_t type;
-};
-
-double read(const Column& column, int64_t row) {
-  const char* at = column.at + row * column.stride;
-  switch (column.type) {
-    case kF64: {
-      double v;
-      std::memcpy(&v, at, sizeof v);
-      return v;
-    }
-    case kF32: {
-      float v;
-      std::memcpy(&v, at, sizeof v);
-      return v;
-    }
-    case kI64: {
-      int64_t v;
-      std::memcpy(&v, at, sizeof v);
-      return static_cast<double>(v);
-    }
-    default:
-      return *reinterpret_cast<const uint8_t*>(at);
-  }
+// Rows begin ... begin + m of a column, scaled, into every `step`-th place.
+template <typename T>
+void turn(const Column& c, int64_t begin, int64_t m, double center, double scale, T* out, int64_t step) {
+  with_type(c.type, [&](auto zero) {
+    using V = decltype(zero);
+    const char* at = c.at + begin * c.stride;
+    double v[kRows];
+    if (c.stride == sizeof(V))
+      for (int64_t i = 0; i < m; ++i) v[i] = (static_cast<double>(value<V>(at + i * sizeof(V))) - center) / scale;
+    else
+      for (int64_t i = 0; i < m; ++i) v[i] = (static_cast<double>(value<V>(at + i * c.stride)) - center) / scale;
+    for (int64_t i = 0; i < m; ++i) out[i * step] = static_cast<T>(v[i]);
+  });
 }
 
-// Calls body(begin, end) for pieces of `rows`, on as many threads as asked for.
-template <typename Body>
-void for_pieces(int64_t rows, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t begin; (begin = next.fetch_add(kPiece)) < rows;) body(begin, std::min(begin + kPiece, rows));
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t k = 1; k < std::min(threads, (rows + kPiece - 1) / kPiece); ++k) others.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads to be had: those that there are do the work
+// Whole lines of memory are written without being read first, which random places would otherwise cost; short rows have
+// too few of them.
+#if defined(__SSE2__)
+constexpr bool kStream = true;
+inline void put_line(const char* from, char* to) {
+  for (int64_t k = 0; k < kLine; k += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k)));
+}
+inline void finish() { _mm_sfence(); }
+#else
+constexpr bool kStream = false;
+inline void put_line(const char* from, char* to) { std::memcpy(to, from, kLine); }
+inline void finish() {}
+#endif
+
+inline int64_t to_line(const void* at, int64_t bytes) {
+  return std::min<int64_t>((kLine - reinterpret_cast<uintptr_t>(at) % kLine) % kLine, bytes);
+}
+
+inline void expect(const void* to, int64_t bytes) {
+  const char* at = static_cast<const char*>(to);
+  if (kStream && bytes >= 2 * kLine) {
+    if (to_line(at, kLine)) __builtin_prefetch(at, 1);
+    if (to_line(at + bytes, kLine)) __builtin_prefetch(at + bytes, 1);
+    return;
   }
-  work();
-  for (std::thread& other : others) other.join();
+  for (int64_t b = 0; b < bytes; b += kLine) __builtin_prefetch(at + b, 1);
+}
+
+inline void put(const void* from, void* to, int64_t bytes) {
+  const char* source = static_cast<const char*>(from);
+  char* at = static_cast<char*>(to);
+  if (!kStream || bytes < 2 * kLine) {
+    std::memcpy(at, source, bytes);
+    return;
+  }
+  int64_t b = to_line(at, bytes);
+  std::memcpy(at, source, b);
+  for (; b + kLine <= bytes; b += kLine) put_line(source + b, at + b);
+  std::memcpy(at + b, source + b, bytes - b);
+}
+
+template <typename T>
+void scatter_one(int64_t rows, const Column& c, double center, double scale, const int64_t* slot, T* out,
+                 int64_t threads) {
+  for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
+    T turned[kRows];
+    for (int64_t i0 = begin; i0 < end; i0 += kRows) {
+      const int64_t m = std::min(kRows, end - i0);
+      turn(c, i0, m, center, scale, turned, 1);
+      for (int64_t i = 0; i < m; ++i) out[slot[i0 + i]] = turned[i];
+    }
+  });
 }
 
 template <typename T>
 void scatter(int64_t rows, int64_t columns, const Column* column, const double* center, const double* scale,
              const int64_t* slot, T* out, int64_t threads) {
-  for_pieces(rows, threads, [&](int64_t begin, int64_t end) {
-    double turned[kRows * kColumns];
+  if (columns == 1) return scatter_one(rows, *column, *center, *scale, slot, out, threads);
+  for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
+    T turned[kRows * kColumns];
     for (int64_t i0 = begin; i0 < end; i0 += kRows)
       for (int64_t j0 = 0; j0 < columns; j0 += kColumns) {
         const int64_t m = std::min(kRows, end - i0), p = std::min(kColumns, columns - j0);
-        for (int64_t j = 0; j < p; ++j) {
-          const Column& c = column[j0 + j];
-          const double mean = center[j0 + j], size = scale[j0 + j];
-          for (int64_t i = 0; i < m; ++i) turned[i * p + j] = (read(c, i0 + i) - mean) / size;
-        }
-        for (int64_t i = 0; i < m; ++i) {
-          T* to = out + slot[i0 + i] * columns + j0;
-          for (int64_t j = 0; j < p; ++j) to[j] = static_cast<T>(turned[i * p + j]);
-        }
+        // What of the rows' places shares a line with others comes into cache while the values are worked out.
+        for (int64_t i = 0; i < m; ++i) expect(out + slot[i0 + i] * columns + j0, p * sizeof(T));
+        for (int64_t j = 0; j < p; ++j)
+          turn(column[j0 + j], i0, m, center[j0 + j], scale[j0 + j], turned + j, p);
+        for (int64_t i = 0; i < m; ++i) put(turned + i * p, out + slot[i0 + i] * columns + j0, p * sizeof(T));
       }
+    finish();
   });
 }
 
 }  // namespace
 }  // namespace jaxglmm
 
+// Rows of each group, counts (groups,), zero at the start; returns 1 where a code is out of range, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_counts(int64_t rows, const int32_t* codes, int64_t groups, int32_t* counts) {
+  for (int64_t i = 0; i < rows; ++i) {
+    if (codes[i] < 0 || codes[i] >= groups) return 1;
+    ++counts[codes[i]];
+  }
+  return 0;
+}
+
 // slot[i] of each row: first[g] + k stride[g] for the k-th row of its group g; where stride[g] is 0, the group
 // lies in pieces of 32 rows, of which first[g] is the number of the first, `across` to a block of `block`
-// slots, from slot `base` on. `seen` (groups,) is zero at the start. Codes are in range.
-JAXGLMM_EXPORT void jaxglmm_slots(int64_t rows, const int32_t* codes, const int64_t* first,
+// slots, from slot `base` on. Codes are in range.
+JAXGLMM_EXPORT void jaxglmm_slots(int64_t rows, const int32_t* codes, int64_t groups, const int64_t* first,
                                   const int64_t* stride, int64_t across, int64_t block, int64_t base,
-                                  int32_t* seen, int64_t* slot) {
+                                  int64_t* slot) {
+  using namespace jaxglmm;
+  struct Group {  // what a row asks of its group, in one place
+    int64_t next;
+    int32_t stride, seen;
+  };
+  std::vector<Group> group(groups);
+  for (int64_t g = 0; g < groups; ++g) group[g] = {first[g], static_cast<int32_t>(stride[g]), 0};
   for (int64_t i = 0; i < rows; ++i) {
-    const int32_t g = codes[i];
-    const int64_t k = seen[g]++;
-    if (stride[g]) {
-      slot[i] = first[g] + k * stride[g];
+    if (i + kAhead < rows) __builtin_prefetch(&group[codes[i + kAhead]], 1);
+    Group& g = group[codes[i]];
+    if (g.stride) {
+      slot[i] = g.next;
+      g.next += g.stride;
       continue;
     }
-    const int64_t piece = first[g] + k / 32;
-    slot[i] = base + piece / across * block + k % 32 * across + piece % across;
+    const int64_t k = g.seen++, piece = g.next + k / kLongest;
+    slot[i] = base + piece / across * block + k % kLongest * across + piece % across;
   }
 }
 
 // out[slot[i], j] = (column j, row i - center[j]) / scale[j], rows of `out` having `columns` entries of float64,
-// or float32 where `single` is not 0. Types of columns: 0 float64, 1 float32, 2 int64, 3 bytes.
+// or float32 where `single` is not 0.
 JAXGLMM_EXPORT void jaxglmm_scatter(int64_t rows, int64_t columns, const void* const* at, const int64_t* stride,
                                     const int32_t* type, const double* center, const double* scale,
                                     const int64_t* slot, int32_t single, void* out, int64_t threads) {
   using namespace jaxglmm;
-  std::vector<Column> column;
-  for (int64_t j = 0; j < columns; ++j) column.push_back({static_cast<const char*>(at[j]), stride[j], type[j]});
+  const auto column = columns_of(columns, at, stride, type);
   if (single)
     scatter(rows, columns, column.data(), center, scale, slot, static_cast<float*>(out), threads);
   else
