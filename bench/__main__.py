@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--rscript", default=shutil.which("Rscript"), help="Rscript, for the peers in R")
     top.add_argument("--patience", type=float, default=60, help="seconds to wait for a quiet machine (60)")
     top.add_argument("--limit", type=float, default=900, help="seconds after which a contender is given up (900)")
+    top.add_argument(
+        "--reach", type=float, default=60, help="a contender that took more seconds is left out at larger sizes (60)"
+    )
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--plain", action="store_true", help="measure ours even without its native library")
     top.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for NAME.json and NAME.png")
@@ -63,7 +66,8 @@ def main(arguments=None) -> int:
         return 2
     settings = Settings(
         runs=options.runs, threads=options.threads, peers_python=options.peers_python, rscript=options.rscript,
-        patience=options.patience, limit=options.limit, plain=options.plain,
+        patience=options.patience, limit=options.limit, reach=options.reach,
+        plain=options.plain,
     )  # fmt: skip
     console.print(f"{suite.TITLE}\nthreads of every contender: {settings.threads}; others use {busy_cores():.1f} cores")
     measured = []
@@ -71,7 +75,7 @@ def main(arguments=None) -> int:
         for size in options.sizes or suite.SIZES:
             for case in suite.cases(size, options.seed):
                 with console.status("") as line:
-                    entries = contest(case, names, settings, note=line.update)
+                    entries = contest(case, names, settings, note=line.update, measured=measured)
                 console.print(report.table(case, entries))
                 case.arrays.clear()  # the next case may need the memory
                 measured.append((case, entries))

@@ -39,6 +39,8 @@ class Settings:
         Seconds to wait for a quiet machine before a run is made all the same, and marked.
     limit : float
         Seconds after which a contender is given up.
+    reach : float
+        Seconds: a contender whose run took longer is left out at larger sizes.
     plain : bool
         Whether ours may be measured without its native library.
     """
@@ -49,6 +51,7 @@ class Settings:
     rscript: str | None = None
     patience: float = 60.0
     limit: float = 900.0
+    reach: float = 60.0
     plain: bool = False
 
 
@@ -197,7 +200,20 @@ class NotNative(Exception):
     """Ours runs without its native library."""
 
 
-def contest(case: Case, names, settings: Settings, note=lambda text: None) -> list[Entry]:
+def out_of_reach(name: str, case: Case, measured: list[tuple[Case, list[Entry]]], settings: Settings) -> str:
+    """Why a contender is not run at this size, given what was measured at smaller ones; empty where it is."""
+    for smaller, entries in measured:
+        for entry in entries:
+            if entry.contender != name or (smaller.task, smaller.series) != (case.task, case.series):
+                continue
+            if smaller.size < case.size and (entry.median or 0.0) > settings.reach:
+                return f"left out: {entry.median:.0f} s at {smaller.name}"
+            if smaller.size < case.size and entry.status.startswith("failed"):
+                return f"left out: failed at {smaller.name}"
+    return ""
+
+
+def contest(case: Case, names, settings: Settings, note=lambda text: None, measured=()) -> list[Entry]:
     """Measure a case.
 
     Parameters
@@ -208,6 +224,8 @@ def contest(case: Case, names, settings: Settings, note=lambda text: None) -> li
     settings : Settings
     note : callable
         Told what happens.
+    measured : sequence of (Case, list of Entry)
+        What was measured before.
 
     Raises
     ------
@@ -219,7 +237,7 @@ def contest(case: Case, names, settings: Settings, note=lambda text: None) -> li
         _write(case, folder)
         try:
             for name in names:
-                entry = Entry(name, missing(name, settings))
+                entry = Entry(name, out_of_reach(name, case, measured, settings) or missing(name, settings))
                 entries.append(entry)
                 if entry.status:
                     continue
@@ -248,8 +266,16 @@ def _write(case: Case, folder: str) -> None:
     for name, values in case.arrays.items():
         np.save(Path(folder) / f"{name}.npy", values)
     for name, path in case.files.items():
-        shutil.copy(path, Path(folder) / name)
+        _link(path, Path(folder) / name)
     (Path(folder) / "spec.json").write_text(json.dumps(case.spec))
+
+
+def _link(path, to) -> None:
+    """A file that the contenders only read, without a second copy where that is possible."""
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copy(path, to)
 
 
 def _run(worker, entry, settings, measured=True):

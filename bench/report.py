@@ -103,34 +103,39 @@ def write_json(path: Path, suite: str, settings: Settings, measured: list[tuple[
 
 
 def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> None:
-    """Time against size on logarithmic axes where sizes differ, bars otherwise."""
+    """Time and memory against size on logarithmic axes where sizes differ; else bars of the time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(dict.fromkeys(e.contender for _, entries in measured for e in entries if e.median))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    done = [(case, entry) for case, entries in measured for entry in entries if entry.median]
+    label = lambda case, entry: f"{entry.contender}, {case.series}" if case.series else entry.contender
+    names = list(dict.fromkeys(label(*one) for one in done))
     colours = dict(zip(names, plt.get_cmap("tab10").colors * 3, strict=False))
     if len({case.size for case, _ in measured}) > 1:
-        for name in names:
-            points = [
-                (c.size, e.median) for c, entries in measured for e in entries if e.contender == name and e.median
-            ]
-            axes.plot(*zip(*points, strict=True), "o-", color=colours[name], label=name)
-        axes.set(xscale="log", yscale="log", xlabel="size (groups)", ylabel="seconds, median")
-        axes.grid(True, which="both", alpha=0.3)
+        figure, panels = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+        values = (lambda e: e.median, lambda e: max(e.peaks, default=None))
+        for axes, value, unit in zip(panels, values, ("seconds, median", "peak resident memory, MB"), strict=True):
+            for name in names:
+                points = [(c.size, value(e)) for c, e in done if label(c, e) == name and value(e)]
+                if points:
+                    axes.plot(*zip(*points, strict=True), "o-", color=colours[name], label=name)
+            axes.set(xscale="log", yscale="log", xlabel="size (groups)", ylabel=unit)
+            axes.grid(True, which="both", alpha=0.3)
+        panels[0].legend(frameon=False, fontsize=9)
+        figure.suptitle(title, fontsize=10)
     else:
-        rows = [(case.name, e) for case, entries in measured for e in entries if e.median]
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         axes.barh(
-            [f"{name} · {e.contender}" for name, e in rows],
-            [e.median for _, e in rows],
-            color=[colours[e.contender] for _, e in rows],
+            [f"{case.name} · {label(case, e)}" for case, e in done],
+            [e.median for _, e in done],
+            color=[colours[label(*one)] for one in done],
         )
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="seconds, median")
-    handles = [plt.Line2D([], [], color=colours[name], marker="o", label=name) for name in names]
-    axes.legend(handles=handles, frameon=False)
-    axes.set_title(title, fontsize=10)
+        handles = [plt.Line2D([], [], color=colours[name], marker="o", label=name) for name in names]
+        axes.legend(handles=handles, frameon=False)
+        axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

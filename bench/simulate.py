@@ -3,6 +3,9 @@
 import numpy as np
 
 
+_ROWS = 1 << 20  # of a row group
+
+
 def members(
     groups: int, *, columns: int = 20, tau: float = 0.8, family: str = "binomial", slope: float = 0.0, seed: int = 0,
     shuffled: bool = True, matter: int = 0, parents: int = 0, parent_sd: float = 0.5,
@@ -46,6 +49,35 @@ def members(
         y, X, identifiers = y[order], np.ascontiguousarray(X[:, order]), identifiers[order]
         out = {name: v[order] for name, v in out.items()}
     return {"y": y, "X": X, "g": identifiers, **out}
+
+
+def write_members(path, groups: int, *, columns: int = 20, tau: float = 0.8, seed: int = 0) -> str:
+    """The rows of `members`, shuffled, as a Parquet file: float32, integer identifiers, written some rows at a time.
+
+    Returns
+    -------
+    str
+        The formula of the model that they were drawn from.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(groups, dtype=np.int32), 1 + rng.negative_binomial(2, 0.5, size=groups))
+    rng.shuffle(codes)
+    effects = tau * rng.standard_normal(groups)
+    beta = 0.3 * rng.standard_normal(columns)
+    beta[0] = -1.0
+    names = [f"x{j}" for j in range(1, columns)]
+    numbers = [(name, pa.float32()) for name in names]
+    schema = pa.schema([("y", pa.float32()), ("g", pa.int64()), *numbers])
+    with pq.ParquetWriter(path, schema, use_dictionary=False, compression="none") as file:
+        for begin in range(0, len(codes), _ROWS):
+            rows = codes[begin : begin + _ROWS]
+            X = rng.standard_normal((columns - 1, len(rows)), np.float32)
+            y = _response(rng, "binomial", beta[0] + beta[1:] @ X + effects[rows]).astype(np.float32)
+            file.write_table(pa.table([y, 1_000_003 + 7 * rows.astype(np.int64), *X], schema=schema))
+    return f"y ~ {' + '.join(names)} + (1 | g)"
 
 
 def two_factors(

@@ -34,6 +34,7 @@ PRESENTATION = {
     "path_plots",
     "path_result",
     "pooling",
+    "replicate_plots",
     "fitted",
     "inference",
     "cli",

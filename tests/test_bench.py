@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import contest, report, suites  # noqa: E402
 from bench.peers import CONTENDERS  # noqa: E402
-from bench.simulate import members  # noqa: E402
+from bench.simulate import members, write_members  # noqa: E402
 
 
 @pytest.mark.parametrize("name", suites.names())
@@ -39,6 +39,49 @@ def test_a_suite_measures_and_writes_what_it_found(tmp_path):
     assert found["facts"]["threads"]["OMP_NUM_THREADS"] == "2"
     assert (tmp_path / "members.png").read_bytes().startswith(b"\x89PNG")
     assert "objective" in done.stdout and "no random effects" in done.stdout
+
+
+def test_the_scaling_suite_reads_files_too(monkeypatch):
+    """Beyond what fits in memory as arrays there is the file alone, of which ours alone is measured."""
+    pytest.importorskip("pyarrow")
+    scaling = suites.load("scaling")
+    assert [case.task for case in scaling.cases(40)] == ["mixed", "file"]
+    monkeypatch.setattr(scaling, "IN_MEMORY", 0)
+    for case in scaling.cases(40):
+        entries = contest.contest(case, ["jaxglmm"], contest.Settings(runs=1, patience=0, plain=True))
+        assert case.task == "file" and entries[0].status == "done"
+        assert entries[0].result["decrement"] < 1e-10 and entries[0].peaks[0] > 0
+
+
+def test_who_took_too_long_is_left_out_at_larger_sizes(tmp_path):
+    settings = contest.Settings(reach=10.0)
+    case = lambda size, **more: suites.Case(f"{size} groups", size, "mixed", {}, **more)
+    entry = lambda name, seconds: contest.Entry(name, "done", seconds=[seconds], peaks=[100.0 * seconds])
+    measured = [
+        (case(100), [entry("jaxglmm", 1.0), entry("glmm", 2.0), contest.Entry("gpboost", "failed: no memory")]),
+        (case(1000), [entry("jaxglmm", 2.0), entry("glmm", 30.0)]),
+        (case(1000, series="file"), [entry("jaxglmm", 3.0)]),
+    ]
+    why = lambda name, **more: contest.out_of_reach(name, case(10_000, **more), measured, settings)
+    assert why("jaxglmm") == "" and why("glmm") == "left out: 30 s at 1000 groups"
+    assert why("gpboost") == "left out: failed at 100 groups"
+    assert why("glmm", series="file") == ""
+    report.draw(tmp_path / "curves.png", "curves", measured)
+    report.draw(tmp_path / "bars.png", "bars", measured[1:])
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "bars.png"))
+
+
+def test_a_file_of_members_holds_what_its_formula_says(tmp_path):
+    """Its coefficients come back, and the same seed gives the same file."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    formula = write_members(tmp_path / "a.parquet", 3000, columns=4, seed=2)
+    write_members(tmp_path / "b.parquet", 3000, columns=4, seed=2)
+    assert formula == "y ~ x1 + x2 + x3 + (1 | g)"
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.equals(pq.read_table(tmp_path / "b.parquet"))
+    assert len(set(table["g"].to_pylist())) == 3000 and str(table.schema.field("x1").type) == "float"
+    counts = np.unique(table["g"].to_numpy(), return_counts=True)[1]
+    assert abs(counts.mean() - 3) < 0.2 and set(table["y"].to_pylist()) == {0.0, 1.0}
 
 
 def test_a_peer_that_is_not_installed_is_named(tmp_path):

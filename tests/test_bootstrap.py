@@ -54,6 +54,33 @@ def test_the_cases_bootstrap_draws_groups(fit):
     np.testing.assert_allclose(found.table()["se"].iloc[:2], list(fit.fixef_se.values()), rtol=0.35)
 
 
+def test_bca_intervals(fit):
+    """Shares by Efron & Tibshirani's formulas, written out for one parameter."""
+    from statistics import NormalDist
+
+    boot, jack, normal = fit.bootstrap(400, seed=3), fit.jackknife(), NormalDist()
+    table = boot.table(0.9, jackknife=jack)
+    k = boot.parameters.index("sd[Intercept|g]")
+    values, left = boot.replicates[:, k], jack.replicates[:, k]
+    z0 = normal.inv_cdf(np.mean(values < boot.estimate[k]))
+    d = left.mean() - left
+    a = np.sum(d**3) / (6 * np.sum(d**2) ** 1.5)
+    for share, bound in ((0.05, "lower"), (0.95, "upper")):
+        z = z0 + normal.inv_cdf(share)
+        assert table[bound][k] == pytest.approx(np.quantile(values, normal.cdf(z0 + z / (1 - a * z))), rel=1e-9)
+    assert abs(z0) > 0.01 and table["lower"][k] != boot.table(0.9)["lower"][k]
+    with pytest.raises(jg.DataError, match="jackknife"):
+        boot.table(jackknife=boot)
+
+
+@pytest.mark.parametrize("kind", ["bootstrap", "jackknife"])
+def test_replicates_are_drawn(fit, kind, tmp_path):
+    replicates = fit.bootstrap(100, seed=1) if kind == "bootstrap" else fit.jackknife()
+    fig = replicates.plot(path=tmp_path / "replicates.png")
+    assert (tmp_path / "replicates.png").read_bytes().startswith(b"\x89PNG")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == list(replicates.parameters)
+
+
 def test_what_cannot_be_replicated_is_told(data, fit):
     with pytest.raises(jg.DataError, match="'rows'"):
         fit.bootstrap(10, "rows")

@@ -68,6 +68,19 @@ def cold_start(arrays, spec):
     return run
 
 
+def file(arrays, spec):
+    """From a Parquet file, rows stored in float32."""
+    import jaxglmm
+
+    options = {"family": spec["family"], "method": "laplace", "precision": "mixed", "progress": False}
+
+    def run():
+        fit = jaxglmm.fit(spec["formula"], "data.parquet", **options)
+        return told(fit) | {"timings": fit.convergence.timings}
+
+    return run
+
+
 def ingest(arrays, spec):
     """From the file to the model, and its table of group effects on disk; `ingest` is the time without the fit."""
     import time

@@ -36,6 +36,8 @@ class Case:
         Files instead of arrays, for suites that read from disk.
     better : {"higher", "lower", None}
         Which objective wins; None where objectives are not comparable.
+    series : str
+        What tells its curve in the scaling plot from that of the suite's other cases.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Case:
     spec: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     better: str | None = "higher"
+    series: str = ""
 
 
 def names() -> list[str]:
@@ -60,6 +63,7 @@ def load(name: str):
     KeyError
         When there is none of that name.
     """
+    name = name.replace("-", "_")
     if name not in names():
         raise KeyError(f"there is no suite {name!r}; suites: {', '.join(names())}")
     return importlib.import_module(f"bench.suites.{name}")

@@ -10,7 +10,7 @@ from bench.suites import Case
 
 
 TITLE = "Parquet file, shuffled rows, text identifiers, 20 columns, to a fitted model and its table of group effects"
-SIZES = (100_000,)
+SIZES = (1_000_000,)
 PEERS = ("jaxglmm", "polars")
 
 

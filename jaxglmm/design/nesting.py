@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jaxglmm.design.columns import Columns
 from jaxglmm.design.design import Design, Scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.design.pairs import level_order, nesting_chain
 from jaxglmm.model.covariance import Covariance
+from jaxglmm.ops.columns import Columns
 
 
 # Rows that a coarse level has in the mean at least: what is kept of each is then no more than the rows.

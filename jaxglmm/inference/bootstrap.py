@@ -37,12 +37,18 @@ class Replicates:
         self.kind, self.parameters, self.estimate = kind, tuple(names), np.asarray(estimate, float)
         self.replicates, self.failed, self._native = replicates, failed, native
 
-    def table(self, level: float = 0.95) -> Any:
+    def table(self, level: float = 0.95, *, jackknife: Replicates | None = None) -> Any:
         """Bias, standard errors and intervals.
 
         Bootstrap: the replicates' mean less the estimate, their standard deviation, and the percentile interval.
         Jackknife of G groups: (G - 1) times that difference, sqrt((G - 1)/G sum of squared deviations), and a normal
         interval.
+
+        Parameters
+        ----------
+        level : float
+        jackknife : Replicates, optional
+            The same fit's, for bootstrap intervals that are corrected for bias and acceleration (BCa; Efron 1987).
 
         Returns
         -------
@@ -51,7 +57,7 @@ class Replicates:
 
         References
         ----------
-        Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapters 10, 11 and 13.
+        Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapters 10, 11, 13 and 14.
         """
         if not 0 < level < 1:
             raise DataError(f"level must lie between 0 and 1, such as 0.95; found {level!r}")
@@ -69,14 +75,42 @@ class Replicates:
             lower, upper = self.estimate - wide, self.estimate + wide
         else:
             bias, se = mean - self.estimate, used.std(0, ddof=1)
-            lower, upper = np.quantile(used, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+            shares = np.tile([[0.5 - level / 2], [0.5 + level / 2]], len(mean))
+            if jackknife is not None:
+                shares = _accelerated(shares, np.mean(used < self.estimate, axis=0), jackknife)
+            each = [np.quantile(values, share) for values, share in zip(used.T, shares.T, strict=True)]
+            lower, upper = np.transpose(each)
         return native_table(self._native, {
             "parameter": text_column(self.parameters), "estimate": self.estimate, "bias": bias, "se": se,
             "lower": lower, "upper": upper,
         })  # fmt: skip
 
+    def plot(self, level: float = 0.95, *, path=None):
+        """Histograms of the replicates with estimates and intervals; see `jaxglmm.replicate_plots.histograms`."""
+        from jaxglmm.replicate_plots import histograms
+
+        return histograms(self, level, path=path)
+
     def __repr__(self) -> str:
         return f"<jaxglmm.Replicates: {self.kind}, {len(self.replicates):,}, {len(self.failed):,} failed>"
+
+
+def _accelerated(shares, below, jackknife: Replicates):
+    """Shares (2, P) of the replicates that bound BCa intervals: eq. 14.10 and 14.15 of Efron & Tibshirani.
+
+    `below` (P,) is the share of the replicates below the estimate.
+    """
+    from scipy.special import ndtr, ndtri
+
+    if jackknife.kind != "jackknife":
+        raise DataError(f"jackknife: expected what Fit.jackknife returns; found replicates of kind {jackknife.kind!r}")
+    left = jackknife.replicates[np.isfinite(jackknife.replicates).all(1)]
+    apart = left.mean(0) - left
+    with np.errstate(invalid="ignore"):
+        acceleration = np.nan_to_num(np.sum(apart**3, 0) / (6 * np.sum(apart**2, 0) ** 1.5))
+    bias = ndtri(np.clip(below, 1e-6, 1 - 1e-6))
+    moved = bias + ndtri(shares)
+    return ndtr(bias + moved / (1 - acceleration * moved))
 
 
 def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
