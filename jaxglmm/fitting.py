@@ -381,8 +381,8 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     exact = _linear(problem.family)  # Laplace's approximation to a normal integral is the integral
     nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
     nodes = 1 if exact else nodes
-    if problem.nested is not None and nodes == 1 and method != "joint" and solver in ("auto", "separable"):
-        return _estimate_nested(problem, factors, **options)
+    if problem.nested is not None and method != "joint" and solver in ("auto", "separable"):
+        return _estimate_nested(problem, factors, nodes, **options)
     problem = problem if problem.rows is not None else _with_rows(problem)
     frame, design = problem.frame, problem.rows
     assert design is not None
@@ -399,16 +399,17 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     return estimate, several_posteriors(problem, solution)
 
 
-def _estimate_nested(problem, factors, **options):
+def _estimate_nested(problem, factors, nodes, **options):
     from jaxglmm.optimise.nested_fit import fit_nested
     from jaxglmm.optimise.several_report import nested_posteriors, several_estimate
 
     frame, design = problem.frame, problem.nested
     solution, effects = fit_nested(
         problem.family, design, problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms],
-        factors=_scaled_factors(factors, design.terms), **options,
+        factors=_scaled_factors(factors, design.terms), nodes=padded_nodes(nodes, 1) if nodes > 1 else None, **options,
     )  # fmt: skip
-    _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
+    if nodes == 1:
+        _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
     return several_estimate(problem, design.terms, solution), nested_posteriors(problem, effects)
 
 

@@ -274,7 +274,8 @@ def _slope(frame, family, mean, rows) -> float:
 def _size_classes(codes) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Class (n,) of each row by the size of its group, and the sizes of each class; about equally many rows in each."""
     size = np.bincount(codes)[codes]
-    edges = np.unique(np.quantile(size, np.arange(1, _CLASSES) / _CLASSES, method="lower"))
+    edges = np.quantile(size, np.arange(1, _CLASSES) / _CLASSES, method="lower")
+    edges = np.unique(np.minimum(edges, size.max() - 1))  # where most are of the largest size, these are a class
     classes = np.searchsorted(edges, size, side="left")
     _, classes = np.unique(classes, return_inverse=True)
     return classes, [(int(size[classes == c].min()), int(size[classes == c].max())) for c in range(classes.max() + 1)]

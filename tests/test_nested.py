@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 import jaxglmm as jg
-from jaxglmm.design.design import Scaling
+from jaxglmm.design.design import Scaling, make_design
 from jaxglmm.design.nesting import nested_design, sample_parents
 from jaxglmm.design.rows import make_rows
 from jaxglmm.modes.solver import choose_solver
-from jaxglmm.objectives.nested import NestedLaplace
+from jaxglmm.objectives.nested_laplace import NestedLaplace
+from jaxglmm.objectives.nested_nodes import NestedNodes
+from jaxglmm.objectives.nested_quadrature import NestedQuadrature
 from jaxglmm.objectives.several import evaluate_several
 from jaxglmm.ops import native
 from jaxglmm.ops.nested import nested_pass
 from jaxglmm.ops.rows import FamilyRows
+from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
 FAMILIES = {
@@ -102,6 +105,40 @@ def test_every_family_gives_the_value_the_gradient_and_its_differences(x64, name
     differences = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
     scale = np.abs(differences[kept, kept]).max()
     np.testing.assert_allclose(e.hessian[kept, kept], differences[kept, kept], rtol=0, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("name", ["logit", "negativebinomial", "gamma"])
+def test_quadrature_has_the_derivatives_of_its_value(x64, name):
+    """The value itself is compared with integration by brute force in test_nested_quadrature.py."""
+    family, step = FAMILIES[name], 1e-3
+    objective = NestedNodes(family, Plain(family, arrays(family)).nested, padded_nodes(9, 1))
+    psi = np.array([0.2, -0.3, 0.1, 0.7, 0.5, 0.3 if family.dispersion_name else 0.0])
+    e = objective.evaluate(psi)
+    at = lambda by: [objective.evaluate(psi + by * step * unit) for unit in np.eye(len(psi))]
+    near, far = (list(zip(at(by), at(-by), strict=True)) for by in (1, 2))
+    difference = lambda of: np.array(
+        [8 * (of(a) - of(b)) - (of(c) - of(d)) for (a, b), (c, d) in zip(near, far, strict=True)]
+    ) / (12 * step)  # fmt: skip
+    np.testing.assert_allclose(difference(lambda e: e.value), e.gradient, atol=1e-8 * np.abs(e.gradient).max())
+    np.testing.assert_allclose(difference(lambda e: e.gradient), e.hessian, atol=1e-6 * np.abs(e.hessian).max())
+    psi[P] = 0.0
+    edge = objective.evaluate(psi)
+    psi[P] = 1e-3
+    assert (objective.evaluate(psi).value - edge.value) / 1e-6 == pytest.approx(edge.by_variance[0], rel=1e-4)
+
+
+def test_quadrature_is_that_of_the_plain_form(x64):
+    family, a = FAMILIES["logit"], arrays(FAMILIES["logit"])
+    plain, psi = Plain(family, a), np.array([0.2, -0.3, 0.1, 0.7, 0.5, 0.0])
+    tiles, layout = make_design(a.y, a.X, weights=a.weights, offset=a.offset, codes=a.fine)
+    rule = padded_nodes(5, 1)
+    reference = NestedQuadrature(family, plain.rows, jax.device_put(tiles), layout, a.fine, rule)
+    factors = [psi[P + 1].reshape(1, 1), psi[P].reshape(1, 1)]
+    wanted = reference.evaluate(psi[:P], factors, psi[-1], np.zeros(PARENTS))
+    found = NestedNodes(family, plain.nested, rule).evaluate(psi)
+    assert found.value == pytest.approx(wanted.value, abs=1e-10)
+    gradient = [*wanted.beta, wanted.factors[1].item(), wanted.factors[0].item()]
+    np.testing.assert_allclose(found.gradient[:-1], gradient, atol=1e-9 * np.abs(gradient).max())
 
 
 @pytest.mark.parametrize("taus", [(0.0, 0.5), (0.7, 0.0), (0.0, 0.0), (3.0, 4.0), (-0.7, 0.5)])

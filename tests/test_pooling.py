@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import jaxglmm as jg
-from jaxglmm.pooling import _auc, _without_bars
+from jaxglmm.pooling import _auc, _size_classes, _without_bars
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,22 @@ def test_area_under_the_curve():
     y, score = np.array([0, 0, 1, 1, 0.0, 1]), np.array([0.1, 0.4, 0.35, 0.8, 0.4, 0.4])
     pairs = [(a > b) + 0.5 * (a == b) for a in score[y == 1] for b in score[y == 0]]
     assert _auc(y, score, np.ones(6)) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "classes"),
+    [
+        ([7] * 30 + [1, 3, 5], [(1, 5), (7, 7)]),  # most groups of the largest size
+        ([4] * 9, [(4, 4)]),
+        ([1] * 12 + [2] * 6 + [12], [(1, 1), (2, 2), (12, 12)]),
+    ],
+)
+def test_classes_by_size(sizes, classes):
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    of_row, found = _size_classes(codes)
+    assert found == classes
+    for c, (low, high) in enumerate(classes):
+        np.testing.assert_array_equal(of_row == c, (np.repeat(sizes, sizes) >= low) & (np.repeat(sizes, sizes) <= high))
 
 
 def test_a_formula_without_its_bars():

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-KERNELS = 12  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+KERNELS = 13  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
 
 REMEDY = "install with a C++ compiler at hand (in a checkout: pip install -e .); `jaxglmm doctor` tells more"
 

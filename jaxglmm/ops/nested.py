@@ -83,3 +83,66 @@ def _nested_pass(family, design, group, parent, eta, start, held, unknowns, *, c
     rows, terms = fused.normaliser(family, design.weights, unknowns[1])
     value, gradient = value + rows * terms[0] + design.constant, gradient.at[-1].add(rows * terms[1])
     return NestedPass(value, gradient, hessian.at[-1, -1].add(rows * terms[2]), *rest)
+
+
+class ShiftedPass(NamedTuple):
+    """Sums over groups at several shifts of their parents.
+
+    Attributes
+    ----------
+    value : ()
+        At the first shift.
+    gradient, hessian : (m,), (m, m)
+        Each shift's times its multiplier, in psi.
+    modes : (1, n_slots)
+        At the first shift.
+    of_parents : (H, J, m + 2)
+        Of each parent and shift: value and gradient without terms that do not depend on eta, and the second derivative
+        in beta_0.
+    """
+
+    value: Array
+    gradient: Array
+    hessian: Array
+    modes: Array
+    of_parents: Array
+
+
+def shifted_pass(family, design, group, parent, eta, start, shift, steps, multiplier, psi, nodes) -> ShiftedPass:
+    """The quadrature value of groups and its derivatives, at several shifts of each parent's rows.
+
+    Parameters
+    ----------
+    family, design, group, parent
+        As of `nested_pass`.
+    eta : (n_slots,) or None
+        Offset and fixed part; then beta is one number that is added to it. None to compute it from X.
+    start : (1, n_slots)
+    shift : (H,)
+    steps : (J,)
+        Shift j of parent h is shift[h] + steps[j].
+    multiplier : (J, H)
+        With the sum 1 over a parent's shifts.
+    psi : (m,)
+        beta, tau of the groups, log dispersion.
+    nodes : Nodes
+    """
+    native.register()
+    return _shifted_pass(family, design, group, parent, eta, start, shift, steps, multiplier, psi, nodes)
+
+
+@program(static=("family",))
+def _shifted_pass(family, design, group, parent, eta, start, shift, steps, multiplier, psi, nodes):
+    index = design.index
+    X, offset = (design.X, design.offset) if eta is None else (jnp.ones((eta.shape[0], 1), design.X.dtype), eta)
+    m, J = psi.shape[0], steps.shape[0]
+    shapes = ((), (m,), (m, m), start.shape, (shift.shape[0], J, m + 2))
+    value, gradient, hessian, *rest = native.call(
+        "shifted_pass", [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes],
+        X, design.y, design.weights, offset, design.terms[0].z, start, *fused.storage(index), group, parent, shift,
+        steps, multiplier, psi, nodes.points, nodes.log_weights, jnp.asarray(nodes.count, jnp.int32),
+        block=np.int64(index.block), family=np.int64(fused.FAMILIES[family.name, family.link]),
+    )  # fmt: skip
+    rows, terms = fused.normaliser(family, design.weights, psi[-1])
+    value, gradient = value + rows * terms[0] + design.constant, gradient.at[-1].add(rows * terms[1])
+    return ShiftedPass(value, gradient, hessian.at[-1, -1].add(rows * terms[2]), *rest)

@@ -1,4 +1,4 @@
-"""Maximise Laplace's approximation of two nested factors with an intercept each, by Newton's method.
+"""Maximise the likelihood of two nested factors with an intercept each, by Newton's method.
 
 Steps use the exact Hessian. The unknowns are psi = (beta, tau of the finer factor, tau of the coarser one, log
 dispersion). A large fit begins at that of a sample of the coarser factor's levels with all that is in them.
@@ -10,7 +10,10 @@ import numpy as np
 
 from jaxglmm.design.nesting import NestedDesign, sample_parents
 from jaxglmm.errors import SeparationError
-from jaxglmm.objectives.nested import NestedLaplace
+from jaxglmm.objectives.marginal import Nodes
+from jaxglmm.objectives.nested import AbstractNested
+from jaxglmm.objectives.nested_laplace import NestedLaplace
+from jaxglmm.objectives.nested_nodes import NestedNodes
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free
 from jaxglmm.optimise.newton import NewtonResult
@@ -32,10 +35,10 @@ class NestedEffects(NamedTuple):
 
 
 def fit_nested(
-    family, design: NestedDesign, intercept, *, names, groups, factors=None, tol=1e-12, max_iterations=100,
-    callback=None,
+    family, design: NestedDesign, intercept, *, names, groups, factors=None, nodes: Nodes | None = None, tol=1e-12,
+    max_iterations=100, callback=None,
 ) -> tuple[SeveralSolution, NestedEffects]:  # fmt: skip
-    """Fit by Laplace's approximation.
+    """Fit by Laplace's approximation, or with quadrature over the finer factor's effects from there.
 
     Parameters
     ----------
@@ -47,6 +50,8 @@ def fit_nested(
         Of the terms.
     factors : sequence of (1, 1), optional
         Hold each Lambda (for scaled z) here.
+    nodes : Nodes, optional
+        Of the quadrature.
 
     Raises
     ------
@@ -55,11 +60,14 @@ def fit_nested(
     """
     taus = None if factors is None else np.array([factors[t][0, 0] for t in design.order])
     search = _Search(family, design, taus, tol, max_iterations, callback)
-    psi = _sampled_start(search, intercept, names)
+    psi = _sampled_start(search, intercept, names, nodes)
     if psi is None:
         psi = search.start(intercept, names)
-    result, free = search.settle(search.climb(psi, search.free))
+        psi = psi if nodes is None else search.climb(psi, search.free, tol=_SAMPLE_TOLERANCE).x
+    search.integrate(nodes)
+    result, free = search.settle(search.climb(search.inside(psi), search.free))
     psi, hessian = result.x, result.hessian
+    gap = None if nodes is None else float(result.value - search.laplace.evaluate(psi).value)
     fine, coarse = design.order
     place = np.arange(len(psi))
     place[[search.p + fine, search.p + coarse]] = search.p, search.p + 1
@@ -73,8 +81,9 @@ def fit_nested(
         reason=result.reason,
         decrement=float(max(result.decrement, 0.0)),
         iterations=search.evaluations,
-        passes=search.passes + search.objective.passes,
-        n_agq=1,
+        passes=search.passed,
+        n_agq=1 if nodes is None else int(nodes.count),
+        gap=gap,
         singular=bool(scores),
         kernels="native",
         solver=SOLVER,
@@ -88,7 +97,7 @@ def fit_nested(
     return solution, effects
 
 
-def _sampled_start(search, intercept, names):
+def _sampled_start(search, intercept, names, nodes):
     """The estimate from a sample; None where there is no sample, or none good."""
     part = sample_parents(search.design)
     if part is None:
@@ -98,14 +107,12 @@ def _sampled_start(search, intercept, names):
         result = sampled.climb(sampled.start(intercept, names), sampled.free)
     except SeparationError:  # in the sample, which says nothing of all rows
         return None
-    search.passes += (sampled.passes + sampled.objective.passes) * len(part.codes) / len(search.design.codes)
-    if not result.converged:
-        return None
+    if nodes is not None:
+        sampled.integrate(nodes)
+        result = sampled.climb(sampled.inside(result.x), sampled.free)
+    search.passes += sampled.passed * len(part.codes) / len(search.design.codes)
     search.unit = sampled.unit
-    psi = result.x.copy()
-    if search.taus is None:
-        psi[search.scales] = np.maximum(np.abs(psi[search.scales]), _LEAST * search.unit)
-    return psi
+    return result.x if result.converged else None
 
 
 class _Search:
@@ -114,7 +121,8 @@ class _Search:
     def __init__(self, family, design, taus, tol, max_iterations, callback):
         self.family, self.design, self.taus = family, design, taus
         self.tol, self.max_iterations, self.callback = tol, max_iterations, callback
-        self.objective = NestedLaplace(family, design)
+        self.objective: AbstractNested
+        self.objective = self.laplace = NestedLaplace(family, design)
         self.p = design.tiles.X.shape[1]
         self.scales = slice(self.p, self.p + 2)
         self.even = np.zeros(self.p + 3, bool)
@@ -134,15 +142,34 @@ class _Search:
         taus = np.clip(taus, _LEAST * self.unit, self.unit) if self.taus is None else self.taus
         return np.concatenate([glm.x[:-1], taus, glm.x[-1:]])
 
-    def climb(self, psi, free) -> NewtonResult:
+    @property
+    def passed(self):
+        """Passes over the rows with their columns."""
+        own = 0.0 if self.objective is self.laplace else self.objective.passes
+        return self.passes + self.laplace.passes + own
+
+    def integrate(self, nodes):
+        """Maximise with this quadrature from here on; None for Laplace's approximation."""
+        if nodes is not None:
+            self.objective = NestedNodes(self.family, self.design, nodes)
+
+    def inside(self, psi):
+        """psi with deviations far enough from zero to be moved, where they are to be estimated."""
+        psi = psi.copy()
+        if self.taus is None:
+            psi[self.scales] = np.maximum(np.abs(psi[self.scales]), _LEAST * self.unit)
+        return psi
+
+    def climb(self, psi, free, tol=None) -> NewtonResult:
         def at(psi):
             e = self.objective.evaluate(psi)
             self.evaluations += 1
             return e
 
         return maximise_free(
-            at, psi, free, self.even, tol=self.tol, max_iterations=self.max_iterations, callback=self.callback
-        )
+            at, psi, free, self.even,
+            tol=tol or self.tol, max_iterations=self.max_iterations, callback=self.callback,
+        )  # fmt: skip
 
     def settle(self, result):
         """Hold at zero the standard deviations that are as good there; the others are made positive.
@@ -173,6 +200,6 @@ class _Search:
         return self.climb(psi, held), held
 
     def effects(self, psi) -> NestedEffects:
-        """Modes and variances by level."""
-        by_term = dict(zip(self.design.order, self.objective.posterior(psi), strict=True))
+        """Modes and variances by level, by Laplace's approximation whatever was maximised."""
+        by_term = dict(zip(self.design.order, self.laplace.posterior(psi), strict=True))
         return NestedEffects(*(tuple(by_term[t][k] for t in (0, 1)) for k in (0, 1)))

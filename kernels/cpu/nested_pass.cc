@@ -13,13 +13,13 @@
 //   of_parents                (..., H, 12 + 3 p)   see nested_pass.h
 //
 // Groups must come sorted by parent within each size class. Types, and terms without eta, as in fused_pass.
-#include "nested_pass.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
 
+#include "parents.h"
 #include "sweep.h"
 
 namespace jaxglmm {
@@ -30,6 +30,24 @@ double* ParentRuns::of(int32_t parent) {
     sums.resize(sums.size() + width, 0.0);
   }
   return sums.data() + (parents.size() - 1) * width;
+}
+
+double* aligned(std::vector<double>& memory, int64_t doubles) {
+  if (static_cast<int64_t>(memory.size()) < doubles + 8) memory.resize(doubles + 8);
+  const auto at = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (64 - at % 64) % 64 / sizeof(double);
+}
+
+std::string nesting_fault(const ffi::Buffer<ffi::S32>& group, const ffi::Buffer<ffi::S32>& parent, int64_t parents) {
+  const auto outside = [](const ffi::Buffer<ffi::S32>& numbers, int64_t least, int64_t count) {
+    const int32_t *begin = numbers.typed_data(), *end = begin + numbers.element_count();
+    return std::any_of(begin, end, [=](int32_t v) { return v < least || v >= count; });
+  };
+  const Dimensions dims = parent.dimensions();
+  const int64_t groups = dims[dims.size() - 1];
+  if (outside(group, -1, groups)) return "a group is none of " + std::to_string(groups);
+  if (outside(parent, 0, parents)) return "a parent is none of " + std::to_string(parents);
+  return "";
 }
 
 #define JAXGLMM_DECLARE(target)                                                                      \
@@ -82,12 +100,6 @@ std::vector<Tile> tiles_of(const int32_t* sizes, int64_t blocks, const int32_t* 
     tiles.push_back({true, kLongest, end - begin, begin, block / kLongest, blocks * block});
   }
   return tiles;
-}
-
-double* aligned(std::vector<double>& memory, int64_t doubles) {
-  if (static_cast<int64_t>(memory.size()) < doubles + 8) memory.resize(doubles + 8);
-  const auto at = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (64 - at % 64) % 64 / sizeof(double);
 }
 
 // Throws std::bad_alloc.
@@ -162,14 +174,9 @@ ffi::Error nested_pass(ffi::ThreadPool pool, Any X, Any eta, Any y, Any weight, 
   in.require(of_parents->element_type() == ffi::F64, "of_parents must be float64");
   if (!in.wrong().empty()) return invalid(in.wrong() + " beside X " + shape_text(X.dimensions()));
   const int64_t of_sizes = n_sizes ? static_cast<int64_t>(sizes.element_count()) / n_sizes : 0;
-  const std::string fault = storage_fault(sizes_, of_sizes, n_sizes, n_pieces, block, N);
+  std::string fault = storage_fault(sizes_, of_sizes, n_sizes, n_pieces, block, N);
+  if (fault.empty()) fault = nesting_fault(group, parent, H);
   if (!fault.empty()) return invalid(fault);
-  const auto outside = [](const S32& numbers, int64_t least, int64_t count) {
-    const int32_t *begin = numbers.typed_data(), *end = begin + numbers.element_count();
-    return std::any_of(begin, end, [=](int32_t v) { return v < least || v >= count; });
-  };
-  if (outside(group, -1, G)) return invalid("a group is none of " + std::to_string(G));
-  if (outside(parent, 0, H)) return invalid("a parent is none of " + std::to_string(H));
 
   const auto evaluate = [&](int64_t b, bool threaded) {
     NestedProblem q;
