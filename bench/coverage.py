@@ -76,19 +76,19 @@ def main():
     parser = argparse.ArgumentParser(description="Coverage of the intervals of group effects.")
     parser.add_argument("--groups", default="30,3000")
     parser.add_argument("--taus", default="0.5,1")
-    parser.add_argument("--replicates", type=int, default=2000, help="with 30 groups; a hundredth with 3,000")
+    parser.add_argument("--replicates", type=int, default=2000, help="of each case")
+    parser.add_argument("--join", type=Path, nargs="*", help="draw the results in these files instead of simulating")
     parser.add_argument("--out", type=Path, default=Path("bench-results/coverage.json"))
     options = parser.parse_args()
-    results = []
-    for groups in map(int, options.groups.split(",")):
+    results = [result for path in options.join or () for result in json.loads(path.read_text(encoding="utf-8"))]
+    for groups in () if options.join else map(int, options.groups.split(",")):
         for tau in map(float, options.taus.split(",")):
             began = time.perf_counter()
-            runs = options.replicates if groups < 1000 else max(options.replicates // 100, 3)
-            found = simulate(groups, tau, runs)
+            found = simulate(groups, tau, options.replicates)
             print(
                 f"{groups} groups, tau {tau}: {found['with']:.4f} +- {found['with_se']:.4f} with the parameters' "
                 f"uncertainty, {found['given']:.4f} +- {found['given_se']:.4f} without; tau^ = 0 in "
-                f"{found['zero']:.0%} of {runs} replicates ({time.perf_counter() - began:.0f} s)",
+                f"{found['zero']:.0%} of {options.replicates} replicates ({time.perf_counter() - began:.0f} s)",
                 flush=True,
             )
             results.append(found)

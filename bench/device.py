@@ -74,7 +74,9 @@ def _operations(device, arrays, dtype):
     from jaxglmm.design.design import make_design
     from jaxglmm.model.families import get_family
     from jaxglmm.objectives.evaluate import evaluate, evaluate_glm, posterior_moments
+    from jaxglmm.objectives.laplace import LaplaceMarginal
     from jaxglmm.objectives.marginal import gauss_hermite
+    from jaxglmm.objectives.params import Params
     from jaxglmm.ops.group import map_groups
 
     family, X = get_family("binomial"), arrays["X"].T
@@ -90,12 +92,17 @@ def _operations(device, arrays, dtype):
     rows, whole = design.y.nbytes, design.X.nbytes + 5 * design.y.nbytes
     total = jax.jit(lambda d, v: map_groups(lambda t, h, r, _: ((), t(r[0])), d.index, (v,))[1])
     beta = psi[np.array([*range(p), -1])]
+    core, params = LaplaceMarginal(family), put(Params(np.full(p, 0.1), np.log([0.8]), np.zeros(())))
+    gradient = jax.value_and_grad(core)
+    along = lambda d, x: jax.jvp(lambda x: gradient(x, d)[1], (x,), (x,))[1]
     value = lambda nodes: lambda d, s, x: evaluate(family, d, nodes, x, s)[:3]
     return {
         "group totals": (total, (design, design.y), 2 * rows),
         "GLM: value, gradient, Hessian": (lambda d, x: evaluate_glm(family, d, x)[:3], (design, beta), whole - rows),
         "Laplace: value, gradient, Hessian": (value(laplace), (design, start, psi), whole),
         "9 nodes: value, gradient, Hessian": (value(nine), (design, start, psi), whole),
+        "eta given: value, gradient": (jax.jit(lambda d, x: gradient(x, d)), (design, params), whole),
+        "eta given: Hessian times a direction": (jax.jit(along), (design, params), whole),
         "posterior": (lambda d, s, x: posterior_moments(family, d, nine, x, s)[2:4], (design, start, psi),
                       whole + 12 * start.size * width),
         "a whole fit": (_fit, (family, design, laplace, start, psi), 6 * whole),
@@ -152,10 +159,16 @@ def main(groups: int = 100_000) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from jaxglmm.ops.native import use_native
+
     device = jax.devices()[0]
     console = Console(width=120)
     speed = bandwidth(device)
-    console.print(f"{device.device_kind} ({device.platform}), {groups:,} groups; a copy moves {speed / 1e9:.1f} GB/s")
+    on = "cuda" if device.platform == "gpu" else device.platform
+    kernels = "native kernels" if use_native(on) else "plain JAX"
+    console.print(
+        f"{device.device_kind} ({device.platform}), {kernels}, {groups:,} groups; a copy moves {speed / 1e9:.1f} GB/s"
+    )
     table = Table(box=SIMPLE)
     for heading in ("operation", "type", "error", "seconds", "MB moved", "of a copy's speed", ""):
         table.add_column(heading, justify="left" if heading == "operation" else "right")

@@ -59,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--kind", default="response", choices=("response", "link"))
     predict.add_argument("--effects", default="conditional", choices=("conditional", "mode", "marginal", "population"))
     predict.add_argument("--new-levels", default="integrate", choices=("integrate", "population", "error"))
+    predict.add_argument(
+        "--interval", type=float, metavar="L", help="level of intervals `lower`, `upper`, such as 0.95"
+    )
+    predict.add_argument(
+        "--given-parameters", action="store_true", help="leave the parameters' uncertainty out of the intervals"
+    )
     predict.add_argument("--out", metavar="FILE", help=".csv or .parquet; by default CSV on standard output")
 
     rank = commands.add_parser("rank", help="rank the members of a file by a fitted model", description=RANK)
@@ -68,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     rank.add_argument("--alpha", type=float, default=0.1, help="share of the members that p_top is about (0.1)")
     rank.add_argument("--order", default="rank", choices=("rank", "top", "r_value", "mean", "threshold"))
     rank.add_argument("--threshold", type=float, metavar="C", help="effect on the link scale that p_above is about")
+    rank.add_argument("--term", metavar="NAME", help="effect to rank by, by default the first")
+    rank.add_argument("--interval", type=float, default=0.95, metavar="L", help="level of the percentiles' intervals")
     rank.add_argument("--r-values", action="store_true", help="add the column r_value")
     rank.add_argument("--out", metavar="FILE", help=".csv or .parquet; by default CSV on standard output")
 
@@ -90,7 +98,7 @@ variance is zero; 1 where the optimiser did not converge; 2 where the input is a
 to do."""
 PREDICT = """Writes the rows of DATA with a column `prediction`. "conditional" uses what is known of each group,
 "mode" plugs in its conditional mode, "marginal" averages over groups in every row, "population" sets the group
-effects to zero."""
+effects to zero. With --interval the columns `lower` and `upper` come beside it."""
 RANK = """Ranks the members of DATA by their effects, the parameters of the model frozen and each member judged by its
 rows in DATA: expected rank and percentile with interval, probability of the top, r-values. The largest come first."""
 SCORE = """Writes the posterior of every member in DATA given its rows there, the parameters of the model frozen. The

@@ -10,9 +10,6 @@ from pathlib import Path
 from jaxglmm.errors import DataError
 
 
-PREDICTION = "prediction"
-
-
 def fit(options) -> int:
     """`jaxglmm fit`: fit, write the folder, print the summary or the JSON."""
     from jaxglmm.cache import use_cache_folder
@@ -73,15 +70,24 @@ def _write_ranef(model, path: Path) -> None:
 
 
 def predict(options) -> int:
-    """`jaxglmm predict`: the rows of a file with a column of predictions."""
+    """`jaxglmm predict`: the rows of a file with a column of predictions, and their intervals where asked for."""
     out = None if options.out is None else _table_path(options.out)
     from jaxglmm.cache import use_cache_folder
     from jaxglmm.fitted.io import load
 
     use_cache_folder()
     model = load(options.model)
-    values = model.predict(options.data, kind=options.kind, effects=options.effects, new_levels=options.new_levels)
-    return _write_table(_with_column(options.data, values), out)
+    found = model.predict(
+        options.data, kind=options.kind, effects=options.effects, new_levels=options.new_levels,
+        interval=options.interval, uncertainty=not options.given_parameters,
+    )  # fmt: skip
+    if options.interval is None:
+        columns = {"prediction": found}
+    else:
+        from jaxglmm.plots import columns_of
+
+        columns = columns_of(found)
+    return _write_table(_with_columns(options.data, columns), out)
 
 
 def rank(options) -> int:
@@ -92,8 +98,8 @@ def rank(options) -> int:
 
     use_cache_folder()
     table = load(options.model).rank(
-        top=options.top, alpha=options.alpha, order=options.order, threshold=options.threshold,
-        r_values=options.r_values, data=options.data,
+        term=options.term, top=options.top, alpha=options.alpha, order=options.order, threshold=options.threshold,
+        interval=options.interval, r_values=options.r_values, data=options.data,
     )  # fmt: skip
     return _write_table(table, out)
 
@@ -136,8 +142,8 @@ def _table_path(name: str) -> Path:
     return path
 
 
-def _with_column(path: str, values):
-    """The table of the file, CSV values as they are written there, with the predictions as last column."""
+def _with_columns(path: str, columns):
+    """The table of the file, CSV values as they are written there, with the predictions as last columns."""
     import pandas as pd
 
     if path.lower().endswith((".parquet", ".pq")):
@@ -145,9 +151,10 @@ def _with_column(path: str, values):
     else:
         separator = "\t" if ".tsv" in path.lower()[-7:] else ","
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if PREDICTION in table.columns:
-        raise DataError(f"{path!r} has a column {PREDICTION!r} already; rename it, so that nothing is overwritten")
-    table[PREDICTION] = values
+    for name, values in columns.items():
+        if name in table.columns:
+            raise DataError(f"{path!r} has a column {name!r} already; rename it, so that nothing is overwritten")
+        table[name] = values
     return table
 
 

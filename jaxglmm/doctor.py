@@ -35,6 +35,7 @@ def report() -> list[Check]:
         *map(_version, PACKAGES),
         _devices(),
         _native(),
+        _cuda(),
         _kernels(),
         _cache(),
     ]
@@ -140,6 +141,22 @@ def _native() -> Check:
         asked_off = "JAXGLMM_NATIVE=off" in status.reason
         return Check("native library", "note", f"{status.reason}: plain JAX computes", "" if asked_off else REMEDY)
     return Check("native library", "problem", status.reason)
+
+
+def _cuda() -> Check:
+    from jaxglmm.ops.native import native_status
+
+    name, status = "library for CUDA", native_status("cuda")
+    if status.loaded:
+        return Check(
+            name,
+            "note",
+            f"{status.path}; it has been compiled and its code tested on CPUs, but never run on a GPU by its authors",
+            "compare it with the CPU before use: python -m bench device (JAXGLMM_KERNELS=plain computes without it)",
+        )
+    if status.path is not None:
+        return Check(name, "problem", status.reason)
+    return Check(name, "ok", "not built (on request only): on a GPU the groups' tiles are computed in plain JAX")
 
 
 def _kernels() -> Check:

@@ -59,6 +59,10 @@ class _GLMM(BaseEstimator):
         check_consistent_length(*table.values(), y)
         if weights is not None:
             weights = _check_sample_weight(weights, y, ensure_non_negative=True, dtype=np.float64)
+            if not weights.all():
+                kept = np.flatnonzero(weights)
+                table, y = _rows(table, y, kept)
+                weights = weights[kept]
         return table, y, weights
 
     def _fit_formula(self, table, y, family, weights):
@@ -120,6 +124,12 @@ class _GLMM(BaseEstimator):
         return list(groups)
 
 
+def _rows(table, y, rows):
+    """Some rows of a table, whose columns may be of any kind, and of y."""
+    take = lambda v: v[rows] if isinstance(v, np.ndarray) else nw.from_native(v, series_only=True)[rows].to_native()
+    return {name: take(values) for name, values in table.items()}, y[rows]
+
+
 def _safe(name, position, taken) -> str:
     """A name that formulas can hold: the caller's own where it is a plain word."""
     if isinstance(name, str) and name.isidentifier() and len(name) > 1:
@@ -158,16 +168,16 @@ class GLMMRegressor(RegressorMixin, _GLMM):
     n_features_in_, feature_names_in_
     """
 
-    def fit(self, X, y, weights=None):
+    def fit(self, X, y, sample_weight=None):
         """Fit.
 
         Parameters
         ----------
         X : table or array (n, columns)
         y : (n,)
-        weights : (n,), optional
-            Prior weights. For Gaussian responses they divide the residual variance, so that they are not scikit-learn's
-            `sample_weight`, by which a row counts several times.
+        sample_weight : (n,), optional
+            How often a row counts. With `groups` and Gaussian responses whole numbers; `jaxglmm.fit` has weights that
+            divide the residual variance.
 
         Raises
         ------
@@ -176,7 +186,15 @@ class GLMMRegressor(RegressorMixin, _GLMM):
         family = get_family(self.family)
         if family.name == "binomial":
             raise DataError("family='binomial' is GLMMClassifier's; expected a family of numbers, such as 'gaussian'")
-        table, y, weights = self._checked(X, y, weights, numeric=True)
+        table, y, weights = self._checked(X, y, sample_weight, numeric=True)
+        if weights is not None and family.name == "gaussian" and self._grouping(tuple(table)):
+            if (weights != np.round(weights)).any():
+                raise DataError(
+                    f"sample_weight {weights[weights != np.round(weights)][0]:g}: with groups and Gaussian responses a "
+                    "row counts a whole number of times; jaxglmm.fit(weights=...) takes weights that divide the "
+                    "residual variance"
+                )
+            table, y, weights = *_rows(table, y, np.repeat(np.arange(len(y)), weights.astype(int))), None
         self._fit_formula(table, y, family, weights)
         return self
 

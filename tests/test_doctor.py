@@ -16,7 +16,16 @@ from jaxglmm.ops import native
 
 def test_report_names_everything():
     names = [check.name for check in doctor.report()]
-    assert {"installation", "python", "jax", "jaxlib", "devices", "native library", "compiled programs"} <= {*names}
+    assert {
+        "installation",
+        "python",
+        "jax",
+        "jaxlib",
+        "devices",
+        "native library",
+        "library for CUDA",
+        "compiled programs",
+    } <= {*names}
     assert all(check.state in ("ok", "note", "problem") for check in doctor.report())
 
 
@@ -96,3 +105,10 @@ def test_cache_folder_follows_the_users_setting(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXGLMM_CACHE", raising=False)
     monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder().parent == tmp_path / "jaxglmm"
+
+
+def test_a_library_for_cuda_is_named_as_one_that_never_ran(monkeypatch, tmp_path):
+    assert doctor._cuda().state == "ok" and "on request" in doctor._cuda().found
+    monkeypatch.setattr(native, "native_status", lambda platform: native.NativeStatus(True, tmp_path))
+    assert doctor._cuda().state == "note" and "never run on a GPU" in doctor._cuda().found
+    assert "bench device" in doctor._cuda().remedy

@@ -6,8 +6,9 @@ import pytest
 from jaxglmm.design.design import make_design
 from jaxglmm.design.groups import build_index
 from jaxglmm.ops import layout, native
+from jaxglmm.ops.codes import whole_codes
 from jaxglmm.ops.columns import PIECE, Columns
-from jaxglmm.ops.measure import moments, whole_codes
+from jaxglmm.ops.measure import moments
 
 
 RNG = np.random.default_rng(3)
@@ -132,3 +133,27 @@ def test_jax_takes_the_design_over_without_a_copy():
         placed = jax.device_put(design, may_alias=True)
         for name in ("X", "y", "weights", "offset"):
             assert getattr(placed, name).unsafe_buffer_pointer() == getattr(design, name).ctypes.data, name
+
+
+@pytest.mark.native
+def test_texts_get_codes_by_their_bytes():
+    """Of all lengths, some missing, in several chunks and from the middle of an array; enough for several parts."""
+    pa = pytest.importorskip("pyarrow")
+    if not native.use_native():
+        pytest.skip(f"native library: {native.native_status()}")
+    from jaxglmm.formula.columns import read_column
+
+    words = np.array(["é" * (k % 5) + "member-"[: k % 8] + str(k // 7) for k in range(9000)], object)
+    drawn = words[RNG.integers(0, len(words), 40_000)]
+    drawn[RNG.random(len(drawn)) < 0.05] = None
+    kinds = [pa.string(), pa.large_string()]
+    few = [[["b", None, "a", "b", "", None]], [["x"], [None], []], [[None, None]], [[]], []]
+    for kind in kinds:
+        whole = [pa.chunked_array(parts, type=kind) for parts in few]
+        many = pa.chunked_array([pa.array(drawn[:15_000], kind), pa.array(drawn[15_000:], kind).slice(3, 20_000)])
+        for array in (*whole, many, many.slice(7, 100), many.slice(0, 0)):
+            column = read_column("g", array)
+            truth = array.to_pylist()
+            assert [None if code < 0 else column.labels[code] for code in column.values] == truth
+            assert len(set(column.labels.tolist())) == len(column.labels)
+            assert (column.missing is not None) == (None in truth)

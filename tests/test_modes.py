@@ -147,3 +147,60 @@ def test_operands_that_do_not_fit_are_named(x64, wrong):
             family, count, True, jnp.zeros(design.y.shape), jnp.asarray(factor), jnp.asarray(0.0), y, design.weights,
             term.z, term.index, rule,
         ))  # fmt: skip
+
+
+def arrays_formed(jaxpr):
+    """Shapes of all that a program forms, in its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from arrays_formed(inner)
+
+
+def test_no_tangent_of_X_is_formed(x64):
+    """Neither in a gradient nor in a Hessian in the parameters; the derivative in X itself has its shape."""
+    params, design = problem(jg.Binomial())
+    of = lambda p, X: jg.LaplaceMarginal(jg.Binomial())(p, type(design)(
+        design.y, X, design.offset, design.weights, design.terms, design.index, design.constant
+    ))  # fmt: skip
+    X = jnp.asarray(design.X)
+    formed = lambda f: list(arrays_formed(jax.make_jaxpr(f)(params, X).jaxpr))
+    of_rows = lambda shapes: [s for s in shapes if X.size <= np.prod(s, dtype=int) and set(X.shape) <= {*s}]
+    assert of_rows(formed(jax.grad(of))) == [] and of_rows(formed(jax.hessian(of))) == []
+    assert X.shape in formed(jax.grad(of, argnums=1))
+
+
+def test_every_slot_is_written(x64):
+    """Into memory that holds other numbers: results take the place of operands, whose pads hold 77."""
+    family = jg.NegativeBinomial()
+    _, design = problem(family, longest=70)
+    term, real = design.terms[0], np.asarray(design.weights) > 0
+    marked = lambda v: jnp.where(real, v, 77.0)
+    operands = [
+        marked(0.3 * jnp.asarray(design.X[:, 1])), marked(design.y), design.weights, marked(term.z), marked(0 * term.z),
+        *fused.storage(term.index), jnp.asarray([0.7, 0.4]), jnp.zeros((1, 1)), jnp.zeros(1), jnp.int32(1),
+    ]  # fmt: skip
+    shapes = lambda *like: [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in like]
+    settings = {"block": np.int64(term.index.block), "family": np.int64(5), "determinant": np.int64(1)}
+
+    def call(kernel, result, operands, aliases):
+        native.register()
+        return jax.jit(lambda *v: jax.ffi.ffi_call(
+            f"jaxglmm_{kernel}", result, input_output_aliases=aliases
+        )(*v, **settings))(*operands)  # fmt: skip
+
+    eta, unknowns, start, z = operands[0], operands[7], operands[4], operands[3]
+    modes_of = shapes(jnp.float64(0), eta, unknowns, start, z)
+    fresh, over = (call("group_modes", modes_of, operands, a) for a in ({}, {0: 1, 7: 2, 4: 3, 3: 4}))
+    for a, b in zip(fresh, over, strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, d_eta, _, modes_, curvature = over
+    assert not np.any(np.asarray(d_eta)[~real]) and not np.any(np.asarray(modes_) == 77.0)
+    assert not np.any(np.asarray(curvature) == 77.0)
+    direction = [marked(jnp.ones_like(eta)), jnp.asarray([1.0, -1.0])]
+    fresh, over = (call("group_push", shapes(eta, unknowns), [*operands, *direction], a) for a in ({}, {11: 0, 12: 1}))
+    for a, b in zip(fresh, over, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.any(np.asarray(over[0])[~real])

@@ -208,3 +208,37 @@ def test_an_unknown_word_in_the_environment_is_named(monkeypatch):
     monkeypatch.setenv("JAXGLMM_KERNELS", "fast")
     with pytest.raises(ValueError, match="JAXGLMM_KERNELS=fast is not known; it may be native or plain"):
         native.use_native()
+
+
+def test_a_library_for_cuda_is_registered_with_cuda_alone(monkeypatch):
+    """Its handlers only; and only what it has is asked of it."""
+    import types
+
+    import jax
+
+    import jaxglmm as jg
+    from jaxglmm.design.design import make_design
+    from jaxglmm.ops import fused, moments
+
+    design, _ = make_design(np.ones(4), np.ones((4, 1)), codes=np.array([0, 0, 1, 1]), blocked=False)
+    handlers = lambda *names: types.SimpleNamespace(
+        jaxglmm_handlers=lambda: " ".join(names).encode(), **dict.fromkeys(names, "function")
+    )
+    libraries = {"cpu": handlers("a", "b"), "cuda": handlers("a")}
+    monkeypatch.setattr(native, "_load", lambda platform: (native.NativeStatus(True), libraries[platform]))
+    found = []
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda name, _, platform: found.append((name, platform)))
+    monkeypatch.setattr(jax.ffi, "pycapsule", lambda function: function)
+    native._register.__wrapped__()
+    assert found == [("a", "cpu"), ("b", "cpu"), ("a", "CUDA")]
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = lambda version: [types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version))]
+    monkeypatch.setattr(jax, "devices", lambda _: gpu("rocm 60000"))
+    assert not fused.covers(jg.Binomial(), design)
+    monkeypatch.setattr(jax, "devices", lambda _: gpu("PJRT C API\ncuda 12090"))
+    assert fused.covers(jg.Binomial(), design) and not moments.covers(jg.Binomial(), design)
+    assert not fused.covers(jg.Beta(), design)
+    libraries["cuda"] = None
+    monkeypatch.setattr(native, "_load", lambda platform: (native.NativeStatus(platform == "cpu"), libraries[platform]))
+    assert not fused.covers(jg.Binomial(), design)

@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 import jaxglmm as jg
 from jaxglmm.fitted.rowwise import normal_average
+from jaxglmm.inference.likelihood import raw_covariance
 
 
 # R 4.3, lme4, tolPwrss 1e-12: fitted(glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial))
@@ -187,3 +188,41 @@ def test_simulate_draws_new_effects():
     assert np.mean(paired) > 0.15  # rows of one member go together
     with pytest.raises(jg.DataError, match="n must be at least 1"):
         fit.simulate(0)
+
+
+def test_marginal_coefficients_in_closed_form():
+    """Random intercept: beta / sqrt(1 + tau^2) with the probit link, the intercept moved by tau^2/2 with the log."""
+    rng = np.random.default_rng(11)
+    g = np.repeat(np.arange(150), 6)
+    x = rng.normal(size=900)
+    eta = 0.3 + 0.5 * x + 0.8 * rng.normal(size=150)[g]
+    probit = jg.fit("y ~ x + (1 | g)", {"y": (eta + rng.normal(size=900) > 0) * 1.0, "x": x, "g": g},
+                    family=jg.Binomial(link="probit"), method="laplace")  # fmt: skip
+    tau2, beta = probit.varcorr[0]["variance"], np.array(list(probit.fixef.values()))
+    found = probit.marginal_coefficients()
+    np.testing.assert_allclose(found["estimate"], beta / np.sqrt(1 + tau2), rtol=1e-9)
+    np.testing.assert_allclose(found["conditional"], beta)
+    # Delta method by hand, in (beta, tau).
+    V = raw_covariance(probit.state)[:3, :3]
+    J = np.column_stack([np.eye(2) / np.sqrt(1 + tau2), -beta * np.sqrt(tau2) / (1 + tau2) ** 1.5])
+    np.testing.assert_allclose(found["se"], np.sqrt(np.diag(J @ V @ J.T)), rtol=1e-5)
+    counts = jg.fit("y ~ x + (1 | g)", {"y": rng.poisson(np.exp(eta)), "x": x, "g": g}, family="poisson",
+                    method="laplace")  # fmt: skip
+    found = counts.marginal_coefficients({"x": x[:50], "g": g[:50]})
+    moved = np.array([0.5 * counts.varcorr[0]["variance"], 0])
+    np.testing.assert_allclose(found["estimate"], np.array(list(counts.fixef.values())) + moved, rtol=1e-9)
+
+
+def test_marginal_coefficients_of_a_slope_are_those_of_the_averaged_curve():
+    """Least squares of the marginal logits, each by numerical integration; a saved fit needs data."""
+    fit = members()
+    data = visits().dropna().iloc[:40]
+    found = fit.marginal_coefficients(data).set_index("name")["estimate"]
+    tau, eta = fit.varcorr[0]["sd"], linear_predictor(fit, data)
+    mu = np.array(
+        [quad(lambda b, e=e: expit(e + b) * norm.pdf(b, 0, tau), -9 * tau, 9 * tau, epsabs=1e-12)[0] for e in eta]
+    )
+    X = np.column_stack([np.ones(40), data["x"], data["arm"] == "placebo"])
+    expected = np.linalg.lstsq(X, np.log(mu / (1 - mu)) - data["effort"], rcond=None)[0]
+    np.testing.assert_allclose(found[["Intercept", "x", "arm[T.placebo]"]], expected, rtol=1e-8)
+    assert (np.abs(found) < np.abs(np.array(list(fit.fixef.values())))).all()

@@ -96,3 +96,19 @@ def test_leaving_a_row_out_is_scoring_the_others():
         assert mu[i] == pytest.approx(np.average(expit(population[i] + b), weights=np.exp(f)), abs=1e-8)
     with pytest.raises(jg.DataError, match="kind must be one of"):
         fit.loo("mean")
+
+
+def test_the_command_line_gives_intervals(tmp_path):
+    from jaxglmm.cli import main
+
+    fit, data = members(), visits().dropna()
+    fit.save(tmp_path / "fit")
+    data.to_csv(tmp_path / "rows.csv", index=False)
+    arguments = ["predict", str(tmp_path / "fit"), str(tmp_path / "rows.csv"), "--interval", "0.8", "--kind", "link"]
+    assert main([*arguments, "--out", str(tmp_path / "p.csv")]) == 0
+    assert main([*arguments, "--given-parameters", "--out", str(tmp_path / "given.csv")]) == 0
+    found, given = pd.read_csv(tmp_path / "p.csv"), pd.read_csv(tmp_path / "given.csv")
+    expected = jg.load(tmp_path / "fit").predict(data, kind="link", interval=0.8)
+    pd.testing.assert_frame_equal(found[["prediction", "lower", "upper"]], expected, rtol=1e-9)
+    assert (found["upper"] - found["lower"] > given["upper"] - given["lower"]).all()
+    assert main([*arguments[:4], "80", "--out", str(tmp_path / "p.csv")]) == 2

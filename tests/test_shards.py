@@ -7,6 +7,7 @@ import pytest
 
 import jaxglmm as jg
 from jaxglmm.design.shards import shared_index
+from jaxglmm.ops.native import native_status, use_native
 
 
 FOUR_DEVICES = """
@@ -49,6 +50,50 @@ with jax.enable_x64(True):
 
 def test_four_devices_give_the_answer_of_one(run_python):
     assert "spread over several devices" in run_python(FOUR_DEVICES)
+
+
+CHECKED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+import jax, jax.numpy as jnp, numpy as np, jaxglmm as jg
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxglmm.design.design import make_design
+from jaxglmm.objectives.params import Params
+
+rng = np.random.default_rng(0)
+codes = np.repeat(np.arange(6), (1, 2, 3, 3, 5, 36))
+X = np.stack([np.ones(len(codes)), rng.standard_normal(len(codes))], 1)
+mesh = jax.make_mesh((2,), ("groups",))
+with jax.enable_x64(True):
+    design, _ = make_design((rng.random(len(codes)) < 0.4) * 1.0, X, codes=codes)
+    params = Params(jnp.asarray([0.2, -0.3]), jnp.asarray([-0.4]), jnp.asarray(0.0))
+    value = jg.LaplaceMarginal(jg.Binomial())
+
+    def all_of(params, y):
+        d = type(design)(y, *(getattr(design, k) for k in ("X", "offset", "weights", "terms", "index", "constant")))
+        of = lambda p: value(p, d)
+        return of(params), jax.grad(of)(params), jax.hessian(of)(params)
+
+    def part(y, params):
+        varied = jax.tree.map(lambda v: jax.lax.pcast(v, ("groups",), to="varying"), params)
+        return jax.tree.map(lambda v: jax.lax.psum(v, "groups"), all_of(varied, y[0]))
+
+    y = np.stack([design.y, 1 - design.y])
+    spread = jax.device_put(y, NamedSharding(mesh, P("groups")))
+    checked = jax.shard_map(part, mesh=mesh, in_specs=(P("groups"), P()), out_specs=P(), check_vma=True)
+    both, alone = jax.jit(checked)(spread, params), [jax.jit(all_of)(params, v) for v in y]
+    for a, b, c in zip(*map(jax.tree.leaves, (both, *alone)), strict=True):
+        np.testing.assert_allclose(a, b + c, rtol=1e-11, atol=1e-11)
+    print("same")
+"""
+
+
+@pytest.mark.native
+def test_derivatives_inside_of_a_shard_map_that_is_checked(run_python):
+    """The functional core, by the native kernels: what it returns varies as its operands do."""
+    if not use_native():
+        pytest.skip(f"native library: {native_status()}")
+    assert run_python(CHECKED) == "same"
 
 
 def test_parts_are_whole_groups_of_equal_storage():

@@ -56,6 +56,24 @@ def test_weights_of_a_classifier_repeat_rows(data):
     np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
 
 
+def test_weights_of_a_regressor(data):
+    """A row counts several times, with groups and without."""
+    X, _, y = data
+    times = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], 100))
+    rows = np.repeat(np.arange(len(y)), times)
+    for groups in (None, "member"):
+        columns = X[["age", "member"]] if groups else X[["age"]]
+        weighted = GLMMRegressor(groups=groups).fit(columns, y, sample_weight=times)
+        repeated = GLMMRegressor(groups=groups).fit(columns.iloc[rows], y[rows])
+        np.testing.assert_allclose(weighted.predict(columns), repeated.predict(columns), rtol=1e-6)
+    polars = GLMMRegressor(groups="member").fit(pl.from_pandas(X[["age", "member"]]), y, sample_weight=times)
+    np.testing.assert_allclose(polars.predict(X[["age", "member"]]), weighted.predict(columns), rtol=1e-9)
+    with pytest.raises(DataError, match=r"sample_weight 0\.5: .*whole number of times"):
+        GLMMRegressor(groups="member").fit(X[["age", "member"]], y, sample_weight=np.full(300, 0.5))
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        GLMMRegressor().fit(X[["age"]], y, sample_weight=np.zeros(300))
+
+
 def test_a_regressor_takes_positions_of_an_array_and_tables_of_other_kinds(data):
     X, _, y = data
     numbers = X[["age", "member"]]
@@ -107,12 +125,18 @@ def test_what_cannot_be_fitted_is_named(data):
         GLMMRegressor().fit(X[["age"]].mask(X["age"] == X["age"].max()), numbers)
 
 
-# Their response there is one of the columns, and a mixed model without residuals has no likelihood.
-EXPECTED = {"check_regressors_no_decision_function": "a response that the columns fit exactly is refused"}
+# In these the columns fit the response exactly (it is one of them, or there are more columns than rows), and a mixed
+# model without residuals has no likelihood.
+EXACT = (
+    "check_regressors_no_decision_function", "check_sample_weight_equivalence_on_dense_data",
+    "check_sample_weights_not_overwritten", "check_sample_weights_shape",
+)  # fmt: skip
+EXPECTED = dict.fromkeys(EXACT, "a response that the columns fit exactly is refused")
 
 
 @pytest.mark.filterwarnings("ignore")  # separated and collinear data get their penalty with a warning
 @pytest.mark.parametrize("estimator", [GLMMRegressor(), GLMMClassifier()], ids=["regressor", "classifier"])
 def test_scikit_learns_checks(estimator):
-    results = check_estimator(estimator, expected_failed_checks=EXPECTED, on_fail=None, on_skip=None)
+    expected = EXPECTED if isinstance(estimator, GLMMRegressor) else {}
+    results = check_estimator(estimator, expected_failed_checks=expected, on_fail=None, on_skip=None)
     assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}

@@ -1,6 +1,7 @@
 """glmm (Rust): Laplace's approximation or adaptive quadrature."""
 
 import glmm
+import numpy as np
 
 
 def describe():
@@ -25,5 +26,19 @@ def mixed(arrays, spec):
     def run():
         fit = glmm.fit(data, formula, family=spec["family"], **options)
         return {"objective": float(fit.loglik)}
+
+    return run
+
+
+def strata(arrays, spec):
+    """One logistic fit after the other; the table is taken apart before."""
+    X, (sizes, order) = arrays["X"], (np.bincount(arrays["s"]), np.argsort(arrays["s"], kind="stable"))
+    parts = np.split(order, np.cumsum(sizes)[:-1])
+    tables = [{"y": arrays["y"][p], "g": arrays["g"][p]} | {f"x{j}": X[j][p] for j in range(1, len(X))} for p in parts]
+    formula = f"y ~ {' + '.join(f'x{j}' for j in range(1, len(X)))} + (1 | g)"
+
+    def run():
+        fits = [glmm.fit(data, formula, family="binomial", nagq=1) for data in tables]
+        return {"objective": float(sum(fit.loglik for fit in fits))}
 
     return run

@@ -144,3 +144,57 @@ def shrinkage(arrays, spec):
         }  # fmt: skip
 
     return run
+
+
+def strata(arrays, spec):
+    """One logistic fit for each stratum, by Laplace's approximation."""
+    import jaxglmm
+
+    data, text = table(arrays) | {"s": arrays["s"]}, formula(arrays, spec)
+
+    def run():
+        fits = jaxglmm.fit_each(text, data, by="s", family="binomial", method="laplace", progress=False)
+        return {"objective": float(fits.loglik.sum()), "failed": len(fits.failed)}
+
+    return run
+
+
+def refits(arrays, spec):
+    """A Gaussian model to each of many responses, by REML as lme4 does."""
+    import jaxglmm
+
+    data, text = table(arrays), formula(arrays, spec).removeprefix("y ")
+
+    def run():
+        fits = jaxglmm.fit_many(text, data, responses=arrays["Y"].T, reml=True, progress=False)
+        return {"objective": float(fits.loglik.sum()), "failed": len(fits.failed)}
+
+    return run
+
+
+def responses(arrays, spec):
+    """A logistic model to each of many responses, together or one after the other."""
+    import jaxglmm
+
+    data, text = table(arrays), formula(arrays, spec).removeprefix("y ")
+    options = {"family": "binomial", "method": "laplace", "progress": False}
+    if spec["way"] == "together":
+        return lambda: {
+            "objective": float(jaxglmm.fit_many(text, data, responses=arrays["Y"].T, **options).loglik.sum())
+        }
+    return lambda: {
+        "objective": sum(jaxglmm.fit(f"y {text}", data | {"y": y}, throw=False, **options).loglik for y in arrays["Y"])
+    }
+
+
+def bootstrap(arrays, spec):
+    """Parametric replicates of a logistic fit; the fit itself is not timed."""
+    import jaxglmm
+
+    fit = jaxglmm.fit(formula(arrays, spec), table(arrays), family="binomial", method="laplace", progress=False)
+
+    def run():
+        told = fit.bootstrap(spec["replicates"], seed=1, progress=False).table()
+        return {"objective": None, "se": list(told["se"])}
+
+    return run

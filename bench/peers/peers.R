@@ -19,7 +19,28 @@ cold_glmer <- function(spec) {
   }
 }
 
+# Very many fits, one after the other.
+batches <- list(
+  strata = function(arrays, spec) {
+    text <- formula_of(arrays, spec)
+    parts <- split(arrays$frame, arrays$s)
+    function() list(objective = sum(sapply(parts, function(d) logLik(lme4::glmer(text, d, binomial)))))
+  },
+  refits = function(arrays, spec) {
+    fit <- lme4::lmer(formula_of(arrays, spec), arrays$frame)
+    function() list(objective = sum(apply(arrays$Y, 2, function(y) logLik(lme4::refit(fit, y)))))
+  },
+  bootstrap = function(arrays, spec) {
+    fit <- lme4::glmer(formula_of(arrays, spec), arrays$frame, binomial)
+    of <- function(fit) c(lme4::fixef(fit), sapply(lme4::VarCorr(fit), function(v) attr(v, "stddev")))
+    function() {
+      found <- lme4::bootMer(fit, of, nsim = spec$replicates)
+      list(se = apply(found$t, 2, sd))
+    }
+  })
+
 glmer <- function(arrays, spec) {
+  if (!is.null(spec$batch)) return(if (nchar(spec$batch)) suppressWarnings(batches[[spec$batch]](arrays, spec)))
   if (!is.null(spec$formula)) return(cold_glmer(spec))
   text <- formula_of(arrays, spec)
   nodes <- if (is.null(spec$nodes)) 1L else as.integer(spec$nodes)

@@ -128,9 +128,8 @@ def study(n_ids: int, *, epochs: int = 12, width: int = 32, groups: int = 4000, 
     found["network with member effects"] = scores(y[test], expected(shifted, spread))
 
     best, _ = train(Without(network), batches, held_out, epochs=epochs)
-    found["network without them"] = scores(
-        y[test], expected(np.asarray(apply(best.network)(X[test]), float), 0 * spread)
-    )
+    chances = 1 / (1 + np.exp(-apply(best.network, X[test]).astype(float)))
+    found["network without them"] = scores(y[test], chances)
 
     table = lambda rows: {"y": y[rows], "member": member[rows]} | {f"x{j}": X[rows, j] for j in range(FEATURES)}
     fit = jg.fit("y ~ x0 + x1 + x2 + x3 + (1 | member)", table(fitted), family="binomial", progress=False)

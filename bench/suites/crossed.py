@@ -10,10 +10,10 @@ SIZES = (2_000, 10_000)
 PEERS = ("jaxglmm", "gpboost", "glmmTMB")
 
 
-def grid(effects: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """`effects` levels of two factors, ten rows an effect, each level in 20 rows; coefficients and sds are 0.5."""
+def grid(effects: int, seed: int = 0, each: int = 20) -> dict[str, np.ndarray]:
+    """`effects` levels of two factors, each level in so many rows; coefficients and sds are 0.5."""
     rng = np.random.default_rng(seed)
-    levels, rows = effects // 2, 10 * effects
+    levels, rows = effects // 2, each * (effects // 2)
     g = np.tile(np.arange(levels), rows // levels)
     h = np.concatenate([rng.permutation(levels) for _ in range(rows // levels)])
     X = rng.standard_normal((6, rows))

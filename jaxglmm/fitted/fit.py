@@ -373,6 +373,33 @@ class Fit:
         lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty)
         return native_table(self.state.native, {"prediction": found, "lower": lower, "upper": upper})
 
+    def marginal_coefficients(self, data=None) -> Any:
+        """Population-averaged coefficients: of g(E mu), the mean over groups, where `fixef` are those within a group.
+
+        Parameters
+        ----------
+        data : table, mapping of arrays or path, optional
+            Rows whose columns the mean is projected on; those of the fit, with their weights, by default.
+
+        Returns
+        -------
+        table of the caller's kind
+            `name`, `estimate`, `se` (delta method), `conditional` (that of `fixef`); see
+            `jaxglmm.fitted.marginal_coefficients` for the formula.
+
+        Raises
+        ------
+        DataError
+            For a fit that was loaded and no data, or naming the column.
+        """
+        from jaxglmm.fitted.marginal_coefficients import marginal_coefficients
+
+        if data is None:
+            frame = self._training("marginal_coefficients() without data")
+            return marginal_coefficients(self.state, training_rows(frame, self.state.estimate.beta), frame.weights)
+        rows = new_rows(self.state, data, groups=True)
+        return marginal_coefficients(self.state, rows, np.ones(len(rows.eta)))
+
     def loo(self, kind: str = "response") -> np.ndarray:
         """Predict each row of the fit from the other rows of its group; see `leave_one_out`.
 

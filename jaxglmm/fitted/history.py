@@ -14,6 +14,7 @@ from jaxglmm.ops import lattices
 
 # Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB.
 _PIECE = 64
+_COARSE = 6.0
 _HERMITE = {2: 15, 3: 9}  # nodes a dimension for several effects, at least
 _NATIVE_PIECE = 1 << 15  # rows and groups of a native piece, together
 
@@ -65,8 +66,8 @@ def nodes_for(
 ):
     """Nodes for the posteriors of groups: a lattice for one effect, unless they are normal.
 
-    Of `wide` prior standard deviations to each side; `coarse` with no more points for effects that are large on the
-    scale of eta.
+    Of `wide` prior standard deviations to each side; `coarse` for averages over parameters, which need no digits: 6,
+    and no more points for effects that are large on the scale of eta.
     """
     S = history.z.shape[0]
     if is_normal(family):
@@ -74,7 +75,7 @@ def nodes_for(
     if S > 1:
         return node_rule(S, max(_HERMITE.get(S, 1), n_agq or 1))
     scale = float(np.max(prior.factor, initial=0.0) * np.max(np.abs(history.z), initial=0.0))
-    return lattice(0.0 if coarse else scale, wide, coarse or family.log_concave)
+    return lattice(0.0, _COARSE) if coarse else lattice(scale, wide, family.log_concave)
 
 
 def posteriors(

@@ -1,5 +1,6 @@
 """Work on pieces of the data by a few threads, results in order."""
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,13 @@ _WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
 def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`map(work, items)` by threads, a few items ahead of the one that is wanted."""
+    """`map(work, items)` by threads, a few items ahead of the one that is wanted; a single item needs none."""
+    items = iter(items)
+    first = list(itertools.islice(items, 2))
+    if len(first) < 2:
+        yield from map(work, first)
+        return
+    items = itertools.chain(first, items)
     with ThreadPoolExecutor(_WORKERS) as pool:
         waiting = deque()
         for item in items:

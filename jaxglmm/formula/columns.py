@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..ops import native
+from ..ops.codes import text_codes
 from ..ops.columns import Columns
 from ..ops.measure import Moments, moments
 from ..ops.memory import TYPES
@@ -249,6 +251,16 @@ def _from_arrow(name: str, array: Any) -> Column:
     import pyarrow as pa
 
     kind: Kind = "category" if pa.types.is_dictionary(array.type) else "text"
+    if kind == "text" and native.use_native() and len(array) < 2**31:
+        texts = array.cast(pa.large_string())
+        if isinstance(texts, pa.ChunkedArray):
+            texts = texts.combine_chunks()
+        valid, offsets, data = texts.buffers()
+        codes, first = text_codes(
+            len(texts), offsets.address + 8 * texts.offset if offsets else 0, data.address if data else 0,
+            valid.address if valid else 0, texts.offset,
+        )  # fmt: skip
+        return _coded(name, kind, codes, texts.take(pa.array(first)).to_pylist())
     if kind == "text":
         array = array.dictionary_encode()
     if isinstance(array, pa.ChunkedArray):

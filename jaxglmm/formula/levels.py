@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..ops.measure import whole_codes
+from ..ops.codes import whole_codes
 from .columns import KIND_WORDS, Column
 
 

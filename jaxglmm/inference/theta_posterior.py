@@ -24,6 +24,7 @@ _CHI2_95 = 3.841458820694124
 _CLEAR = 0.15  # standard error of log tau below which tau = 0 is far out of any interval
 _DF, _SCALE = 3.0, 2.5  # half-t prior of tau
 _POINTS, _NEGLIGIBLE = 24, 10.0  # of the grid; fall of the log posterior at its end
+_LEAST = 1e-6  # share of the posterior below which a point is left out
 
 
 def needs_integration(state, problem) -> bool:
@@ -113,4 +114,5 @@ class _Profile:
         found = [self.density(tau) for tau in taus[::-1]][::-1]
         log_density = np.array([f[0] for f in found])
         mass = weights * np.exp(v + log_density - log_density.max())
-        return mass / mass.sum(), [f[1] for f in found]
+        kept = mass > _LEAST * mass.sum()
+        return mass[kept] / mass[kept].sum(), [f[1] for f, k in zip(found, kept, strict=True) if k]

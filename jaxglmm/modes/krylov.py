@@ -53,6 +53,8 @@ class Krylov(AbstractSolver):
         Random vectors that estimate the log-determinant and its derivatives.
     tolerance : float
         Residual of solutions, relative to the right-hand side.
+    seed : int
+        Of the random vectors.
     """
 
     name: ClassVar[str] = "krylov"
@@ -60,20 +62,21 @@ class Krylov(AbstractSolver):
     reason: str
     probes: int = 8  # a row of them fills one line of the cache
     tolerance: float = _TOLERANCE
+    seed: int = 20
 
     @property
     def rough(self) -> "Krylov":
         return replace(self, tolerance=_OF_STEPS)
 
     def factorise(self, design: RowDesign, H: Blocks) -> "KrylovFactorisation":
-        return KrylovFactorisation(design, H, self.probes, self.tolerance)
+        return KrylovFactorisation(design, H, self)
 
 
 class KrylovFactorisation(AbstractFactorisation):
     """H at one point; probes are solved for when first asked about."""
 
-    def __init__(self, design: RowDesign, H: Blocks, probes: int, tolerance: float):
-        self.design, self.count, self.tolerance = design, probes, tolerance
+    def __init__(self, design: RowDesign, H: Blocks, solver: Krylov):
+        self.design, self.solver = design, solver
         self.first, *self.rest = design.order
         dets = [log_det(D) for D in H.diagonal]
         if not np.all(np.isfinite(dets)):
@@ -108,7 +111,7 @@ class KrylovFactorisation(AbstractFactorisation):
         widened[:, :k] = b
         parts = self.design.split(widened)
         of_rest = tuple(_rounded(parts[t]) for t in self.rest)
-        own, rest, stopped = solve(self.operator, _rounded(parts[self.first]), of_rest, self.tolerance)
+        own, rest, stopped = solve(self.operator, _rounded(parts[self.first]), of_rest, self.solver.tolerance)
         _check(stopped)
         x = np.empty_like(b)
         out = self.design.split(x)
@@ -120,9 +123,9 @@ class KrylovFactorisation(AbstractFactorisation):
 
     @cached_property
     def _probed(self) -> Probed:
-        rng = np.random.default_rng(20)
+        rng = np.random.default_rng(self.solver.seed)
         signs = [
-            rng.integers(0, 2, (term.n_levels, term.n_effects, self.count), np.int8) * 2.0 - 1.0
+            rng.integers(0, 2, (term.n_levels, term.n_effects, self.solver.probes), np.int8) * 2.0 - 1.0
             for term in (self.design.terms[t] for t in self.rest)
         ]
         found = probe(self.operator, tuple(map(_rounded, signs)), _OF_PROBES)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxglmm.ops import small
+from jaxglmm.ops.varying import axes_of, vary
 
 
 _MAX_ITERATIONS = 100
@@ -56,7 +57,7 @@ def find_modes(total, family, eta, v, y, weight, log_phi, start):
     def tangent_solve(apply, b):
         # The Jacobian is -H; its columns are the images of the unit vectors.
         eye = jnp.eye(v.shape[0], dtype=v.dtype)
-        columns = [apply(jnp.broadcast_to(e[:, None], b.shape)) for e in eye]
+        columns = [apply(vary(jnp.broadcast_to(e[:, None], b.shape), axes_of(b))) for e in eye]
         return -small.cho_solve(small.cholesky(-jnp.stack(columns, 1)), b)
 
     return lax.custom_root(score, lax.stop_gradient(start), solve, tangent_solve)

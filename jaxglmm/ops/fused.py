@@ -26,40 +26,52 @@ FAMILIES = {
 _MOST_EFFECTS = 3
 
 
-def covers(family, design) -> bool:
-    """Whether the native library is there and has this family and design: on CPU, up to three effects.
+def covers(family, design, platforms=("cpu", "cuda")) -> bool:
+    """Whether there is a native library for where the data are that has this family and design, up to three effects.
 
     Arrays that are being traced tell no device: they count as the CPU's where that is JAX's default and the index was
     built for it. To export such a design for another platform, ask for the plain form (JAXGLMM_KERNELS).
     """
-    X = design.X
+    X, on = design.X, platform_of(design.X)
     return (
-        _platforms(X) == {"cpu"}
-        and (design.index.blocked or not isinstance(X, Tracer))
+        on in platforms
+        and (design.index.blocked == (on == "cpu") or not isinstance(X, Tracer))
         and (family.name, family.link) in FAMILIES
         and len(design.terms) == 1
         and 1 <= design.terms[0].z.shape[0] <= _MOST_EFFECTS
         and X.dtype in (np.float64, np.float32)
-        and native.use_native()
+        and native.use_native(on)
+        and (on == "cpu" or _gpus_are_cuda())
     )
 
 
 def covers_family(family) -> bool:
     """Whether arrays go to the CPU by default, and the native library is there and has this family."""
-    return _platforms(None) == {"cpu"} and (family.name, family.link) in FAMILIES and native.use_native()
+    return platform_of(None) == "cpu" and (family.name, family.link) in FAMILIES and native.use_native()
 
 
-def _platforms(X) -> set[str]:
-    """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones."""
+def platform_of(X) -> str:
+    """Where this array is computed with; one that lies nowhere yet goes where JAX puts new ones.
+
+    JAX's "gpu" is "cuda" here; "" where an array lies on several kinds of device.
+    """
     if isinstance(X, jax.Array) and not isinstance(X, Tracer):
-        return {device.platform for device in X.devices()}
-    return {default_platform()}
+        found = {device.platform for device in X.devices()}
+    else:
+        found = {default_platform()}
+    name = found.pop() if len(found) == 1 else ""
+    return "cuda" if name == "gpu" else name
 
 
 def default_platform() -> str:
     """Where JAX puts new arrays."""
     default = jax.config.jax_default_device or jax.default_backend()  # pyright: ignore[reportAttributeAccessIssue]
     return default if isinstance(default, str) else default.platform
+
+
+def _gpus_are_cuda() -> bool:
+    """Other makers' GPUs are "gpu" to JAX too."""
+    return "cuda" in jax.devices("gpu")[0].client.platform_version.lower()
 
 
 def fused_pass(family, design, nodes, psi, start, *, determinant=True, second=True):

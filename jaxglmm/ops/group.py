@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxglmm.design.groups import LONGEST, SIZES, GroupIndex
+from jaxglmm.ops.varying import zeros_as
 
 
 Total = Callable[[Array], Array]
@@ -157,7 +158,7 @@ def _scan_blocks(apply, index, rows, matrix):
         return jax.tree.map(jnp.add, carry, sums), out
 
     shapes = jax.eval_shape(at, jnp.int32(0))[0]
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zero = jax.tree.map(zeros_as, shapes)
     sums, out = lax.scan(step, zero, jnp.arange(index.n_short, dtype=jnp.int32))
     # (blocks, ..., R) -> (..., blocks * R)
     join = lambda v: jnp.moveaxis(v, 0, -2).reshape(*v.shape[1:-1], -1)

@@ -1,9 +1,8 @@
-"""What is measured of columns: moments, and codes of whole numbers; natively, on all processors, where that can be.
+"""Moments of columns; natively, on all processors, where that can be.
 
 Host code on NumPy arrays, before anything is traced.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxglmm.ops import native
 from jaxglmm.ops.columns import PIECE, Columns
-from jaxglmm.ops.memory import TYPES, at, described_columns, i64, threads
+from jaxglmm.ops.memory import at, described_columns, i64, threads
 
 
 @dataclass(frozen=True)
@@ -132,49 +131,7 @@ def all_ones(weights: np.ndarray) -> bool:
     return bool((weights[:1] == 1).all() if not weights.strides[0] else (weights == 1).all())
 
 
-def whole_codes(values: np.ndarray, low: int, high: int, missing: np.ndarray | None = None):
-    """Codes of whole numbers in the order of their values, without sorting or hashing.
-
-    Memory is a fifth of a byte for each number between the ends.
-
-    Parameters
-    ----------
-    values : int (n,)
-    low, high : int
-        Between which all values lie that are not missing.
-    missing : bool (n,), optional
-
-    Returns
-    -------
-    codes : int32 (n,)
-        -1 where missing.
-    labels : int64 (G,)
-        The numbers that occur.
-    """
-    n, size = len(values), high - low + 1
-    if native.use_native():
-        values = values if values.dtype in TYPES else values.astype(np.int64)
-        kind = ctypes.c_int32(TYPES[values.dtype])
-        mask = None if missing is None else np.ascontiguousarray(missing, np.uint8)
-        bits, codes = np.zeros(-(-size // 64), np.uint64), np.empty(n, np.int32)
-        column = (at(values), i64(values.strides[0]), kind, None if mask is None else at(mask), i64(low))
-        count = _library().jaxglmm_whole_present(i64(n), *column, i64(len(bits)), at(bits), i64(threads()))
-        labels = np.empty(count, np.int64)
-        _library().jaxglmm_whole_codes(i64(n), *column, i64(len(bits)), at(bits), at(codes), at(labels), i64(threads()))
-        return codes, labels
-    places = values.astype(np.int64) - low
-    if missing is not None:
-        places[missing] = size
-    present = np.zeros(size + 1, bool)
-    present[places] = True
-    labels = np.flatnonzero(present[:size])
-    lookup = np.full(size + 1, -1, np.int32)
-    lookup[labels] = np.arange(len(labels), dtype=np.int32)
-    return lookup[places], labels + low
-
-
 def _library():
     library = native.library()
-    library.jaxglmm_whole_present.restype = ctypes.c_int64
-    library.jaxglmm_whole_codes.restype = library.jaxglmm_column_moments.restype = None
+    library.jaxglmm_column_moments.restype = None
     return library

@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxglmm.ops import native
 from jaxglmm.ops.fused import FAMILIES, normaliser, storage
+from jaxglmm.ops.varying import alike
 
 
 def group_modes(family, count, determinant, eta, factor, log_phi, y, weight, z, index, nodes, start=None):
@@ -72,7 +73,11 @@ def group_push(
 ):  # fmt: skip
     """Product of the Hessian of `group_modes`'s value in (eta, factor, log_phi) with a direction."""
     S = z.shape[0]
-    unknowns, rule = _unknowns(factor, log_phi), _rule(nodes, count)
+    # All alike in what they vary over before the system below is stated, which is traced for itself.
+    operands = (eta, y, weight, z, jnp.zeros_like(z), *storage(index), _unknowns(factor, log_phi), *_rule(nodes, count))
+    direction = jnp.concatenate([t_eta, _unknowns(t_factor, t_phi)])
+    *operands, direction = alike(*operands, direction)
+    eta, y, weight, z, *_, unknowns = operands[:8]
     rows, terms = normaliser(family, weight, log_phi)
 
     def push(direction):
@@ -85,14 +90,12 @@ def group_push(
         result = jax.eval_shape(shapes, t_eta, t_unknowns, eta, y, weight, z, unknowns)
         pushed, of_unknowns = native.call(
             "group_push", result,
-            eta, y, weight, z, jnp.zeros_like(z), *storage(index), unknowns, *rule, t_eta, t_unknowns,
-            **_settings(family, determinant, index),
+            *operands, t_eta, t_unknowns, **_settings(family, determinant, index),
         )  # fmt: skip
         return jnp.concatenate([pushed, of_unknowns.at[-1].add(rows * terms[2] * t_unknowns[-1])])
 
     # Linear in the direction, and symmetric: JAX is told so by stating it as the solution of a symmetric linear system,
     # of one vector, since JAX transposes a system only where all of its right-hand side is linear.
-    direction = jnp.concatenate([t_eta, _unknowns(t_factor, t_phi)])
     pushed = lax.custom_linear_solve(lambda x: x, direction, lambda _, b: push(b), symmetric=True)
     return (pushed[: eta.size], *_split(pushed[eta.size :], S))
 

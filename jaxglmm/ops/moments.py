@@ -13,7 +13,7 @@ from jaxglmm.ops.programs import program
 def covers(family, design) -> bool:
     """Whether the native library is there and has this family and design: one scalar effect, on CPU."""
     one = len(design.terms) == 1 and design.terms[0].z.shape[0] == 1 and design.index.mesh is None
-    return one and fused.covers(family, design)
+    return one and fused.covers(family, design, platforms=("cpu",))
 
 
 def group_moments(family, design, nodes, psi, modes, first):

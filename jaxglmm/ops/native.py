@@ -1,7 +1,8 @@
-"""The native CPU library: find it, judge it, register its kernels with JAX on first use.
+"""The native libraries: find them, judge them, register their kernels with JAX on first use.
 
 The library only adds speed: every operation has a plain JAX form, which is used without a word where there is
-no library (`jaxglmm doctor` tells). A library that is there and cannot be used is a fault, and warns.
+no library (`jaxglmm doctor` tells). A library that is there and cannot be used is a fault, and warns. There is one for
+the CPU, and one for CUDA where it was asked for when the package was built (JAXGLMM_CUDA=1).
 
 Environment:
 
@@ -22,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-KERNELS = 13  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+KERNELS = 14  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+
+LIBRARIES = {"cpu": "cpu", "cuda": "CUDA"}  # platforms, and what JAX calls them where kernels are registered
 
 REMEDY = "install with a C++ compiler at hand (in a checkout: pip install -e .); `jaxglmm doctor` tells more"
 
@@ -61,17 +64,22 @@ class NativeStatus:
         return "native kernels loaded (XLA FFI {}.{})".format(*(self.api or ("?", "?")))
 
 
-def native_status() -> NativeStatus:
-    """Return whether the native library is usable, where it is, and why not.
+def native_status(platform: str = "cpu") -> NativeStatus:
+    """Return whether the native library for a platform is usable, where it is, and why not.
 
     Loads the library, but neither imports JAX nor registers anything with it.
+
+    Parameters
+    ----------
+    platform : str
+        "cpu" or "cuda".
 
     Returns
     -------
     NativeStatus
         Never raises: a library that cannot be used is told in `reason`.
     """
-    return _load()[0]
+    return _load(platform)[0]
 
 
 def use_native(platform: str = "cpu") -> bool:
@@ -80,7 +88,8 @@ def use_native(platform: str = "cpu") -> bool:
     Parameters
     ----------
     platform : str
-        The JAX device's platform; there are kernels for "cpu".
+        There are kernels for "cpu" and "cuda"; the latter are used where they were built and loaded, and are never
+        insisted on.
 
     Raises
     ------
@@ -91,17 +100,17 @@ def use_native(platform: str = "cpu") -> bool:
     """
     native = _setting("JAXGLMM_NATIVE", ("require", "off"))
     kernels = _setting("JAXGLMM_KERNELS", ("native", "plain"))
-    if platform != "cpu" or kernels == "plain":
+    if platform not in LIBRARIES or kernels == "plain":
         return False
-    status = native_status()
-    if not status.loaded and (native == "require" or kernels == "native"):
+    status = native_status(platform)
+    if platform == "cpu" and not status.loaded and (native == "require" or kernels == "native"):
         asked = "JAXGLMM_NATIVE=require" if native == "require" else "JAXGLMM_KERNELS=native"
         raise NativeError(f"{asked}, but {status.reason}; {REMEDY}")
     return status.loaded
 
 
 def call(kernel: str, result, *operands, **attributes):
-    """Call one kernel on the CPU; ask `use_native` first, since this raises NativeError without the library.
+    """Call one kernel on the CPU or GPU; ask `use_native` first, since this raises NativeError without a library.
 
     Parameters
     ----------
@@ -117,6 +126,12 @@ def call(kernel: str, result, *operands, **attributes):
     register()
     import jax
 
+    from jaxglmm.ops.varying import alike, axes_of, vary
+
+    operands = alike(*operands)
+    if axes := axes_of(operands[0]):
+        of_zeros = lambda: jax.tree.map(lambda s: vary(jax.numpy.zeros(s.shape, s.dtype), axes), result)
+        result = jax.eval_shape(of_zeros)
     return jax.ffi.ffi_call(f"jaxglmm_{kernel}", result, vmap_method="expand_dims")(*operands, **attributes)
 
 
@@ -127,14 +142,14 @@ def register() -> None:
 
 
 def library() -> ctypes.CDLL:
-    """The loaded library itself, for its plain functions.
+    """The loaded library for the CPU itself, for its plain functions.
 
     Raises
     ------
     NativeError
         When there is none.
     """
-    status, found = _load()
+    status, found = _load("cpu")
     if found is None:
         raise NativeError(f"{status.reason}; {REMEDY}")
     return found
@@ -145,35 +160,43 @@ _lock = threading.Lock()
 
 @functools.cache
 def _register() -> None:
-    found = library()
     import jax
 
-    found.jaxglmm_handlers.restype = ctypes.c_char_p
-    for name in found.jaxglmm_handlers().decode().split():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, name)), platform="cpu")
+    found = {platform: _load(platform)[1] for platform in LIBRARIES}
+    if not any(found.values()):
+        library()  # says why there is none
+    for platform, loaded in found.items():
+        if loaded is None:
+            continue
+        loaded.jaxglmm_handlers.restype = ctypes.c_char_p
+        for name in loaded.jaxglmm_handlers().decode().split():
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform=LIBRARIES[platform])
 
 
 @functools.cache
-def _load() -> tuple[NativeStatus, ctypes.CDLL | None]:
+def _load(platform: str) -> tuple[NativeStatus, ctypes.CDLL | None]:
     if os.environ.get("JAXGLMM_NATIVE", "").lower() == "off":
         return NativeStatus(False, reason="JAXGLMM_NATIVE=off"), None
-    path = library_path()
+    path = library_path(platform)
     if path is None:
-        return NativeStatus(False, reason="this installation has no native library"), None
+        which = "native library" if platform == "cpu" else f"native library for {LIBRARIES[platform]}"
+        return NativeStatus(False, reason=f"this installation has no {which}"), None
     status, library = judge(path, jaxlib_api())
     if not status.loaded:
         warnings.warn(f"jaxglmm computes in plain JAX: {status.reason}", RuntimeWarning, stacklevel=2)
     return status, library
 
 
-def library_path() -> Path | None:
-    """Return the library's file, or None.
+def library_path(platform: str = "cpu") -> Path | None:
+    """Return the file of the library for a platform, or None.
 
     In an editable install sources and library lie in different folders; both are on the package's path.
     """
     import jaxglmm
 
-    name = "_jaxglmm_cpu.dll" if os.name == "nt" else "_jaxglmm_cpu.so"  # .so on macOS too: CMake's name for a module
+    name = f"_jaxglmm_{platform}" + (
+        ".dll" if os.name == "nt" else ".so"
+    )  # .so on macOS too: CMake's name for a module
     candidates = [Path(folder) / "_kernels" / name for folder in jaxglmm.__path__]
     return next((path for path in candidates if path.is_file()), None)
 

@@ -25,6 +25,18 @@ inline std::string shape_text(Dimensions dims) {
   return text + ")";
 }
 
+// Whether sizes of short blocks and pieces of 32 rows make up the slots; empty where they do.
+inline std::string shape_fault(int64_t n_sizes, int64_t n_pieces, int64_t block, int64_t slots) {
+  const auto text = [](int64_t v) { return std::to_string(v); };
+  if (block <= 0) return "block = " + text(block) + " has no slots";
+  if (n_sizes * block + n_pieces * 32 != slots)
+    return "found " + text(n_sizes) + " blocks of " + text(block) + " slots and " + text(n_pieces) +
+           " pieces of 32 in " + text(slots) + " slots";
+  if (n_pieces && (block % 32 || n_pieces % (block / 32)))
+    return text(n_pieces) + " pieces of 32 do not fill blocks of " + text(block);
+  return "";
+}
+
 // Leading axes as jax.vmap(..., vmap_method="expand_dims") makes them: each operand has any number of them,
 // of size 1 or of the result's size, aligned at the right as in NumPy. `at(b)` is the operand's batch item
 // for item b of the result.

@@ -92,12 +92,8 @@ CountTable::Entry count_terms(ffi::ThreadPool& pool, bool threaded, const Proble
 std::string storage_fault(const Integers& sizes, int64_t batches_of_sizes, int64_t n_sizes, int64_t n_pieces,
                           int64_t block, int64_t slots) {
   const auto text = [](int64_t v) { return std::to_string(v); };
-  if (block <= 0) return "block = " + text(block) + " has no slots";
-  if (n_sizes * block + n_pieces * kLongest != slots)
-    return "found " + text(n_sizes) + " blocks of " + text(block) + " slots and " + text(n_pieces) +
-           " pieces of 32 in " + text(slots) + " slots";
-  if (n_pieces && (block % kLongest || n_pieces % (block / kLongest)))
-    return text(n_pieces) + " pieces of 32 do not fill blocks of " + text(block);
+  const std::string fault = shape_fault(n_sizes, n_pieces, block, slots);
+  if (!fault.empty()) return fault;
   for (int64_t i = 0; i < batches_of_sizes * n_sizes; ++i)
     if (!is_class_size(sizes.data[i], block) || sizes.data[i] > kLongest)
       return "sizes[" + text(i) + "] = " + text(sizes.data[i]) + " is no size of a group in a block of " +

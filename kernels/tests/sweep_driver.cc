@@ -1,7 +1,8 @@
-// The passes over groups without XLA, for the sanitizers (jaxlib is not instrumented): tiles of every class
-// and long groups, several effects, both widths of storage, on plain threads that share the data as XLA's do.
+// The passes over groups without XLA, for the sanitizers (jaxlib is not instrumented) and for arm64: tiles of every
+// class and long groups, several effects, both widths of storage, on plain threads that share the data as XLA's do.
 //
 //   kernels/tests/sanitize.sh [address|undefined|thread]
+//   kernels/tests/arm64.sh
 //
 // Prints the value and gradient norm of each problem; the sums of two runs on threads and of one without must
 // agree to the last bit.
@@ -130,6 +131,35 @@ bool check(Family family, int64_t effects, int64_t per_effect, bool group_modes)
   return good;
 }
 
+// Largest error of exp, log and log1p in units of the last place, against long double where that is longer.
+bool check_elementary() {
+  Random random;
+  std::vector<double> x[3];
+  for (int i = 0; i < 20000; ++i) {
+    const double u = random();
+    x[0].push_back(i % 2 ? 708 * u : 2 * u);
+    for (int k : {1, 2}) x[k].push_back(std::exp(700 * u));
+    x[1].push_back(i % 2 ? 1.25 + 0.75 * random() : 1 + 1e-6 * random());
+    x[2].push_back(i % 2 ? 0.5 + 1.499 * random() : std::exp(30 * random() - 30));
+  }
+  long double (*const exact[])(long double) = {std::exp, std::log, std::log1p};
+  bool good = true;
+  const char* const names[] = {"exp", "log", "log1p"};
+  for (int which : {0, 1, 2}) {
+    std::vector<double> out(x[which].size());
+    best_target().elementary(which, out.size(), x[which].data(), out.data());
+    long double worst = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+      const long double want = exact[which](x[which][i]);
+      const double size = std::fabs(static_cast<double>(want));
+      worst = std::max(worst, std::fabs(out[i] - want) / (std::nextafter(size, INFINITY) - size));
+    }
+    std::printf("%s: %.2f ulp\n", names[which], static_cast<double>(worst));
+    good &= worst <= 2;
+  }
+  return good;
+}
+
 // Fits of several sizes, with groups that some of them lack; the last vector of fits is not full.
 bool check_lanes(int64_t effects, int64_t nodes, bool shared, bool fixed) {
   constexpr int64_t kFits = 21, kGroups = 5, kRows = 40;
@@ -171,7 +201,7 @@ bool check_lanes(int64_t effects, int64_t nodes, bool shared, bool fixed) {
 }  // namespace
 
 int main() {
-  bool good = true;
+  bool good = check_elementary();
   for (int family = 0; family < kFamilies; ++family)
     good &= check<double>(static_cast<Family>(family), 1, 3, false);
   for (int64_t effects : {1, 2, 3})

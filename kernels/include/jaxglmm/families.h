@@ -56,26 +56,25 @@ struct Logit {
   }
 };
 
-// e_3 of Laplace's continued fraction of the normal tail, times (z + 5), in powers of (z - 5) / (z + 5).
-constexpr double kTailP[] = {6.8539484053286,       -5.810041458792619,   11.627814069313255,
-                             -6.801248630024842,    6.36322452525931,     -2.4836589106503784,
-                             1.2999435784847326,    -0.3062668592405986,  0.08358617010280396,
-                             -0.008985840638113482, 0.0007523142288142554};
-constexpr double kTailQ[] = {1.0,
-                             -0.3411199990417048,
-                             1.527142836569607,
-                             -0.37402504541012604,
-                             0.8314673460493199,
-                             -0.13103570098627607,
-                             0.19120039678349834,
-                             -0.01586692147993551,
-                             0.017072539958385723,
-                             -0.0004683020641364629,
-                             0.00039969046410882696};
-
 struct Probit {
   static constexpr bool kDispersion = false, kLogResponse = false;
   static JAXGLMM_INLINE Row row(V eta, V y, const Dispersion&) {
+    // e_3 of Laplace's continued fraction of the normal tail, times (z + 5), in powers of (z - 5) / (z + 5).
+    static const double kTailP[] = {6.8539484053286,       -5.810041458792619,   11.627814069313255,
+                                    -6.801248630024842,    6.36322452525931,     -2.4836589106503784,
+                                    1.2999435784847326,    -0.3062668592405986,  0.08358617010280396,
+                                    -0.008985840638113482, 0.0007523142288142554};
+    static const double kTailQ[] = {1.0,
+                                    -0.3411199990417048,
+                                    1.527142836569607,
+                                    -0.37402504541012604,
+                                    0.8314673460493199,
+                                    -0.13103570098627607,
+                                    0.19120039678349834,
+                                    -0.01586692147993551,
+                                    0.017072539958385723,
+                                    -0.0004683020641364629,
+                                    0.00039969046410882696};
     const V z = magnitude(eta), v = (z - 5.0) / (z + 5.0);
     const V e3 = polynomial(kTailP, v) / (polynomial(kTailQ, v) * (z + 5.0));
     const V e2 = 3.0 / (z + e3), e1 = 2.0 / (z + e2), d = 1.0 / (z + e1), m = z + d;
@@ -97,21 +96,20 @@ struct Probit {
   }
 };
 
-// r + r / (e^r - 1) - 1 = r / 2 + r^2 times this, in powers of r^2: Bernoulli numbers over factorials.
-constexpr double kBernoulli[] = {1.0 / 12,
-                                 -1.0 / 720,
-                                 1.0 / 30240,
-                                 -1.0 / 1209600,
-                                 1.0 / 47900160,
-                                 -691.0 / 1307674368000,
-                                 1.0 / 74724249600,
-                                 -3617.0 / 10670622842880000,
-                                 43867.0 / 5109094217170944000,
-                                 -174611.0 / 802857662698291200000.0};
-
 struct Cloglog {
   static constexpr bool kDispersion = false, kLogResponse = false;
   static JAXGLMM_INLINE Row row(V eta, V y, const Dispersion&) {
+    // r + r / (e^r - 1) - 1 = r / 2 + r^2 times this, in powers of r^2: Bernoulli numbers over factorials.
+    static const double kBernoulli[] = {1.0 / 12,
+                                        -1.0 / 720,
+                                        1.0 / 30240,
+                                        -1.0 / 1209600,
+                                        1.0 / 47900160,
+                                        -691.0 / 1307674368000,
+                                        1.0 / 74724249600,
+                                        -3617.0 / 10670622842880000,
+                                        43867.0 / 5109094217170944000,
+                                        -174611.0 / 802857662698291200000.0};
     const V rate = exp_capped(eta), r = minimum(rate, splat(1000.0));  // e^-1000 is 0
     const M small = r < 1.0;
     const V r_small = select(small, r, V{}), r_large = select(small, splat(1.0), r);

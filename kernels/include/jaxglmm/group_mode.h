@@ -6,13 +6,11 @@
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-// Newton decrement at which one more step ends the search for a mode; for one effect steps are Halley's, whose
-// error is that of the point to the third power.
-constexpr double kClose = 1e-12, kCloseHalley = 1e-8;
+constexpr double kClose = 1e-12;  // Newton decrement at which one more step ends the search for a mode
 constexpr int kMostSteps = 100;
 
 template <class F, int S, class L>
-Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
+JAXGLMM_HD Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
   Vector<S> u = load_vector(modes, width, v0);
   if constexpr (S == 1) {
     // f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the
@@ -22,27 +20,24 @@ Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
     const L tau = lambda(0, 0);
     V low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
     for (int step = 0; step < kMostSteps; ++step) {
-      V sums[3] = {};
+      V sums[2] = {};
       const Vector<S> b = shift(u);
       each_row(v0, v1, [&](int64_t i) {
         const Row f = row(i, b);
         const V z = load(r[R::z] + i);
-        sums[0] += z * f.s, sums[1] += z * z * f.w, sums[2] += z * z * z * f.a;
+        sums[0] += z * f.s, sums[1] += z * z * f.w;
       });
       total(sums);
-      const V slope = tau * sums[0] - u[0], per = 1.0 / (1.0 + tau * tau * sums[1]), newton = slope * per;
-      const M up = slope > 0.0, far = slope * newton > kCloseHalley;
-      // Halley's step is 1 / (1 + bend) of Newton's: where that is a correction, not another step.
-      const V bend = 0.5 * tau * tau * tau * sums[2] * newton * per;
-      const V step_by = select(magnitude(bend) < 0.5, newton / (1.0 + bend), newton);
+      const V slope = tau * sums[0] - u[0], newton = slope / (1.0 + tau * tau * sums[1]);
+      const M up = slope > 0.0, far = slope * newton > kClose;
       low = select(up, u[0], maximum(low, u[0] + slope));
       high = select(up, minimum(high, u[0] + slope), u[0]);
       const M stuck = magnitude(newton) > 0.5 * magnitude(last), turned = newton * last < 0.0;
       stretch = select(stuck & !turned, 2.0 * stretch, splat(1.0));
       last = newton;
-      V next = u[0] + stretch * step_by;
+      V next = u[0] + stretch * newton;
       next = select((stuck & turned) | (next < low) | (next > high), 0.5 * (low + high), next);
-      u[0] = select(far, next, u[0] + step_by);
+      u[0] = select(far, next, u[0] + newton);
       if (!any(far)) break;
     }
     return u;
@@ -93,7 +88,7 @@ Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
 }
 
 template <class F, int S, class L>
-void GroupPass<F, S, L>::at_mode(Group& g, int64_t v0, int64_t v1) {
+JAXGLMM_HD void GroupPass<F, S, L>::at_mode(Group& g, int64_t v0, int64_t v1) {
   V l{};
   g.b = shift(g.u);
   each_row(v0, v1, [&](int64_t i) {

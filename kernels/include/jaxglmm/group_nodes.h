@@ -8,7 +8,7 @@ namespace JAXGLMM_TARGET {
 
 // With one node, all moments are what they are at the mode.
 template <class F, int S, class L>
-void GroupPass<F, S, L>::one_node(Group& g) const {
+JAXGLMM_HD void GroupPass<F, S, L>::one_node(Group& g) const {
   g.mass = splat(1.0);
   for (int a = 0; a < S; ++a) g.H[pair_at(S, a, a)](0, 0) = splat(1.0);
   for (int c = 0; c < S; ++c)
@@ -26,7 +26,7 @@ void GroupPass<F, S, L>::one_node(Group& g) const {
 }
 
 template <class F, int S, class L>
-void GroupPass<F, S, L>::over_nodes(Group& g, int64_t v0, int64_t v1) {
+JAXGLMM_HD void GroupPass<F, S, L>::over_nodes(Group& g, int64_t v0, int64_t v1) {
   const int64_t n_pairs = pairs ? size * (size + 1) / 2 : 0;
   each_row(v0, v1, [&](int64_t i) {
     for (int k = R::mean_s; k < R::node_s; ++k) store(r[k] + i, V{});
@@ -69,8 +69,8 @@ void GroupPass<F, S, L>::over_nodes(Group& g, int64_t v0, int64_t v1) {
     for (int a = 0; a < S; ++a)
       for (int c = a; c < S; ++c) slope_e(a, c) = slope[a] * e[c];
     if (nodes) {
-      nodes[k] = pi[0];
-      for (int a = 0; a < S; ++a) nodes[(1 + a) * q.nodes + k] = slope[a][0];
+      nodes[k] = lane(pi, 0);
+      for (int a = 0; a < S; ++a) nodes[(1 + a) * q.nodes + k] = lane(slope[a], 0);
     }
     g.mass += pi;
     for (int a = 0; a < S; ++a) g.f1[a] += pi * slope[a];

@@ -1,5 +1,5 @@
 // The marginal likelihood of groups with S effects each, and its exact derivatives: a vector of groups, a
-// lane each, or one joined group whose rows fill all lanes. For host and device.
+// lane each, or one joined group whose rows fill all lanes. For host and device, where threads are the lanes.
 //
 // A group's value is
 //
@@ -32,6 +32,7 @@
 #include <type_traits>
 
 #include "jaxglmm/families.h"
+#include "jaxglmm/team.h"
 #include "jaxglmm/tiny.h"
 
 namespace jaxglmm {
@@ -123,6 +124,7 @@ class GroupPass {
   const int64_t size, width;
   const R r;
   const Dispersion d;
+  Team team;
   double* modes = nullptr;  // (S, width)
   double* pairs =
       nullptr;  // (size (size + 1) / 2, width): the Hessian in eta of each group; only if not joined
@@ -135,12 +137,12 @@ class GroupPass {
   Square<S> mode_root;
 
   // Lanes v0 .. v1 of every row: one vector, or all of them where the tile is joined.
-  void evaluate(int64_t v0, int64_t v1);
+  JAXGLMM_HD void evaluate(int64_t v0, int64_t v1);
 
   template <class Body>
   JAXGLMM_INLINE void each_row(int64_t v0, int64_t v1, const Body& body) const {
     for (int64_t k = 0; k < size; ++k)
-      for (int64_t i = k * width + v0; i < k * width + v1; i += kLanes) body(i);
+      for (int64_t i = k * width + v0 + team.rank * kLanes; i < k * width + v1; i += team.size * kLanes) body(i);
   }
 
   // a_x, U_x and -f_xu of a row.
@@ -200,7 +202,7 @@ class GroupPass {
     V along;                           // mean over the nodes of the spread of all rows along the direction
   };
 
-  JAXGLMM_INLINE V total(V v) const { return joined ? splat(sum(v)) : v; }
+  JAXGLMM_INLINE V total(V v) const { return joined ? team.total(v) : v; }
   template <int N>
   JAXGLMM_INLINE void total(V (&v)[N]) const {
     for (int k = 0; k < N; ++k) v[k] = total(v[k]);
@@ -228,14 +230,14 @@ class GroupPass {
     return H;
   }
 
-  Vector<S> find_mode(int64_t v0, int64_t v1) const;
-  void at_mode(Group& g, int64_t v0, int64_t v1);
-  void over_nodes(Group& g, int64_t v0, int64_t v1);
-  void one_node(Group& g) const;
-  void first_order(const Group& g, V once, int64_t v0, int64_t v1);
-  void second_order(Group& g, V once, int64_t v0, int64_t v1);
-  void fill_pairs(int64_t v0);
-  void push(const Group& g, int64_t v0, int64_t v1);
+  JAXGLMM_HD Vector<S> find_mode(int64_t v0, int64_t v1) const;
+  JAXGLMM_HD void at_mode(Group& g, int64_t v0, int64_t v1);
+  JAXGLMM_HD void over_nodes(Group& g, int64_t v0, int64_t v1);
+  JAXGLMM_HD void one_node(Group& g) const;
+  JAXGLMM_HD void first_order(const Group& g, V once, int64_t v0, int64_t v1);
+  JAXGLMM_HD void second_order(Group& g, V once, int64_t v0, int64_t v1);
+  JAXGLMM_HD void fill_pairs(int64_t v0);
+  JAXGLMM_HD void push(const Group& g, int64_t v0, int64_t v1);
 };
 
 template <class F, int S, class L>
@@ -278,15 +280,15 @@ JAXGLMM_INLINE V GroupPass<F, S, L>::spread_of(int64_t i, V s, const Vector<S>& 
 }
 
 template <class F, int S, class L>
-void GroupPass<F, S, L>::evaluate(int64_t v0, int64_t v1) {
+JAXGLMM_HD void GroupPass<F, S, L>::evaluate(int64_t v0, int64_t v1) {
   Group g{};
   g.u = find_mode(v0, v1);
-  for (int64_t v = v0; v < v1; v += kLanes)
+  for (int64_t v = v0 + team.rank * kLanes; v < v1; v += team.size * kLanes)
     for (int a = 0; a < S; ++a) store(modes + a * width + v, g.u[a]);
   at_mode(g, v0, v1);
   if (curvatures) {
     const Symmetric<S> H = curvature(g.w);
-    for (int64_t v = v0; v < v1; v += kLanes)
+    for (int64_t v = v0 + team.rank * kLanes; v < v1; v += team.size * kLanes)
       for (int p = 0; p < kPairs; ++p) store(curvatures + p * width + v, H.at[p]);
   }
   if (q.nodes == 1)
@@ -294,9 +296,7 @@ void GroupPass<F, S, L>::evaluate(int64_t v0, int64_t v1) {
   else
     over_nodes(g, v0, v1);
   mode_shift = g.b, mode_root = g.T;
-  V once = splat(1.0);  // a joined group counts in one lane
-  if (joined)
-    for (int64_t k = 1; k < kLanes; ++k) once[k] = 0.0;
+  const V once = joined ? team.once() : splat(1.0);
   first_order(g, once, v0, v1);
   if (!q.second) return;
   second_order(g, once, v0, v1);

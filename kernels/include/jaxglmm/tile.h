@@ -13,6 +13,15 @@
 #define JAXGLMM_HD
 #endif
 
+// Waits for the other threads of the block.
+#if defined(__CUDA_ARCH__)
+#define JAXGLMM_SYNC() __syncthreads()
+#elif defined(JAXGLMM_HOST_GRID)
+#define JAXGLMM_SYNC() ::jaxglmm::host_grid::sync()
+#else
+#define JAXGLMM_SYNC()
+#endif
+
 namespace jaxglmm {
 
 JAXGLMM_HD constexpr bool is_class_size(int64_t size, int64_t slots) {

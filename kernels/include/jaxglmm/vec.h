@@ -1,66 +1,100 @@
 // Vectors of doubles, as wide as the target's registers, with exp, log and log1p of our own.
 //
-// A source is compiled once for each target (cpu/CMakeLists.txt): JAXGLMM_TARGET names the namespace that
-// holds everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width.
+// A source is compiled once for each target (CMakeLists.txt): JAXGLMM_TARGET names the namespace that holds
+// everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width. One lane is a plain
+// double: what a thread of a GPU computes with, and the host when it plays one (tests/host_grid.cc).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "jaxglmm/tile.h"
 
-#define JAXGLMM_INLINE JAXGLMM_HD inline __attribute__((always_inline))
+#if defined(__CUDACC__)
+#define JAXGLMM_INLINE JAXGLMM_HD __forceinline__
+#else
+#define JAXGLMM_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
 constexpr int64_t kLanes = JAXGLMM_LANES;
 
-typedef double V __attribute__((vector_size(8 * JAXGLMM_LANES)));   // values
-typedef int64_t M __attribute__((vector_size(8 * JAXGLMM_LANES)));  // masks: 0 or -1; bits of values
-typedef uint64_t U __attribute__((vector_size(8 * JAXGLMM_LANES)));
-
 constexpr double kInfinity = __builtin_inf();
 constexpr double kNaN = __builtin_nan("");
 
-JAXGLMM_INLINE V splat(double x) { return V{} + x; }
-JAXGLMM_INLINE V load(const double* p) {
+#if JAXGLMM_LANES == 1
+
+typedef double V;
+typedef bool M;  // masks
+typedef uint64_t U;
+
+JAXGLMM_INLINE void set_lane(V& v, int64_t, double x) { v = x; }
+JAXGLMM_INLINE double lane(V v, int64_t) { return v; }
+JAXGLMM_INLINE U bits_of(V v) {
+  U bits;
+  memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+JAXGLMM_INLINE V of_bits(U bits) {
   V v;
-  std::memcpy(&v, p, sizeof v);
+  memcpy(&v, &bits, sizeof v);
   return v;
 }
-JAXGLMM_INLINE void store(double* p, V v) { std::memcpy(p, &v, sizeof v); }
-JAXGLMM_INLINE V select(M mask, V yes, V no) { return mask ? yes : no; }
-JAXGLMM_INLINE V minimum(V x, V y) { return select(y < x, y, x); }  // NaN in x stays
-JAXGLMM_INLINE V maximum(V x, V y) { return select(y > x, y, x); }
-JAXGLMM_INLINE V magnitude(V x) { return (V)((M)x & INT64_MAX); }
+JAXGLMM_INLINE V root(V x) { return ::sqrt(x); }
+
+#else
+
+typedef double V __attribute__((vector_size(8 * JAXGLMM_LANES)));   // values
+typedef int64_t M __attribute__((vector_size(8 * JAXGLMM_LANES)));  // masks: 0 or -1
+typedef uint64_t U __attribute__((vector_size(8 * JAXGLMM_LANES)));
+
+JAXGLMM_INLINE void set_lane(V& v, int64_t k, double x) { v[k] = x; }
+JAXGLMM_INLINE double lane(V v, int64_t k) { return v[k]; }
+JAXGLMM_INLINE U bits_of(V v) { return (U)v; }
+JAXGLMM_INLINE V of_bits(U bits) { return (V)bits; }
 JAXGLMM_INLINE V root(V x) {
   V out;
   for (int64_t k = 0; k < kLanes; ++k) out[k] = __builtin_sqrt(x[k]);
   return out;
 }
+
+#endif
+
+JAXGLMM_INLINE V splat(double x) { return V{} + x; }
+JAXGLMM_INLINE V load(const double* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+JAXGLMM_INLINE void store(double* p, V v) { memcpy(p, &v, sizeof v); }
+JAXGLMM_INLINE V select(M mask, V yes, V no) { return mask ? yes : no; }
+JAXGLMM_INLINE V minimum(V x, V y) { return select(y < x, y, x); }  // NaN in x stays
+JAXGLMM_INLINE V maximum(V x, V y) { return select(y > x, y, x); }
+JAXGLMM_INLINE V magnitude(V x) { return of_bits(bits_of(x) & static_cast<uint64_t>(INT64_MAX)); }
 JAXGLMM_INLINE double sum(V x) {
-  double total = x[0];
-  for (int64_t k = 1; k < kLanes; ++k) total += x[k];
+  double total = lane(x, 0);
+  for (int64_t k = 1; k < kLanes; ++k) total += lane(x, k);
   return total;
 }
 JAXGLMM_INLINE bool any(M mask) {
+#if JAXGLMM_LANES == 1
+  return mask;
+#else
   int64_t bits = 0;
   for (int64_t k = 0; k < kLanes; ++k) bits |= mask[k];
   return bits != 0;
+#endif
 }
 
-// c[0] + c[1] x + ...: Horner's rule for even and odd powers apart, so that one product need not wait for the
-// one before.
+// c[0] + c[1] x + ... by Horner's rule.
 template <int N>
 JAXGLMM_INLINE V polynomial(const double (&c)[N], V x) {
-  const V square = x * x;
-  V last = splat(c[N - 1]), other = splat(c[N - 2]);
-  for (int k = N - 3; k >= 0; --k) {
-    const V next = last * square + c[k];
-    last = other, other = next;
-  }
-  return last * x + other;
+  V total = splat(c[N - 1]);
+  for (int k = N - 2; k >= 0; --k) total = total * x + c[k];
+  return total;
 }
 
 constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
@@ -75,7 +109,7 @@ JAXGLMM_INLINE V exp(V x) {
                                  1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
                                  1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
   const V value = 1.0 + (r + r * r * polynomial(kTail, r));
-  return select(x == x, (V)((M)value + ((M)shifted << 52)), x);
+  return select(x == x, of_bits(bits_of(value) + (bits_of(shifted) << 52)), x);
 }
 
 // log(x) + correction for a positive normal x: the method of fdlibm (Sun Microsystems, 1993), f = x / 2^k - 1
@@ -85,10 +119,10 @@ JAXGLMM_INLINE V log_plus(V x, V correction) {
                                 2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01,
                                 1.479819860511658591e-01};
   // Subtracting the bits of sqrt(1/2) puts the mantissa into [sqrt(1/2), sqrt(2)).
-  const U bits = (U)x - 0x3fe6a09e667f3bcdULL;
+  const U bits = bits_of(x) - 0x3fe6a09e667f3bcdULL;
   const U high = (bits >> 52) ^ 0x800;  // the exponent, made positive for the conversion
-  const V k = (V)(high | 0x4330000000000000ULL) - (0x1p52 + 2048.0);
-  const V f = (V)((bits & 0xfffffffffffffULL) + 0x3fe6a09e667f3bcdULL) - 1.0;
+  const V k = of_bits(high | 0x4330000000000000ULL) - (0x1p52 + 2048.0);
+  const V f = of_bits((bits & 0xfffffffffffffULL) + 0x3fe6a09e667f3bcdULL) - 1.0;
   const V s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
   return k * kLn2High - ((half - (s * (half + z * polynomial(kOdd, z)) + (k * kLn2Low + correction))) - f);
 }
