@@ -151,7 +151,7 @@ def _cuda() -> Check:
         return Check(
             name,
             "note",
-            f"{status.path}; it has been compiled and its code tested on CPUs, but never run on a GPU by its authors",
+            f"{status.path}; its code is tested on CPUs, but was never run on a GPU by its authors",
             "compare it with the CPU before use: python -m bench device (JAXGLMM_KERNELS=plain computes without it)",
         )
     if status.path is not None:

@@ -110,7 +110,7 @@ def study(n_ids: int, *, epochs: int = 12, width: int = 32, groups: int = 4000, 
     codes, seen = renumbered(member[fitted]), np.unique(member[fitted])
     batches = GroupBatches(y[fitted], X[fitted], codes, groups=groups)
     held_out, _ = jg.make_design(y[stopping], X[stopping], codes=renumbered(member[stopping]), dtype=np.float32)
-    network = eqx.nn.MLP(FEATURES, "scalar", width, 2, activation=jax.nn.tanh, key=jax.random.key(seed))
+    network = eqx.nn.MLP(FEATURES, "scalar", width, 2, activation=jax.nn.silu, key=jax.random.key(seed))
     apply = lambda network, X: np.asarray(jax.jit(jax.vmap(network))(X))
     found, out = {}, {}
 
