@@ -10,12 +10,14 @@ from scipy.special import expit
 from scipy.stats import beta, binom, cauchy, gamma, nbinom, norm, poisson
 
 import jaxglmm as jg
+from jaxglmm.fitted import effects
 from jaxglmm.fitted.effects import conditional
 from jaxglmm.fitted.history import History, Prior, nodes_for, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.scoring import own_prior, score_columns
 from jaxglmm.inference.likelihood import coordinates, raw_covariance
 from jaxglmm.model.families import Binomial, Gaussian, get_family
+from jaxglmm.ops import native
 
 
 PROBABILITIES = np.array([0.005, 0.025, 0.5, 0.8, 0.975])
@@ -118,6 +120,32 @@ def test_the_parameters_add_d_V_d():
     fit = members()
     added = conditional(fit.state, fit._problem)[2]
     np.testing.assert_allclose(added, differences(fit), rtol=1e-5)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", ["binomial", "negativebinomial", "gamma"])
+def test_native_effects_are_those_of_the_plain_way(monkeypatch, name):
+    """On an effect of a column and of a group of 100 rows too."""
+    if not native.use_native():
+        pytest.skip(f"native library: {native.native_status()}")
+    rng = np.random.default_rng(5)
+    codes = np.repeat(np.arange(120), [*rng.integers(1, 9, 119), 100])
+    x, z, n = rng.normal(size=len(codes)), rng.uniform(0.5, 1.5, len(codes)), len(codes)
+    mean = np.exp(0.3 * x + z * rng.normal(0, 0.7, 120)[codes])
+    y = {
+        "binomial": lambda: (rng.random(n) < 1 / (1 + 1 / mean)) * 1,
+        "negativebinomial": lambda: rng.poisson(mean * rng.gamma(2, 0.5, n)),
+        "gamma": lambda: mean * rng.gamma(3, 1 / 3, n),
+    }[name]()
+    fit = jg.fit("y ~ x + (0 + z | g)", {"y": y, "x": x, "z": z, "g": codes}, family=name, method="laplace")
+    asked, way = [], effects.group_effects
+    monkeypatch.setattr(effects, "group_effects", lambda *a: asked.append(a) or way(*a))
+    found = conditional(fit.state, fit._problem)
+    monkeypatch.setenv("JAXGLMM_KERNELS", "plain")
+    plain = conditional(fit.state, fit._problem)
+    assert len(asked) == 1
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8)
 
 
 @pytest.mark.reference

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.state import State
+from jaxglmm.ops.moments import covers, group_effects
 
 
 # What `sd_eb` is, by the way it was reached.
@@ -126,6 +128,8 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     from jaxglmm.inference.likelihood import raw_covariance
 
     V = raw_covariance(state) if V is None else V
+    if x is None and (found := _native(state, problem, V)) is not None:
+        return found
     normal, G, S = is_normal(state.family), len(state.terms[0].levels), len(state.terms[0].names)
     out = tuple(np.zeros((G, S)) for _ in range(3))
     for groups, p in with_slopes(state, problem, x):
@@ -135,6 +139,25 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
         m = p.slopes.shape[1]
         out[2][groups] = np.einsum("sag,ab,sbg->gs", p.slopes, V[:m, :m], p.slopes, optimize=True)
     return out
+
+
+def _native(state: State, problem, V: np.ndarray):
+    """`conditional` at the estimate by native code, where there is such for the fit; else None."""
+    from jaxglmm.inference.likelihood import coordinates
+
+    family, design, at = state.family, problem.design, coordinates(state)
+    if design is None or not design.terms or at.x[at.p] == 0 or not covers(family, design):
+        return None
+    # The rows are laid out with scaled columns: b = effect / unit, psi = to_design x.
+    term, scaling, layout = problem.frame.terms[0], problem.scaling, problem.layout
+    unit = float(scaling.z_scale[0])
+    to_design = np.eye(len(at.x))
+    to_design[: at.p, : at.p], to_design[at.p, at.p] = np.linalg.inv(scaling.to_columns()), unit
+    modes = np.zeros((1, layout.n_slots))
+    modes[0, layout.slot] = (state.posteriors[0].mode[:, 0] / at.x[at.p])[term.codes]
+    with jax.enable_x64(True):
+        found = group_effects(family, design, to_design @ at.x, to_design @ V @ to_design.T, modes, layout.first)
+    return tuple(found[:, k : k + 1] / unit ** (1 if k == 0 else 2) for k in range(3))
 
 
 def with_slopes(state: State, problem, x: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Any]]:

@@ -1,10 +1,11 @@
-"""The native posterior of one scalar effect a group: `objectives.evaluate.posterior_moments`, level by level."""
+"""The native posteriors of one scalar effect a group, level by level: `objectives.evaluate.posterior_moments`, and
+means and variances with what the uncertainty of the parameters adds to them, as `objectives.posterior` has them.
+"""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.design.groups import SIZES, round_up
+from jaxglmm.design.groups import round_up
 from jaxglmm.ops import fused, native
 from jaxglmm.ops.programs import program
 
@@ -38,22 +39,72 @@ def group_moments(family, design, nodes, psi, modes, first):
     weights : (G, K)
         Of the nodes mode + sqrt(2) H^(-1/2) z_k, with sum 1.
     """
-    level = np.full(design.X.shape[0], -1, np.int32)
-    level[first] = np.arange(len(first))
     native.register()  # a stored program is run without the tracing that would do it
+    level = _levels(design, first)
     found = _group_moments(family, design, nodes, psi, modes, level, levels=round_up(len(first)))
     return tuple(np.asarray(v)[: len(first)] for v in found)
 
 
+def group_effects(family, design, psi, covariance, modes, first):
+    """Posterior of b = tau u in each level, by the trapezoid rule on as many points as it takes.
+
+    Parameters
+    ----------
+    family, design
+        Such that `covers(family, design)`.
+    psi : (p + 2,)
+        Fixed effects, tau, log dispersion; tau is not zero.
+    covariance : (p + 2, p + 2)
+        Of psi.
+    modes : (1, n_slots)
+        Near the conditional modes at psi, equal in all slots of a group.
+    first : int (G,)
+        First slot of each level.
+
+    Returns
+    -------
+    (G, 3)
+        Mean and variance given psi; d'V d, V the covariance and d the derivatives of the mean in psi.
+
+    References
+    ----------
+    Kass & Steffey (1989), JASA 84, 717.
+    """
+    native.register()
+    level = _levels(design, first)
+    found = _group_effects(family, design, psi, covariance, modes, level, levels=round_up(len(first)))
+    return np.asarray(found)[: len(first)]
+
+
+def _levels(design, first):
+    level = np.full(design.X.shape[0], -1, np.int32)
+    level[first] = np.arange(len(first))
+    return level
+
+
 @program(static=("family", "levels"))
 def _group_moments(family, design, nodes, psi, modes, level, *, levels):
-    index = design.index
     result = [jax.ShapeDtypeStruct((levels, k), np.float64) for k in (3, nodes.points.shape[1])]
     return native.call(
-        "group_moments", result,
-        design.X, design.y, design.weights, design.offset, design.terms[0].z[0],
-        modes[0].astype(design.X.dtype),
-        jnp.asarray(SIZES, jnp.int32)[index.kind], np.zeros(0, np.int32) if index.piece is None else index.piece,
-        level, psi, nodes.points[0], nodes.log_weights,
-        block=np.int64(index.block), family=np.int64(fused.FAMILIES[family.name, family.link]),
+        "group_moments", result, *_rows(design, modes, level), psi, nodes.points[0], nodes.log_weights,
+        block=np.int64(design.index.block), family=_number(family),
+    )  # fmt: skip
+
+
+@program(static=("family", "levels"))
+def _group_effects(family, design, psi, covariance, modes, level, *, levels):
+    return native.call(
+        "group_effects", jax.ShapeDtypeStruct((levels, 3), np.float64), *_rows(design, modes, level), psi, covariance,
+        block=np.int64(design.index.block), family=_number(family),
+    )  # fmt: skip
+
+
+def _number(family):
+    return np.int64(fused.FAMILIES[family.name, family.link])
+
+
+def _rows(design, modes, level):
+    return (
+        design.X, design.y, design.weights, design.offset, design.terms[0].z[0], modes[0].astype(design.X.dtype),
+        *fused.storage(design.index), level,
     )  # fmt: skip

@@ -4,6 +4,8 @@
 // that the matrix is made of, and multiplies them with X one by one.
 #pragma once
 
+#include <algorithm>
+
 #include "columns.h"
 #include "fused_pass.h"
 #include "jaxglmm/group_derivatives.h"
@@ -40,7 +42,7 @@ class TilePass {
     pass.nodes = tile.joined ? take((1 + S) * q.nodes) : nullptr;
     pass.curvatures = q.curvature ? take(Pass::kPairs * width) : nullptr;
     pass.direction = q.t_unknowns;
-    x = take(tile.size * slice * padded);
+    copy = take(tile.size * slice * padded);
     scaled = take(tile.size * slice * padded);
     vectors = at;
   }
@@ -64,19 +66,15 @@ class TilePass {
       if (q.columns) add_columns();
       add_totals();
     }
-    each_slot([&](int64_t slot, int64_t i, int64_t j) {
-      const auto put = [&](const MutableColumn& to, int64_t which, double v) {
-        if (to) to.set(which * q.slots + slot, v);
-      };
-      for (int a = 0; a < S; ++a) put(q.modes, a, pass.modes[a * width + j]);
-      put(q.d_eta, 0, live ? pass.r[R::d_eta][i] : 0.0);
-      put(q.pushed, 0, live ? pass.r[R::pushed][i] : 0.0);
-      for (int a = 0; a < S; ++a)
-        for (int b = a; b < S; ++b) {
-          const int p = pair_at(S, a, b);
-          if (q.curvature) put(q.curvature, p, live ? pass.curvatures[p * width + j] : a == b ? 1.0 : 0.0);
-        }
-    });
+    const auto write = [&](const MutableColumn& to, int64_t which, const double* rows, int64_t step) {
+      if (to)
+        for (int64_t k = 0; k < tile.size; ++k) write_lanes(to.from(which * q.slots), k, rows + k * step);
+    };
+    for (int a = 0; a < S; ++a) write(q.modes, a, pass.modes + a * width, 0);
+    if (!live) clear();
+    write(q.d_eta, 0, pass.r[R::d_eta], width);
+    write(q.pushed, 0, pass.r[R::pushed], width);
+    for (int p = 0; p < Pass::kPairs; ++p) write(q.curvature, p, pass.curvatures + p * width, 0);
   }
 
  private:
@@ -90,18 +88,29 @@ class TilePass {
   const int64_t width, padded, slice;
   const Setting setting;
   Pass pass;
-  double *x, *scaled, *vectors;
+  double *copy, *scaled, *vectors;
+  TileRows x;
 
   static int64_t lanes_of(const Tile& tile) { return (tile.lanes + kLanes - 1) / kLanes * kLanes; }
   static int64_t entries_of(const Problem& q, const Tile& tile) {
     return q.second && !q.t_unknowns && !tile.joined ? tile.size * (tile.size + 1) / 2 : 0;
   }
 
-  // Calls body(slot, row of the tile, lane) for every slot of the tile.
-  template <class Body>
-  void each_slot(const Body& body) const {
-    for (int64_t k = 0; k < tile.size; ++k)
-      for (int64_t j = 0; j < tile.lanes; ++j) body(tile.slot(j) + k * tile.stride, k * width + j, j);
+  // Row k of every lane to where it belongs.
+  void write_lanes(const MutableColumn& to, int64_t k, const double* from) const {
+    if (!tile.joined && !to.narrow) {
+      std::memcpy(static_cast<double*>(to.at) + tile.first + k * tile.stride, from, tile.lanes * sizeof(double));
+      return;
+    }
+    for (int64_t j = 0; j < tile.lanes; ++j) to.set(tile.slot(j) + k * tile.stride, from[j]);
+  }
+
+  // What rows without a weight give.
+  void clear() {
+    for (double* rows : {pass.r[R::d_eta], pass.r[R::pushed]}) std::fill_n(rows, tile.size * width, 0.0);
+    for (int a = 0; a < S && q.curvature; ++a)
+      for (int b = a; b < S; ++b)
+        std::fill_n(pass.curvatures + pair_at(S, a, b) * width, width, a == b ? 1.0 : 0.0);
   }
 
   // One of the problem's columns into the tile's rows, lanes beyond the tile filled.
@@ -132,20 +141,20 @@ class TilePass {
     for (int a = 0; a < S; ++a) {
       load(q.z.from(a * q.slots), 0.0, r[R::z + a]);
       double* mode = pass.modes + a * width;
-      for (int64_t j = 0; j < width; ++j) {
-        const bool inside = j < tile.lanes;
-        mode[j] = inside ? q.start[a * q.slots + tile.slot(j)] : tile.joined ? mode[0] : 0.0;
-      }
+      const Column start = q.start.from(a * q.slots);
+      if (tile.joined)
+        for (int64_t j = 0; j < tile.lanes; ++j) mode[j] = start[tile.slot(j)];
+      else
+        start.read(tile.first, tile.lanes, mode);
+      for (int64_t j = tile.lanes; j < width; ++j) mode[j] = tile.joined ? mode[0] : 0.0;
     }
     if (F::kLogResponse)
       for (int64_t i = 0; i < tile.size * width; i += kLanes)
         store(r[R::y] + i, log(jaxglmm::JAXGLMM_TARGET::load(r[R::y] + i)));
     for (int64_t j = 0; j < width && q.columns; j += slice) {
-      load_columns(q, tile, j, slice, padded, x);
-      const double* at = x;
+      x = load_columns(q, tile, j, slice, padded, copy);
       for (int64_t k = 0; k < tile.size; ++k)
-        for (int64_t g = 0; g < slice; ++g, at += padded)
-          r[R::eta][k * width + j + g] += dot(at, q.beta, padded);
+        for (int64_t g = 0; g < slice; ++g) r[R::eta][k * width + j + g] += dot(x.row(k, g), q.beta, padded);
     }
     return true;
   }
@@ -161,17 +170,18 @@ class TilePass {
   void add_columns() {
     const auto& r = pass.r;
     if (!tile.joined) {
-      const int64_t rows = tile.size * width;
-      add_weighted(r[R::d_eta], x, rows, padded, sums.gradient());
-      if (!q.second) return;
-      for (int y = 0; y < kUsed; ++y) add_weighted(r[R::mixed + y], x, rows, padded, sums.mixed(y));
-      multiply_groups(pass.pairs, x, tile.size, width, padded, scaled);
-      add_outer(scaled, x, rows, padded, sums.hessian());
+      const double* weights[1 + kUsed] = {r[R::d_eta]};
+      double* to[1 + kUsed] = {sums.gradient()};
+      if (!q.second) return add_weighted<1>({weights[0]}, x, tile.size, width, {to[0]});
+      for (int y = 0; y < kUsed; ++y) weights[1 + y] = r[R::mixed + y], to[1 + y] = sums.mixed(y);
+      add_weighted(weights, x, tile.size, width, to);
+      multiply_groups(pass.pairs, x, tile.size, width, scaled);
+      add_outer(scaled, x, tile.size, width, sums.hessian());
       return;
     }
     if (q.second) std::memset(vectors, 0, (2 * kForm + q.nodes) * padded * sizeof(double));
     for (int64_t j = 0; j < width; j += kLanes) {
-      load_columns(q, tile, j, kLanes, padded, x);
+      x = load_columns(q, tile, j, kLanes, padded, copy);
       add_joined(j);
     }
     if (q.second) finish_joined();
@@ -182,7 +192,7 @@ class TilePass {
     const auto& r = pass.r;
     const auto add = [&](const double* weight, double* out) {
       for (int64_t k = 0; k < tile.size; ++k)
-        add_weighted(weight + k * width + j, x + k * kLanes * padded, kLanes, padded, out);
+        add_weighted(weight + k * width + j, x.row(k, 0), kLanes, padded, out);
     };
     add(r[R::d_eta], sums.gradient());
     if (!q.second) return;
@@ -193,13 +203,13 @@ class TilePass {
       const auto form = pass.form_of(i);
       for (int f = 0; f < kForm; ++f) store(entry[f], form.g[f]), store(entry[kForm + f], form.r[f]);
       for (int f = 0; f < 2 * kForm; ++f)
-        add_weighted(entry[f], x + k * kLanes * padded, kLanes, padded, vectors + f * padded);
+        add_weighted(entry[f], x.row(k, 0), kLanes, padded, vectors + f * padded);
       for (int64_t g = 0; g < kLanes; ++g) {
-        const int64_t at = (k * kLanes + g) * padded;
-        for (int64_t c = 0; c < padded; ++c) scaled[at + c] = r[R::diagonal][i + g] * x[at + c];
+        double* to = scaled + (k * kLanes + g) * padded;
+        for (int64_t c = 0; c < padded; ++c) to[c] = r[R::diagonal][i + g] * x.row(k, g)[c];
       }
     }
-    add_outer(scaled, x, tile.size * kLanes, padded, sums.hessian());
+    add_outer(scaled, x, tile.size, kLanes, sums.hessian());
     if (q.nodes == 1) return;
     for (int64_t node = 0; node < q.nodes; ++node) {
       Vector<S> slope;
@@ -226,7 +236,7 @@ class TilePass {
         others[k * padded + c] = to;
         others[(kForm + k) * padded + c] = g[k * padded + c];
       }
-    add_outer(vectors, others, 2 * kForm, padded, sums.hessian());
+    add_outer(vectors, {others, 1, padded}, 2 * kForm, 1, sums.hessian());
     if (q.nodes == 1) return;
     const double per = 1 / pass.form.mass[0];
     for (int64_t c = 0; c < padded; ++c) {
@@ -235,7 +245,7 @@ class TilePass {
       for (int64_t k = 0; k < q.nodes; ++k)
         centred[k * padded + c] = per * pass.nodes[k] * (at[k * padded + c] - centre[c]);
     }
-    add_outer(at, centred, q.nodes, padded, sums.hessian());
+    add_outer(at, {centred, 1, padded}, q.nodes, 1, sums.hessian());
   }
 };
 

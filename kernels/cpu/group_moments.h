@@ -1,4 +1,4 @@
-// Posterior moments of scalar effects: what the handler hands to the code of each target.
+// Posteriors of scalar effects: what the handler hands to the code of each target.
 #pragma once
 
 #include <cstdint>
@@ -7,17 +7,25 @@
 
 namespace jaxglmm {
 
+// What is wanted of each level: moments at quadrature nodes, or, where there is a covariance, effects.
+struct MomentsResults {
+  const double *points = nullptr, *log_weights = nullptr;
+  int64_t nodes = 0;
+  double *moments = nullptr, *weights = nullptr;  // (levels, 3): root, mean, variance; (levels, nodes)
+  const double* covariance = nullptr;             // of psi, (columns + 2, columns + 2)
+  // (levels, 3): mean and variance of b = tau u, and d'V d, d the derivatives of the mean in psi.
+  double* effects = nullptr;
+};
+
 // T is the type that rows are stored in.
 template <typename T>
-struct MomentsProblem {
+struct MomentsProblem : MomentsResults {
   const T *X, *y, *weight, *offset, *z, *modes;  // X (slots, columns), the others (slots,)
   const int32_t* level;                          // (slots,) level of the group whose first row it is
   const double* beta;
   double tau, log_phi;
-  const double *points, *log_weights;
-  int64_t columns, nodes;
+  int64_t columns;
   Family family;
-  double *moments, *weights;  // (levels, 3): root, mean, variance; (levels, nodes)
 };
 
 // Groups stored side by side: row k of group j is in slot first + j + k * stride. A long group has one lane; its rows

@@ -10,7 +10,7 @@ JAXGLMM_EXPORT int jaxglmm_ffi_api_minor() { return XLA_FFI_API_MINOR; }
 
 // Raised whenever an operand, an attribute or a result of a handler changes, together with KERNELS in
 // jaxglmm/ops/native.py: a library left over from older sources is then named, not called.
-JAXGLMM_EXPORT int jaxglmm_kernels_version() { return 13; }
+JAXGLMM_EXPORT int jaxglmm_kernels_version() { return 14; }
 
 // The handlers, by symbol name, separated by spaces.
 JAXGLMM_EXPORT const char* jaxglmm_handlers() {
@@ -18,7 +18,7 @@ JAXGLMM_EXPORT const char* jaxglmm_handlers() {
   return "jaxglmm_group_total jaxglmm_fused_pass jaxglmm_group_modes jaxglmm_group_push";
 #else
   return "jaxglmm_group_total jaxglmm_fused_pass jaxglmm_group_modes jaxglmm_group_push "
-         "jaxglmm_group_moments jaxglmm_pair_product jaxglmm_pair_outer jaxglmm_row_sums "
+         "jaxglmm_group_moments jaxglmm_group_effects jaxglmm_pair_product jaxglmm_pair_outer jaxglmm_row_sums "
          "jaxglmm_sampled_product jaxglmm_nested_pass jaxglmm_shifted_pass";
 #endif
 }

@@ -280,9 +280,9 @@ class NestedPass {
               scaled[to] = row_of(diagonal)[k * width + j0 + g] * x[to];
             }
       } else {
-        multiply_groups(pairs, x, tile.size, width, padded, scaled);
+        multiply_groups(pairs, {x, width, padded}, tile.size, width, scaled);
       }
-      add_outer(scaled, x, tile.size * slice, padded, sums.hessian());
+      add_outer(scaled, {x, slice, padded}, tile.size, slice, sums.hessian());
       add_parents(j0);
     }
     if (!tile.joined) return;
@@ -292,7 +292,7 @@ class NestedPass {
       to[i] = form[0][0] * wi + form[1][0] * ai + form[2][0] * ci;
       to[padded + i] = form[1][0] * wi + form[3][0] * ai, to[2 * padded + i] = form[2][0] * wi;
     }
-    add_outer(to, v, 3, padded, sums.hessian());
+    add_outer(to, {v, 1, padded}, 3, 1, sums.hessian());
   }
 
   void add_rows(int which, int64_t j0, double* out) const {

@@ -9,7 +9,7 @@
 namespace jaxglmm {
 namespace {
 
-constexpr int64_t kTileSlots = 256;  // slots whose rows of X, twice, stay in the nearer caches
+constexpr int64_t kTileSlots = 64;  // slots whose rows of X, twice, stay in the nearest cache
 constexpr int64_t kAlign = 64;
 
 // Memory at an address that any vector type likes.
