@@ -319,7 +319,7 @@ def test_a_second_process_compiles_and_traces_nothing(kept):
 def test_damaged_programs_are_replaced(kept):
     again, folder, (wanted, _) = kept
     programs = list(folder.rglob("*.program"))
-    assert len(programs) >= 3
+    assert len(programs) >= 2
     for path in programs:
         path.write_bytes(path.read_bytes()[:1000])
     assert again()[0] == wanted
