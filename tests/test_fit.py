@@ -60,7 +60,8 @@ def test_posteriors_are_worked_out_once_and_only_when_asked_for(monkeypatch):
     fit = jg.fit("y ~ 1 + (1 | g)", {"y": y.astype(int), "g": g}, family="binomial", method="laplace")
     assert fit.fixef and fit.vcov.any() and fit.varcorr and not calls
     again = pickle.loads(pickle.dumps(fit.state))
-    fit.predict(), fit.ranef(), fit.predict(effects="mode")
+    for ask in (fit.predict, fit.ranef, lambda: fit.predict(effects="mode")):
+        ask()
     assert len(calls) == 1
     for name in ("mode", "covariance", "mean", "weights", "root"):
         np.testing.assert_array_equal(getattr(again.posteriors[0], name), getattr(fit.state.posteriors[0], name))

@@ -154,6 +154,7 @@ def test_texts_get_codes_by_their_bytes():
         for array in (*whole, many, many.slice(7, 100), many.slice(0, 0)):
             column = read_column("g", array)
             truth = array.to_pylist()
+            assert column.labels is not None
             assert [None if code < 0 else column.labels[code] for code in column.values] == truth
             assert len(set(column.labels.tolist())) == len(column.labels)
             assert (column.missing is not None) == (None in truth)

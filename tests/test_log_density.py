@@ -50,7 +50,7 @@ def test_the_jacobian_is_that_of_standard_deviations_and_correlations(x64, rows,
         return jnp.concatenate([out["sd"], out["correlation"][np.tril_indices(S, -1)]])
 
     jacobian = jax.jacobian(natural)(point["theta"])
-    likelihood = jg.LaplaceMarginal(jg.Bernoulli())(jg.Params(*point.values(), jnp.zeros(())), design)
+    likelihood = jg.LaplaceMarginal(jg.Bernoulli())(jg.Params(point["beta"], point["theta"], jnp.zeros(())), design)
     np.testing.assert_allclose(density(point) - likelihood, jnp.linalg.slogdet(jacobian)[1], rtol=1e-10)
 
 
@@ -131,7 +131,7 @@ def test_samplers_take_it_as_it_is(x64, rows, package):
         state, _ = jax.jit(nuts.step)(jax.random.key(0), state)
         draw = state.position
     else:
-        from numpyro.infer import MCMC, NUTS
+        from numpyro.infer import MCMC, NUTS  # pyright: ignore[reportMissingImports]
 
         chain = MCMC(NUTS(potential_fn=lambda x: -density(x)), num_warmup=5, num_samples=3, progress_bar=False)
         chain.run(jax.random.key(0), init_params=density.start())

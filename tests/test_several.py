@@ -126,6 +126,7 @@ def test_a_factorisation_in_single_precision_is_the_other_one_to_some_digits():
     with jax.enable_x64(True):
         case = Case(False, jg.NegativeBinomial(), "schur")
         double, single = case.at(case.solver), case.at(case.solver.approximate)
+    assert single.leverage is not None and double.leverage is not None
     assert 0 < np.abs(single.leverage / double.leverage - 1).max() < 1e-5
     np.testing.assert_allclose(single.beta, double.beta, atol=1e-3)
 

@@ -25,7 +25,10 @@ _MOST, _NUMBERS = 2048, 4_000_000
 class GaussianResponses:
     """Fits of one design: its own cross products are formed once, those with each response from its rows."""
 
-    workers = 2  # NumPy leaves the interpreter to others while it works
+    @property
+    def workers(self) -> int:
+        """Two: NumPy leaves the interpreter to others while it works."""
+        return 2
 
     def __init__(self, frame, options: Options, parameters):
         self.frame, self.options, self.parameters = frame, options, parameters
@@ -71,7 +74,10 @@ class GaussianResponses:
 class GaussianStrata(StratumLanes):
     """Fits of many strata; which of them can be fitted, and which together, is as for other families."""
 
-    workers = 2  # NumPy leaves the interpreter to others while it works
+    @property
+    def workers(self) -> int:
+        """Two: NumPy leaves the interpreter to others while it works."""
+        return 2
 
     def lanes_at_once(self, lead: int) -> int:
         S, p = 0 if self.term is None else len(self.term.z), self.strata.frame.X.shape[1]

@@ -192,6 +192,7 @@ def model_frame(
     complete |= {
         name: Column(name, "number", np.broadcast_to(np.nan, len(rows)), moments=stored.moments[name])
         for name in in_file
+        if stored is not None
     }
     variables: dict[str, pd.Series] = {}
     kinds: dict[str, Variable] = {}
@@ -206,7 +207,8 @@ def model_frame(
     n = len(rows)
     fixed, X_columns = make(fixed, variables, n)
     X_columns = [
-        stored.column(name) if name in in_file else made for name, made in zip(fixed.names, X_columns, strict=True)
+        stored.column(name) if stored is not None and name in in_file else made
+        for name, made in zip(fixed.names, X_columns, strict=True)
     ]
     measured = _measured(fixed, X_columns, {name: complete[name] for name in kinds}, rows)
     orders = {name: order_of(name, levels.get(name)) for name in grouping_columns}

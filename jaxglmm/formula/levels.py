@@ -114,7 +114,8 @@ def _distinct(column: Column) -> tuple[np.ndarray, np.ndarray, bool]:
     if values.dtype.kind == "i" and len(values):
         low, high = int(values.min()), int(values.max())
         if high - low < max(_SPREAD * len(values), 1024):
-            return *whole_codes(values, low, high, missing), True
+            codes, labels = whole_codes(values, low, high, missing)
+            return codes, labels, True
     codes, labels = pd.factorize(values)
     if missing is None:
         return codes.astype(np.int32), np.asarray(labels), False

@@ -6,6 +6,7 @@ factors. Entries of the inverse follow from D^-1, the sparse E = D^-1 B and the 
     H^-1 = [[D^-1 + E R E', -E R], [., R]],   R = (M - B'D^-1 B)^-1
 """
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -117,7 +118,7 @@ class SchurFactorisation(AbstractFactorisation):
         """-E R where the largest factor meets the others."""
         e = self.elimination
         shapes = {t: e.ratios[t].shape for t in e.rest}
-        ends = np.cumsum([0, *(np.prod(shape) for shape in shapes.values())])
+        ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())])
         # Where each entry of E comes from: an entry's number, from 1 so that none is zero.
         numbers = {
             t: np.arange(begin + 1.0, end + 1).reshape(shape)

@@ -71,7 +71,7 @@ class Columns:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def parts(self) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+    def parts(self) -> Iterator[tuple[int, Sequence["np.ndarray | StoredColumn"]]]:
         """All rows in order, some at a time where they are not in memory: (number of the first, p arrays)."""
         stored = {c.name: c for c in self.columns if isinstance(c, StoredColumn)}
         if not stored:

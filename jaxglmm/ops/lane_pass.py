@@ -120,6 +120,7 @@ def fixed(family, rows: LaneRows, which, psi):
     """Without random effects, psi (k, p + 1): value, gradient, Hessian; score, spread, level (k, S), largest |eta|."""
     *found, spread = _call(family, rows, which, psi, None, None, 1, None, 3 * rows.effects + 1)
     S = rows.effects
+    assert spread is not None  # as asked for
     return (*found, spread[:, :S], spread[:, S : 2 * S], spread[:, 2 * S : 3 * S], spread[:, -1])
 
 

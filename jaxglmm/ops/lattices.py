@@ -72,12 +72,12 @@ def sort_rows(codes, y, weights, eta, z, n_groups: int) -> SortedRows:
     np.cumsum(np.bincount(codes, minlength=n_groups), out=begin[1:])
     columns = [np.ascontiguousarray(v, np.float64) for v in (y, weights, eta, z)]
     if (codes[1:] >= codes[:-1]).all():
-        return SortedRows(*columns, begin)
+        return SortedRows(columns[0], columns[1], columns[2], columns[3], begin)
     slot = slots_of_rows(codes, begin[:-1], np.ones(n_groups, np.int64), across=1, block=1, base=0)
     out = [np.empty(len(codes)) for _ in columns]
     for column, to in zip(columns, out, strict=True):
         scatter_rows([column], slot, to)
-    return SortedRows(*out, begin)
+    return SortedRows(out[0], out[1], out[2], out[3], begin)
 
 
 def posteriors(family, log_phi: float, rows: SortedRows, groups, mean, sd, start, wide: float) -> Found:

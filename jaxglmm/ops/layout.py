@@ -39,7 +39,7 @@ def group_counts(codes: np.ndarray, groups: int) -> np.ndarray:
     else:
         outside = n and (codes.min() < 0 or codes.max() >= groups)
         found = None if outside else np.bincount(codes, minlength=groups)
-    if outside:
+    if outside or found is None:
         raise ValueError(f"group codes must lie in 0..{groups - 1}; found {int(codes.min())}..{int(codes.max())}")
     return found.astype(np.int64)
 

@@ -9,7 +9,7 @@ def axes_of(x) -> frozenset:
     """Mesh axes over which an array, or a shape found by `jax.eval_shape`, varies."""
     kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     if hasattr(kind, "vma"):  # until jax 0.10.1
-        return kind.vma or frozenset()
+        return kind.vma or frozenset()  # pyright: ignore[reportAttributeAccessIssue]
     return getattr(kind.manual_axis_type, "varying", None) or frozenset()
 
 

@@ -327,7 +327,11 @@ class PathSolver:
             inside = np.ones(len(W), bool)
         kept = np.append(inside, model.free)
         loss = -value / model.total if np.isfinite(gradient).all() else np.inf
-        return loss, -gradient[kept] / model.total, -hessian[np.ix_(kept, kept)] / model.total if second else None
+        return (
+            loss,
+            -gradient[kept] / model.total,
+            None if hessian is None or not second else -hessian[np.ix_(kept, kept)] / model.total,
+        )
 
     def _evaluate(self, model, point, X, psi, second):
         design = replace(model.design, X=X)
@@ -386,6 +390,7 @@ class PathSolver:
         if self.columns.dense is not None:
             if point.outside is None or not np.array_equal(point.outside[0], x):
                 self._at(model, point, W, x, False, True)
+            assert point.outside is not None  # kept by the evaluation
             return point.outside[1]
         design, rest = model.design, jnp.asarray(point.rest)
         eta = linear_predictor(self.X, jnp.asarray(point.beta[W]), design.offset)

@@ -68,6 +68,7 @@ class Curvature:
 
     def learn(self, step: np.ndarray, change: np.ndarray) -> None:
         """Make the matrix agree with the gradient's change (m,) along a step (m,), by the BFGS formula."""
+        assert self.matrix is not None  # a step has been made with it
         along, product = step @ change, self.matrix @ step
         size = step @ product
         if along > 1e-3 * size > 0:
