@@ -4,12 +4,14 @@ Parameters are raw here: psi = (beta, free entries of Lambda, log dispersion), s
 point. The Hessian is the exact one of the value.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
+from jaxglmm.design.parts import in_parts
 from jaxglmm.design.shards import each_part, refuse_scattered
 from jaxglmm.modes.separable import curvature, find_modes, linear
 from jaxglmm.objectives.glm import glm_evaluate
@@ -32,6 +34,9 @@ class Evaluation(NamedTuple):
     gradient: Array
     hessian: Array
     modes: Array
+
+
+_TOTALS: Any = Evaluation(True, True, True, False)  # which are sums over the parts of a design
 
 
 def _split(psi, p, q):
@@ -57,7 +62,13 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
     native = fused.covers(family, design)
     if native:
         register()  # a stored program is run without the tracing that would do it
-    return _evaluate(family, design, nodes, psi, start, determinant=determinant, second=second, native=native)
+    at = lambda design, start: _evaluate(
+        family, design, nodes, psi, start, determinant=determinant, second=second, native=native
+    )
+    traced = any(isinstance(v, Tracer) for v in (psi, start))
+    if not (native or traced) and (parts := in_parts(at, design, start, totals=_TOTALS)) is not None:
+        return parts
+    return at(design, start)
 
 
 @program(static=("family", "determinant", "second", "native"))
@@ -66,9 +77,7 @@ def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, 
         part = lambda d, same, start: _evaluate(
             family, d, *same, start, determinant=determinant, second=second, native=native
         )
-        return each_part(
-            part, design, (nodes, psi), start, totals=Evaluation(True, True, True, False), out=Evaluation(0, 0, 0, 1)
-        )
+        return each_part(part, design, (nodes, psi), start, totals=_TOTALS, out=Evaluation(0, 0, 0, 1))
     if native:
         value, *rest = fused.fused_pass(family, design, nodes, psi, start, determinant=determinant, second=second)
         return Evaluation(value + design.constant, *rest)
