@@ -18,14 +18,16 @@ from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import check_frame
 from jaxglmm.errors import DataError, NotYetError, reason_of
+from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.fits import Fits
 from jaxglmm.fitted.lanes import LaneEstimates, model_parameters
-from jaxglmm.fitting import check_options, estimate_problem, make_problem
+from jaxglmm.fitting import check_options
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
 from jaxglmm.ops.layout import threads
+from jaxglmm.problem import make_problem
 from jaxglmm.progress import Tally
 
 

@@ -12,11 +12,11 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
 from jaxglmm.errors import DataError, DataWarning
-from jaxglmm.fitting import make_problem
 from jaxglmm.folds import GroupEffects, effects_without_each_row, group_effects
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.families import get_family
+from jaxglmm.problem import make_problem
 
 
 FEATURES = ("mean", "sd", "reliability", "log_count")

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
 from jaxglmm.fitted.leave_one_out import without_each_row
-from jaxglmm.fitting import Problem, estimate_problem
 from jaxglmm.optimise.estimate import Estimate
+from jaxglmm.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, RandomTerm
 from jaxglmm.design.groups import round_up, row_index
 from jaxglmm.errors import reason_of
+from jaxglmm.estimation import quadrature_rule
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
-from jaxglmm.fitting import quadrature_rule
 from jaxglmm.formula.frame import TermFrame
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.ops import lane_pass
