@@ -81,7 +81,7 @@ class GaussianStrata(StratumLanes):
         return 2
 
     def lanes_at_once(self, lead: int) -> int:
-        S, p = 0 if self.term is None else len(self.term.z), self.strata.frame.X.shape[1]
+        S, p = 0 if self.term is None else len(self.term.z), len(self.strata.frame.columns)
         numbers = max(int(self.at.rows[lead]), int(self.at.groups[lead]) * S**2 * (S + p), 1)
         return int(np.clip(_NUMBERS // numbers, 8, _MOST))
 

@@ -8,7 +8,7 @@ from jaxglmm.ops.lane_pass import LaneRows
 
 
 # Rows of a piece where nothing groups them, rows and fits that are worked on together.
-_PIECE, _ROWS, _MOST = 32, 400_000, 4096
+_PIECE, _ROWS, _MOST = 32, 200_000, 4096
 
 
 def natively_at_once(rows: int) -> int:

@@ -33,8 +33,6 @@ from jaxglmm.optimise.batch_lanes import CAPACITIES, DesignLanes, RowLanes
 
 # Strata of one batch differ in rows and in groups by this factor at most.
 _ALIKE = 1.5
-# Rows that tell which columns may be constant.
-_FEW = 1000
 
 
 class StratumLanes:
@@ -45,10 +43,7 @@ class StratumLanes:
         frame = strata.frame
         self.term: TermFrame | None = frame.terms[0] if frame.terms else None
         codes = np.zeros(len(frame.y), np.int32) if self.term is None else self.term.codes
-        likely = (
-            np.flatnonzero((frame.X[:_FEW] == frame.X[:1]).all(0) & (frame.X[:1] != 0).all(0)) if len(frame.X) else []
-        )
-        constant = [j for j in likely if (frame.X[:, j] == frame.X[0, j]).all()]
+        constant = np.flatnonzero(frame.moments.constant & (frame.moments.low != 0)) if len(codes) else []
         self.intercept = int(constant[0]) if len(constant) else None
         self.covariance = None if self.term is None else Covariance(self.term.blocks)
         self.threads = threads()
@@ -148,7 +143,7 @@ class StratumLanes:
         """Whether the native library takes these strata together."""
         largest, one_node = int(self.at.largest[which].max(initial=1)), self.n_agq == 1 and not self.auto
         effects = 0 if self.term is None else len(self.term.z)
-        return lane_pass.covers(self.family, effects, self.strata.frame.X.shape[1], largest, one_node)
+        return lane_pass.covers(self.family, effects, len(self.strata.frame.columns), largest, one_node)
 
     def _native(self, which, rows: StratumRows) -> RowLanes:
         if self.term is None:

@@ -179,7 +179,7 @@ class Climbed:
     value, decrement : (k,)
     hessian : (k, m, m)
     reason, evaluations : int (k,)
-        `reason` is `OPEN` where Newton's method needs more than its plain step.
+        Index into `batch_newton.REASONS`; one more where that has to go on.
     spread : (k, 3 S + 1)
         Without random effects: score, spread, level and largest |eta| at x.
     """
@@ -213,7 +213,7 @@ def climb(
     family, rows: LaneRows, which, x, *, nodes=None, modes=None, block=None, even, tol: float, iterations: int,
     nothing: float = 0.0,
 ) -> Climbed:  # fmt: skip
-    """Newton's method in the fits `which`, as far as its plain steps lead.
+    """Newton's method in the fits `which`, but for its hard case.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class RowLanes:
         return value + self.constant[which], gradient, hessian
 
     def climb(self, which, x, J, nodes, *, even, tol, max_iterations, nothing) -> BatchResult:
-        """Newton's plain steps from x (k, m), psi = J x, for `maximise_many` to go on from."""
+        """Newton's method from x (k, m), psi = J x, each fit at its own pace; `maximise_many` goes on from there."""
         triangle = np.zeros((len(which), self._width - self.p - 1, x.shape[1] - self.p - 1))
         triangle[:, self._kept[self.p : -1] - self.p] = J[:, self.p : -1, self.p : -1]
         return self._climb(which, x, even, tol, max_iterations, nodes=nodes, block=triangle, nothing=nothing)

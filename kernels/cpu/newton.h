@@ -1,5 +1,5 @@
-// Newton's method in one function of few parameters: the plain steps of jaxglmm/optimise/batch_newton.py, with its
-// rules and constants. What takes more, a step on the boundary of the trust region, is left to that.
+// Trust-region Newton maximisation of one function of few parameters: the method of jaxglmm/optimise/batch_newton.py,
+// with its rules and constants. Its hard case, a gradient without any part along the direction of growth, is left to that.
 #pragma once
 
 #include <algorithm>
@@ -103,18 +103,21 @@ class Newton {
     for (int64_t i = 0; i < m(); ++i) H[i * m() + i] += logged[i] ? g[i] : 0.0;
   }
 
-  // The step of the model g's + s'Hs/2, in `step`, in coordinates scaled to unit diagonal. False where -H is not
-  // positive definite.
-  bool solve() {
+  // Scales the model g's + s'Hs/2 to unit diagonal.
+  void scale() {
     double largest = 1e-180;
     for (int64_t i = 0; i < m(); ++i) largest = std::max(largest, std::fabs(H[i * m() + i]));
     for (int64_t i = 0; i < m(); ++i) {
       const double floor = logged[i] ? 0.1 * std::fabs(g[i]) + 1e-4 * largest : 1e-12 * g[i] * g[i] + 1e-20 * largest;
       d[i] = std::sqrt(std::max(std::fabs(H[i * m() + i]), floor));
     }
+  }
+
+  // step = (shift - H)^-1 g in the scaled coordinates, and its length. False where that matrix is not positive definite.
+  bool solve(double shift) {
     for (int64_t i = 0; i < m(); ++i)
       for (int64_t j = 0; j <= i; ++j) {
-        double rest = -H[i * m() + j] / d[i] / d[j];
+        double rest = -H[i * m() + j] / d[i] / d[j] + (i == j ? shift : 0.0);
         for (int64_t k = 0; k < j; ++k) rest -= L[i * m() + k] * L[j * m() + k];
         if (i != j)
           L[i * m() + j] = rest / L[j * m() + j];
@@ -133,23 +136,46 @@ class Newton {
       for (int64_t k = i + 1; k < m(); ++k) rest -= L[k * m() + i] * step[k];
       step[i] = rest / L[i * m() + i];
     }
+    double square = 0;
+    for (int64_t i = 0; i < m(); ++i) square += step[i] * step[i];
+    length = std::sqrt(square);
     return true;
+  }
+
+  // The model's maximiser at the distance `radius`, by bisection of the shift (More & Sorensen 1983). False in the hard
+  // case.
+  bool solve_on_the_boundary() {
+    double low = 0, high = 0, frobenius = 0, slope = 0;
+    for (int64_t i = 0; i < m(); ++i) {
+      slope += g[i] * g[i] / (d[i] * d[i]);
+      for (int64_t j = 0; j < m(); ++j) {
+        const double entry = H[i * m() + j] / d[i] / d[j];
+        frobenius += entry * entry;
+      }
+    }
+    slope = std::sqrt(slope);
+    if (std::isinf(radius)) radius = std::max(slope, 1e-8);
+    high = slope / radius + std::sqrt(frobenius);
+    for (int k = 0; k < 60; ++k) {
+      const double middle = 0.5 * (low + high);
+      if (solve(middle) && length <= radius)
+        high = middle;
+      else
+        low = middle;
+    }
+    return solve(high) && length > 0.99 * radius;
   }
 
   bool propose() {
     if (q.watched >= 0 && std::fabs(place.x[q.watched]) < q.nothing) return end(kStopped);
-    transform();
-    if (!solve()) {
-      *place.decrement = INFINITY;
-      return end(*place.evaluations > q.iterations ? kLimit : kOpen);
-    }
-    double decrement = 0, size = 0, longest = 0;
-    for (int64_t i = 0; i < m(); ++i) decrement += step[i] * g[i] / d[i], size += step[i] * step[i];
+    transform(), scale();
+    const bool definite = solve(0), limit = *place.evaluations > q.iterations;
+    double decrement = definite ? 0 : INFINITY, longest = 0;
+    for (int64_t i = 0; definite && i < m(); ++i) decrement += step[i] * g[i] / d[i];
     *place.decrement = decrement;
     if (decrement <= q.tol) return end(kConverged);
-    if (*place.evaluations > q.iterations) return end(kLimit);
-    length = std::sqrt(size);
-    if (!(length <= radius)) return end(kOpen);
+    if (limit) return end(kLimit);
+    if (!(definite && length <= radius) && !solve_on_the_boundary()) return end(kOpen);
     for (int64_t i = 0; i < m(); ++i) {
       step[i] /= d[i];
       if (logged[i]) longest = std::max(longest, std::fabs(step[i]));
