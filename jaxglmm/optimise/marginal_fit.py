@@ -189,7 +189,7 @@ def fit_marginal(
         factor, free[p : p + q] = fixed_factor, False
     elif near is None:
         factor, extra = _first_factor(family, design, glm, groups, base)
-    state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
+    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations)
     if near is None:
         assert glm is not None
         x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
@@ -215,7 +215,7 @@ def fit_marginal(
     result, free = state.settle(result, nodes)
     if not determinant:
         # A ridge is compared digit by digit, not in standard errors: the step that is known already is taken.
-        result = replace(result, x=result.x + _newton_step(result, free))
+        result = replace(result, x=result.x + newton_step(result, free))
     # With a zero variance the fit without random effects is a rival that an interior start may not reach.
     if fixed_factor is None and glm is not None and glm.value > result.value + 1e-9 * abs(glm.value):
         free = state.free.copy()
@@ -240,7 +240,8 @@ def fit_marginal(
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
 
-def _newton_step(result, free):
+def newton_step(result, free) -> np.ndarray:
+    """From the end of a search that converged to the maximum of its quadratic model, over the coordinates `free`."""
     step, kept = np.zeros_like(result.x), np.flatnonzero(free)
     if result.converged and len(kept):
         step[kept] = np.linalg.lstsq(-result.hessian[np.ix_(kept, kept)], result.gradient[kept])[0]
@@ -314,7 +315,7 @@ def _check_growth(family, design, raw, convergence):
         )
 
 
-class _State:
+class Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
     def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations):

@@ -92,8 +92,12 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
     )
 
 
-def marginal_posterior(problem, solution) -> Posterior:
-    """Posterior of every level's effects given the estimates."""
+def marginal_posterior(problem, solution, *, polish: bool = True) -> Posterior:
+    """Posterior of every level's effects given the estimates.
+
+    Without `polish` the solution's modes, which may be one step of the parameters behind, are taken as they are where
+    native code allows it: moments by as many nodes do not depend on where exactly these lie.
+    """
     frame, layout, scaling = problem.frame, problem.layout, problem.scaling
     covariance = problem.design.terms[0].covariance
     S, p, q = covariance.n_effects, len(frame.names), len(covariance.diagonal)
@@ -105,7 +109,7 @@ def marginal_posterior(problem, solution) -> Posterior:
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
     with jax.enable_x64(True):
-        moments = _moments_of_levels(problem, solution, nodes)
+        moments = _moments_of_levels(problem, solution, nodes, polish)
     root = np.einsum("ab,bcg->gac", factor, moments.root)
     spread = np.einsum("ab,bcg->gac", factor, moments.covariance)
     return Posterior(
@@ -120,15 +124,16 @@ def marginal_posterior(problem, solution) -> Posterior:
     )
 
 
-def _moments_of_levels(problem, solution, nodes) -> Moments:
+def _moments_of_levels(problem, solution, nodes, polish) -> Moments:
     """Moments of u with the levels, in their order, along the last axis."""
     family, design, first = problem.family, problem.design, problem.layout.first
     if not native_moments.covers(family, design):
         found = posterior_moments(family, design, nodes, solution.psi, solution.modes)
         return Moments(*(np.asarray(v)[..., first] for v in found))
-    # The program of the fit's own evaluations: nothing is compiled for the modes at the very end.
-    determinant = solution.convergence.n_agq is not None
-    modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, solution.modes, determinant=determinant).modes
+    modes = solution.modes
+    if polish:  # with the program of the fit's own evaluations: nothing is compiled for the modes at the very end
+        determinant = solution.convergence.n_agq is not None
+        modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, modes, determinant=determinant).modes
     moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first)
     root, mean, variance = np.asarray(moments).T
     return Moments(
