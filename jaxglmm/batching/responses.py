@@ -69,7 +69,7 @@ class ResponseLanes:
     def solve(self, Y: np.ndarray) -> LaneEstimates:
         """Fit responses (B, n). Needs x64."""
         frame, B = self.frame, len(Y)
-        constant = constants(self.family, Y, frame.weights, None)
+        constant = constants(self.family, Y.ravel(), np.arange(B + 1) * Y.shape[1], frame.weights)
         solution = fit_lanes(
             self.family, (self._native if self.native else self._compiled)(Y, constant),
             intercept=self.scaling.intercept, names=frame.names, n_agq=self.n_agq, auto=self.auto,
