@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -40,7 +41,7 @@ def in_parts(function, design, slots, *, totals):
     if few or not index.blocked or index.mesh is not None or not all(map(_on_host, jax.tree.leaves(design))):
         return None
     design = jax.tree.map(np.asarray, design)  # no copies
-    x64 = jax.config.jax_enable_x64  # of the caller's context, which threads do not inherit
+    x64 = jnp.zeros(()).dtype == np.float64  # of the caller's context, which threads do not inherit
 
     def run(part):
         with jax.enable_x64(x64):
