@@ -14,6 +14,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
+from jaxglmm.design.groups import round_up
+from jaxglmm.design.pairs import padded
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, matrix, product, sum_by, transposed
 from jaxglmm.modes.elimination import Elimination
@@ -126,8 +128,9 @@ class SchurFactorisation(AbstractFactorisation):
         }
         where = e.joined(numbers).data.astype(np.intp) - 1
         flat = np.empty(ends[-1])
-        start, column = (v.astype(np.int32, copy=False) for v in (e.E.indptr, e.E.indices))
-        flat[where] = -np.asarray(_sampled(e.E.data, start, column, R.T))
+        # Padded, for how many levels meet is the data's own.
+        entries, column = (padded(v, round_up(e.E.nnz)) for v in (e.E.data, e.E.indices.astype(np.int32)))
+        flat[where] = -np.asarray(_sampled(entries, e.E.indptr.astype(np.int32), column, R.T))[: e.E.nnz]
         return {
             (e.first, t): flat[begin:end].reshape(shape)
             for (t, shape), begin, end in zip(shapes.items(), ends[:-1], ends[1:], strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,12 +23,9 @@ from jaxglmm.objectives.gaussian_several import (
     expand_factors,
     moment_start,
 )
+from jaxglmm.ops.blas import calm_blas
 from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
 from jaxglmm.optimise.newton import maximise
-
-
-# Order of a dense matrix from which on BLAS may use all threads.
-_MANY_THREADS = 3_000
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,8 @@ def fit_gaussian(
     coefficients = np.append(origin, 1.0)  # of the response in X and the residuals
     if is_perfect_fit(vtv[p, p], coefficients @ vtv @ coefficients):
         raise DataError(PERFECT_FIT)
-    with jax.enable_x64(True), _calm(cross):
+    order = cross.n_dense if isinstance(cross, FactorProducts) else 0
+    with jax.enable_x64(True), calm_blas(order):
         criterion = _Criterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
@@ -159,16 +156,6 @@ def fit_gaussian(
         found = maximise_factor(criterion, start, tol=tol, max_iterations=max_iterations, callback=callback)
         at = criterion.profile(found.x * criterion.scale)
         return criterion.report(at, found.result, found.held, iterations=found.iterations)
-
-
-def _calm(cross):
-    """BLAS in one thread where products are small: on a busy machine its threads wait for each other at each of them,
-    which at order 1,000 was seen to cost twenty times the arithmetic."""
-    if not isinstance(cross, FactorProducts) or cross.n_dense > _MANY_THREADS:
-        return contextlib.nullcontext()
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
