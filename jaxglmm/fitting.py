@@ -410,7 +410,7 @@ def _estimate_nested(problem, factors, nodes, **options):
     )  # fmt: skip
     if nodes == 1:
         _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
-    return several_estimate(problem, design.terms, solution), nested_posteriors(problem, effects)
+    return several_estimate(problem, design.terms, solution), Posteriors(lambda: nested_posteriors(problem, effects))
 
 
 def _scaled_factors(factors, terms):
