@@ -20,8 +20,9 @@ import jaxglmm as jg
 LEVEL = 0.95
 
 
-def replicate(groups: int, tau: float, rng) -> dict[str, float]:
+def replicate(groups: int, tau: float, seed: int) -> dict[str, float]:
     """Shares of groups covered by the two kinds of interval, and whether tau was estimated as zero."""
+    rng = np.random.default_rng([seed, groups, round(100 * tau)])
     sizes = rng.permutation(np.resize(np.arange(1, 9), groups))
     g = np.repeat(np.arange(groups), sizes)
     b = tau * rng.standard_normal(groups)
@@ -36,10 +37,19 @@ def replicate(groups: int, tau: float, rng) -> dict[str, float]:
     }
 
 
-def simulate(groups: int, tau: float, replicates: int, seed: int = 0) -> dict:
-    """Means over replicates with their standard errors."""
-    rng = np.random.default_rng([seed, groups, round(100 * tau)])
-    found = [replicate(groups, tau, rng) for _ in range(replicates)]
+def simulate(groups: int, tau: float, replicates: int, log: Path | None = None) -> dict:
+    """Means over replicates with their standard errors; replicate i is drawn from seed i.
+
+    Each is a line of the file `log`, and one that is there already is not run again.
+    """
+    found = []
+    if log is not None and log.exists():
+        found = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()][:replicates]
+    while len(found) < replicates:
+        found.append(replicate(groups, tau, len(found)))
+        if log is not None:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found[-1]) + "\n")
     out = {"groups": groups, "tau": tau, "replicates": replicates}
     for name in found[0]:
         values = np.array([f[name] for f in found])
@@ -77,24 +87,23 @@ def main():
     parser.add_argument("--groups", default="30,3000")
     parser.add_argument("--taus", default="0.5,1")
     parser.add_argument("--replicates", type=int, default=2000, help="of each case")
-    parser.add_argument("--join", type=Path, nargs="*", help="draw the results in these files instead of simulating")
-    parser.add_argument("--out", type=Path, default=Path("bench-results/coverage.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench-results/coverage"), help="folder; a run goes on there")
     options = parser.parse_args()
-    results = [result for path in options.join or () for result in json.loads(path.read_text(encoding="utf-8"))]
-    for groups in () if options.join else map(int, options.groups.split(",")):
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for groups in map(int, options.groups.split(",")):
         for tau in map(float, options.taus.split(",")):
-            began = time.perf_counter()
-            found = simulate(groups, tau, options.replicates)
+            began = time.process_time()
+            found = simulate(groups, tau, options.replicates, options.out / f"{groups}-{tau:g}.jsonl")
             print(
                 f"{groups} groups, tau {tau}: {found['with']:.4f} +- {found['with_se']:.4f} with the parameters' "
                 f"uncertainty, {found['given']:.4f} +- {found['given_se']:.4f} without; tau^ = 0 in "
-                f"{found['zero']:.0%} of {options.replicates} replicates ({time.perf_counter() - began:.0f} s)",
+                f"{found['zero']:.0%} of {options.replicates} replicates ({time.process_time() - began:.0f} CPU s)",
                 flush=True,
             )
             results.append(found)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results, options.out.with_suffix(".png"))
+    (options.out / "coverage.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results, options.out / "coverage.png")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,17 @@ from jaxglmm.batching.responses import ResponseLanes
 from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import check_frame
-from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.errors import DataError, NotYetError, reason_of
+from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.fits import Fits
 from jaxglmm.fitted.lanes import LaneEstimates, model_parameters
-from jaxglmm.fitting import check_options, estimate_problem, make_problem
+from jaxglmm.fitting import check_options
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
 from jaxglmm.ops.layout import threads
+from jaxglmm.problem import make_problem
 from jaxglmm.progress import Tally
 
 
@@ -96,7 +98,7 @@ def fit_many(
             if reasons[k] is None:
                 reasons[k] = _refusal(family, frame, Y[k], str(labels[which[k]]))
             if reasons[k] is None and alike[k]:
-                reasons[k] = _told(lambda k=k: check_frame(frame_of(which[k], Y[k]), family))
+                reasons[k] = reason_of(lambda k=k: check_frame(frame_of(which[k], Y[k]), family))
         return _solve_rest(reasons, lambda good: solver.solve(Y[good]), len(parameters))
 
     everything = np.arange(len(labels))
@@ -180,8 +182,10 @@ def _strata_solver(strata, family, options, parameters):
     solver = (GaussianStrata if _is_linear(family) else StratumLanes)(strata, family, options, parameters)
 
     def solve(which):
-        reasons = solver.reasons(which)
-        return _solve_rest(reasons, lambda good: solver.solve(which[good]), len(parameters))
+        rows = solver.read(which)
+        reasons = solver.reasons(which, rows)
+        part = lambda good: rows if len(good) == len(which) else solver.read(which[good])
+        return _solve_rest(reasons, lambda good: solver.solve(which[good], part(good)), len(parameters))
 
     return solver, solve
 
@@ -209,16 +213,7 @@ def _description(by, formula, family, options, frame, *more) -> dict:
 
 
 def _refusal(family, frame, y, name: str) -> str | None:
-    return _told(lambda: family.check_response(y, frame.weights, name))
-
-
-def _told(check: Callable) -> str | None:
-    """Why a check refuses."""
-    try:
-        check()
-    except DataError as error:
-        return str(error)
-    return None
+    return reason_of(lambda: family.check_response(y, frame.weights, name))
 
 
 def _solve_rest(reasons: list, solve: Callable, n_parameters: int) -> LaneEstimates:

@@ -12,11 +12,11 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
 from jaxglmm.errors import DataError, DataWarning
-from jaxglmm.fitting import make_problem
-from jaxglmm.folds import GroupEffects, effects_without_each_row, group_effects
+from jaxglmm.folds import GroupEffects, effects_near, effects_without_each_row, group_effects
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.families import get_family
+from jaxglmm.problem import make_problem
 
 
 FEATURES = ("mean", "sd", "reliability", "log_count")
@@ -154,7 +154,9 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             for train, test in folds:
                 kept = np.zeros(len(y))
                 kept[train] = 1.0
-                effects = self._effects(name, problem, problem.frame.weights * kept[rows], prior)
+                weights = problem.frame.weights * kept[rows]
+                effects = effects_near(problem, weights, prior.estimate, held=self.theta == "full")
+                effects = effects or self._effects(name, problem, weights, prior)
                 out[test] = _features(self.features, effects, codes[test])
             parts.append(out)
         return np.concatenate(parts, axis=1)

@@ -31,3 +31,12 @@ class DataWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """The fit stands, with a property that the caller should know of."""
+
+
+def reason_of(check) -> str | None:
+    """What `check()` says against data; None where it says nothing."""
+    try:
+        check()
+    except DataError as error:
+        return str(error)
+    return None

@@ -1,7 +1,8 @@
 """Effects of one grouping factor under several weightings of the same rows: what features out of fold are made of.
 
 A fold is a weight vector that is zero in the rows held out. Rows, columns and groups stay where they are: nothing is
-sorted or copied anew, and every fold runs the program that the first one compiled.
+sorted or copied anew, every fold runs the program that the first one compiled, and begins where the fit of all rows
+ended.
 """
 
 from dataclasses import dataclass, replace
@@ -12,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
 from jaxglmm.fitted.leave_one_out import without_each_row
-from jaxglmm.fitting import Problem, estimate_problem
-from jaxglmm.optimise.estimate import Estimate
+from jaxglmm.optimise.estimate import Estimate, Posterior
+from jaxglmm.optimise.refit import refit_marginal
+from jaxglmm.optimise.report import marginal_estimate, marginal_posterior
+from jaxglmm.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,34 @@ def group_effects(problem: Problem, weights: np.ndarray | None = None, **options
         if weights is not None:
             problem = reweighted(problem, weights)
         estimate, (posterior,) = estimate_problem(problem, **options)
-    tau = float(estimate.factors[0][0, 0])
-    frame = problem.frame
+    return _effects(problem, estimate, posterior)
+
+
+def effects_near(problem: Problem, weights: np.ndarray, near: Estimate | None, *, held: bool) -> GroupEffects | None:
+    """`group_effects` from where the fit of all rows ended; None where that is no place to begin.
+
+    Parameters
+    ----------
+    problem : Problem
+    weights : (n,)
+    near : Estimate or None
+        Of all rows.
+    held : bool
+        Whether the standard deviation stays what it is there.
+    """
+    if near is None or problem.design is None:
+        return None
+    with jax.enable_x64(True):
+        problem = reweighted(problem, weights)
+        solution = refit_marginal(problem, near, held=held)
+        if solution is None:
+            return None
+        posterior = marginal_posterior(problem, solution, brief=True)
+        return _effects(problem, marginal_estimate(problem, solution), posterior)
+
+
+def _effects(problem: Problem, estimate: Estimate, posterior: Posterior) -> GroupEffects:
+    tau, frame = float(estimate.factors[0][0, 0]), problem.frame
     counts = np.bincount(frame.terms[0].codes[frame.weights > 0], minlength=len(posterior.n))
     variance = posterior.covariance_mean[:, 0, 0]
     reliability = np.clip(1 - variance / tau**2, 0.0, 1.0) if tau > 0 else np.zeros_like(variance)

@@ -13,13 +13,13 @@ from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
 from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
 from jaxglmm.errors import DataError, NotYetError
-from jaxglmm.fitting import Problem
 from jaxglmm.formula.grouping import first_grouping
 from jaxglmm.formula.table import open_table, unknown_column
 from jaxglmm.model.penalties import column_factors
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.measure import Moments
 from jaxglmm.optimise.path import Weights
+from jaxglmm.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from jaxglmm.errors import ConvergenceError, DataError
-from jaxglmm.fitting import check_options, held_factors, quadrature_rule
+from jaxglmm.estimation import held_factors, quadrature_rule
+from jaxglmm.fitting import check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.model.penalties import check_alpha

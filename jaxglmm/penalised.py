@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitting import Problem, held_factors, quadrature_rule
+from jaxglmm.estimation import held_factors, quadrature_rule
 from jaxglmm.model.penalties import ElasticNet, column_factors
 from jaxglmm.model.priors import AbstractPrior
 from jaxglmm.optimise.estimate import Posteriors
@@ -17,6 +17,7 @@ from jaxglmm.optimise.path import Weights
 from jaxglmm.optimise.penalised_fit import fit_penalised
 from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
 from jaxglmm.path_design import lay_out_rows, measure, penalty_unit
+from jaxglmm.problem import Problem
 
 
 def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) -> tuple[Problem, Weights]:

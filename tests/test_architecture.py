@@ -48,14 +48,16 @@ PRESENTATION = {
     "folds",
     "nn",
 }
+STAGES = {"problem", "estimation", "fitting"}
 FORBIDDEN = {  # room -> rooms of ours that it must not know
-    "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "ops": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "formula": {"design", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "design": {"formula", "modes", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "modes": {"formula", "objectives", "optimise", "fitting"} | PRESENTATION,
-    "objectives": {"formula", "optimise", "fitting"} | PRESENTATION,
-    "optimise": {"formula", "fitting"} | PRESENTATION,
+    "model": {"formula", "design", "ops", "modes", "objectives", "optimise", "problem", "estimation", "fitting"}
+    | PRESENTATION,
+    "ops": {"formula", "modes", "objectives", "optimise", *STAGES} | PRESENTATION,
+    "formula": {"design", "modes", "objectives", "optimise", *STAGES} | PRESENTATION,
+    "design": {"formula", "modes", "objectives", "optimise", *STAGES} | PRESENTATION,
+    "modes": {"formula", "objectives", "optimise", *STAGES} | PRESENTATION,
+    "objectives": {"formula", "optimise", *STAGES} | PRESENTATION,
+    "optimise": {"formula", *STAGES} | PRESENTATION,
     "fitted": {"cli", "demo", "doctor", "sklearn"},
     "inference": {"cli", "demo", "doctor", "sklearn"},
 }

@@ -14,6 +14,7 @@ from sklearn.model_selection import KFold, RepeatedKFold  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
 from jaxglmm.errors import DataError, DataWarning  # noqa: E402
+from jaxglmm.folds import effects_near  # noqa: E402
 from jaxglmm.sklearn import RandomEffectEncoder  # noqa: E402
 
 
@@ -165,3 +166,35 @@ def test_scikit_learns_checks_of_a_transformer():
         RandomEffectEncoder(cv=2, method="laplace", n_agq=None), expected_failed_checks=EXPECTED, on_fail=None
     )
     assert {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"} == {}
+
+
+@pytest.mark.parametrize("theta", ["fold", "full"])
+def test_folds_of_many_ids_begin_at_the_fit_of_all_rows(theta, monkeypatch):
+    """... and end within a few thousandths of a standard error of the fits that begin anew."""
+    X, y = members(3000, seed=2)
+    encode = lambda: RandomEffectEncoder(KFold(3), theta=theta, features=("mean", "sd")).fit_transform(X[["member"]], y)
+    found, refits = [], []
+    monkeypatch.setattr(
+        "jaxglmm.encoder.effects_near", lambda *a, **k: refits.append(effects_near(*a, **k)) or refits[-1]
+    )
+    found.append(encode())
+    assert all(refits)
+    monkeypatch.setattr("jaxglmm.encoder.effects_near", lambda *a, **k: None)
+    found.append(encode())
+    tau = [refit.tau for refit in refits]
+    assert np.ptp(tau) == 0 if theta == "full" else np.ptp(tau) > 0.001
+    np.testing.assert_allclose(*found, atol=3e-4)  # a standard error of tau is 0.03
+    assert np.abs(found[0] - found[1]).max() > 0
+
+
+def test_a_fold_whose_start_says_little_is_fitted_anew(data):
+    """60 members leave a standard deviation near zero possible, and so does a fold of very few rows."""
+    X, y = data
+    table = X.assign(y=(y == "yes") * 1.0)
+    problem = jg.fit("y ~ 1 + (1 | member)", table, family="binomial", n_agq=15)
+    assert effects_near(problem._problem, np.ones(len(y)), problem.state.estimate, held=False) is None
+    X, y = members(3000, seed=2)
+    many = jg.fit("y ~ 1 + (1 | member)", X.assign(y=(y == "yes") * 1.0), family="binomial", n_agq=15)
+    few = (np.arange(len(y)) < 300) * 1.0
+    assert effects_near(many._problem, few, many.state.estimate, held=False) is None
+    assert effects_near(many._problem, few, many.state.estimate, held=True) is not None

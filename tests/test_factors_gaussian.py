@@ -325,7 +325,8 @@ def test_ranef_of_all_factors_is_one_table_on_disk(tmp_path):
 
 
 def test_beyond_a_dense_matrix_ml_is_that_of_other_responses(reference_dir, monkeypatch):
-    monkeypatch.setattr("jaxglmm.fitting.DENSE_LIMIT", 3)
+    for module in ("problem", "estimation"):
+        monkeypatch.setattr(f"jaxglmm.{module}.DENSE_LIMIT", 3)
     formula, data = "diameter ~ 1 + (1 | plate) + (1 | sample)", reference_dir / "Penicillin.csv"
     fit, exact = jg.fit(formula, data), penicillin(reference_dir)
     assert fit.method == "ml" and not fit.convergence.warnings and fit.convergence.solver.startswith("schur: crossed")

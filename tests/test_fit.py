@@ -50,10 +50,10 @@ def test_cbpp_laplace(reference_dir):
 
 
 def test_posteriors_are_worked_out_once_and_only_when_asked_for(monkeypatch):
-    import jaxglmm.fitting
+    import jaxglmm.estimation
 
-    calls, work_out = [], jaxglmm.fitting.marginal_posterior
-    monkeypatch.setattr(jaxglmm.fitting, "marginal_posterior", lambda *a: calls.append(a) or work_out(*a))
+    calls, work_out = [], jaxglmm.estimation.marginal_posterior
+    monkeypatch.setattr(jaxglmm.estimation, "marginal_posterior", lambda *a: calls.append(a) or work_out(*a))
     rng = np.random.default_rng(3)
     g = np.repeat(np.arange(40), 4)
     y = rng.random(160) < 1 / (1 + np.exp(-rng.normal(size=40)[g]))

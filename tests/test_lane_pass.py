@@ -11,6 +11,7 @@ from jaxglmm.objectives.glm import glm_evaluate
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.ops import lane_pass, native
 from jaxglmm.optimise.batch_lanes import RowLanes
+from jaxglmm.optimise.batch_newton import maximise_many
 
 
 FAMILIES = {
@@ -104,3 +105,47 @@ def test_what_the_library_covers():
     assert covers(jg.Binomial(), 2, 10, 1000, True) and covers(jg.Poisson(), 1, 10, 64, False)
     assert not covers(jg.Binomial(), 1, 10, 65, False) and not covers(jg.Binomial(), 3, 10, 5, True)
     assert not covers(jg.NegativeBinomial(), 1, 3, 5, True) and not covers(jg.Binomial("cauchit"), 1, 3, 5, True)
+
+
+@pytest.mark.parametrize("blocks", [((0,),), ((0, 1),), ((0,), (1,))])
+def test_the_native_loop_goes_the_way_of_the_maximiser(x64, blocks):
+    """Where it says that it has converged; what it leaves open is gone on with, to the same end."""
+    rng, S = np.random.default_rng(3), sum(map(len, blocks))
+    X, g = np.column_stack([np.ones(200), rng.normal(size=(200, P - 1))]), np.repeat(np.arange(25), 8)
+    z = X[:, :S].T.copy()
+    eta = 0.3 * X[:, 1] + np.einsum("bsn,sn->bn", rng.normal(size=(B, S, 25))[:, :, g], z)
+    y = (rng.random(eta.shape) < 1 / (1 + np.exp(-eta))) * 1.0
+    rows = lane_rows(
+        y.ravel(), X, np.ones(200), np.zeros(200), z, design_row=np.zeros(B, int), response_row=200 * np.arange(B),
+        begin=group_begins(np.full((1, 25), 8)), shared=True, threads=2,
+    )  # fmt: skip
+    lanes = RowLanes(FAMILIES["logit"], rows, Covariance(blocks), np.zeros(B))
+    covariance, which = lanes.covariance, np.arange(B)
+    diagonal = covariance.diagonal
+    m, q = P + len(diagonal) + 1, len(diagonal)
+    even = np.concatenate([np.zeros(P, bool), diagonal, [False]])
+    J = np.tile(np.eye(m), (B, 1, 1))
+    J[:, P : P + q, P : P + q] = np.diag(np.where(diagonal, 0.8, 1.0)) + 0.1 * np.tril(rng.normal(size=(B, q, q)), -1)
+    nodes = gauss_hermite(3, lanes.S)
+    x = np.concatenate([np.zeros((B, P)), np.tile(np.append(diagonal * 0.7, 0.0), (B, 1))], 1)
+
+    def at(k, x):
+        value, gradient, hessian = lanes(k, np.einsum("bij,bj->bi", J[k], x), nodes)
+        turned = np.swapaxes(J[k], 1, 2)
+        return value, np.einsum("bij,bj->bi", turned, gradient), turned @ hessian @ J[k]
+
+    free, rules = np.arange(m) < m - 1, {"even": even, "tol": 1e-12, "max_iterations": 100}
+    begun = lanes.climb(which, x, J, nodes, nothing=0.0, **rules)
+    here = at(which, begun.x)
+    for mine, theirs in zip((begun.value, begun.gradient, begun.hessian), here, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-8)
+    done = begun.reason == 0
+    assert done.sum() > B // 3 and (begun.decrement[done] <= 1e-12).all() and np.isin(begun.reason, [0, 1, 5]).all()
+    found = maximise_many(at, x, free=free, begun=begun, **rules)
+    lanes.modes[:] = 0.0
+    wanted = maximise_many(at, x, free=free, **rules)
+    assert found.converged.sum() > B // 2
+    np.testing.assert_array_equal(found.converged, wanted.converged)
+    both = found.converged
+    np.testing.assert_allclose(found.value[both], wanted.value[both], atol=1e-8)
+    np.testing.assert_allclose(found.x[both & done], wanted.x[both & done], atol=1e-5)

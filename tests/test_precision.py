@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import jaxglmm as jg
-from jaxglmm.fitting import make_problem
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.ops import fused
+from jaxglmm.problem import make_problem
 
 
 @pytest.fixture(scope="module")

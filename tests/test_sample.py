@@ -56,3 +56,20 @@ def test_the_start_changes_the_way_and_not_the_answer(monkeypatch, method):
     assert sampled.convergence.kernels == "native"
     assert sampled.loglik == pytest.approx(plain.loglik, rel=1e-12)
     np.testing.assert_allclose(sampled.vcov(), plain.vcov(), rtol=1e-6)
+
+
+@pytest.mark.native
+def test_a_variance_of_zero_in_the_sample_is_no_long_way(monkeypatch):
+    """The slope does not vary, so that the sample's fit has a correlation of one."""
+    if not native.use_native():
+        pytest.skip(f"native library: {native.native_status()}")
+    table = members(40_000)
+    fits = []
+    for slots in (1 << 60, 40_000):
+        monkeypatch.setattr(sample, "_MANY_SLOTS", slots)
+        fits.append(jg.fit("y ~ x + (1 + x | g)", table, family="binomial", method="laplace"))
+    plain, sampled = fits
+    assert plain.convergence.singular and sampled.convergence.singular
+    assert sampled.convergence.passes < 10 < plain.convergence.passes
+    assert sampled.loglik == pytest.approx(plain.loglik, rel=1e-12)
+    assert sampled.loglik >= jg.fit("y ~ x + (1 | g)", table, family="binomial", method="laplace").loglik

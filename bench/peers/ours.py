@@ -122,9 +122,10 @@ def shrinkage(arrays, spec):
     """
     import jax
 
-    from jaxglmm.fitting import estimate_problem, make_problem
+    from jaxglmm.estimation import estimate_problem
     from jaxglmm.formula.frame import model_frame
     from jaxglmm.model.families import get_family
+    from jaxglmm.problem import make_problem
 
     family = get_family(spec["family"])
     frame = model_frame(formula(arrays, spec), table(arrays), family=family)

@@ -139,11 +139,12 @@ def study(n_ids: int, *, epochs: int = 12, width: int = 32, groups: int = 4000, 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="a network with member effects, and what it is to beat")
     parser.add_argument("--ids", type=int, default=200_000)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0, help="of the data, the first weights and the batches")
     options = parser.parse_args()
-    told = study(options.ids, epochs=options.epochs)
+    told = study(options.ids, epochs=options.epochs, seed=options.seed)
     print(f"tau {told['tau']:.4f} (true {TAU}), {told['epochs']} epochs, {told['seconds']:.0f} s of training")
     for name, (loss, auc) in told["scores"].items():
         print(f"{name:>28}: log loss {loss:.4f}, AUC {auc:.4f}")

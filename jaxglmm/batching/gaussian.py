@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.strata import Strata
-from jaxglmm.batching.stratum_lanes import StratumLanes, scaling_of
+from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.design.design import column_scaling
@@ -14,6 +14,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, parameter_table
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.gaussian_lanes import LaneProducts
+from jaxglmm.ops.stratum_rows import StratumRows
 from jaxglmm.optimise.batch_gaussian import LaneGaussianFit, fit_gaussian_lanes
 from jaxglmm.optimise.gaussian_fit import fit_gaussian
 
@@ -80,18 +81,15 @@ class GaussianStrata(StratumLanes):
         return 2
 
     def lanes_at_once(self, lead: int) -> int:
-        S, p = 0 if self.term is None else len(self.term.z), self.strata.frame.X.shape[1]
+        S, p = 0 if self.term is None else len(self.term.z), len(self.strata.frame.columns)
         numbers = max(int(self.at.rows[lead]), int(self.at.groups[lead]) * S**2 * (S + p), 1)
         return int(np.clip(_NUMBERS // numbers, 8, _MOST))
 
-    def solve(self, which: np.ndarray) -> LaneEstimates:
+    def solve(self, which: np.ndarray, rows: StratumRows) -> LaneEstimates:
         """Fit strata. Needs x64."""
-        frame, B, at = self.strata.frame, len(which), self.at
-        place, lane, begins = self._rows(which)
-        rows = at.order[place]
-        weights, target = frame.weights[rows], frame.y[rows] - frame.offset[rows]
-        center, scale = scaling_of(frame.X[rows], weights, begins, self.intercept)
-        X = (frame.X[rows] - center[lane]) / scale[lane]
+        B, at, X, begins, lane = len(which), self.at, rows.X, rows.begin[:-1], rows.lane
+        weights = rows.ones if rows.weights is None else rows.weights
+        target = rows.y if rows.offset is None else rows.y - rows.offset
         p, by_stratum = X.shape[1], lambda v: np.add.reduceat(v, begins, axis=0)
         xx = np.stack([by_stratum(X * (weights * X[:, j])[:, None]) for j in range(p)], 1)
         rhs = by_stratum(X * (weights * target)[:, None])
@@ -103,8 +101,10 @@ class GaussianStrata(StratumLanes):
         G = int(at.groups[which].max()) if S else 0
         ztz, ztx, ztr = np.zeros((S, S, G, B)), np.zeros((p, S, G, B)), np.zeros((S, G, B))
         if self.term is not None:
+            place = self._places(which)
             first = np.flatnonzero(at.within[place] == 0)
-            group, z = (at.rank[at.group[place[first]]], lane[first]), self.term.z[:, rows]
+            group = at.rank[at.group[place[first]]], lane[first]
+            z = np.ones((S, len(place))) if rows.z is None else rows.z
             by_group = lambda v: np.add.reduceat(v, first)
             for a in range(S):
                 ztr[a][group] = by_group(z[a] * weighted)
@@ -119,9 +119,9 @@ class GaussianStrata(StratumLanes):
             rr=by_stratum(weighted * residual), origin=origin.T, n=by_stratum(live.astype(float)),
             log_weights=by_stratum(logs), covariance=self.covariance or Covariance(()),
         )  # fmt: skip
-        cross = lambda i: _cross_of(self.strata, int(which[i]), center[i], scale[i])
+        cross = lambda i: _cross_of(self.strata, int(which[i]), rows.center[i], rows.scale[i])
         groups = at.groups[which] if S else np.zeros(B, int)
-        T = columns_transform(center, scale, self.intercept)
+        T = columns_transform(rows.center, rows.scale, self.intercept)
         total = by_stratum(weights * target**2)
         return _estimates(products, total, cross, self.options, self.parameters, T, at.rows[which], groups)
 

@@ -11,8 +11,8 @@ from jaxglmm.batching.rows import constants, group_begins, lane_rows, natively_a
 from jaxglmm.design.batch import Batch, packed_layout
 from jaxglmm.design.design import Design, RandomTerm, Scaling, column_scaling, scatter_columns
 from jaxglmm.design.groups import row_index
+from jaxglmm.estimation import quadrature_rule
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
-from jaxglmm.fitting import quadrature_rule
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.ops import lane_pass
 from jaxglmm.ops.layout import threads
@@ -69,7 +69,7 @@ class ResponseLanes:
     def solve(self, Y: np.ndarray) -> LaneEstimates:
         """Fit responses (B, n). Needs x64."""
         frame, B = self.frame, len(Y)
-        constant = constants(self.family, Y, frame.weights, None)
+        constant = constants(self.family, Y.ravel(), np.arange(B + 1) * Y.shape[1], frame.weights)
         solution = fit_lanes(
             self.family, (self._native if self.native else self._compiled)(Y, constant),
             intercept=self.scaling.intercept, names=frame.names, n_agq=self.n_agq, auto=self.auto,

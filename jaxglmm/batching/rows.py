@@ -1,12 +1,14 @@
 """Rows of many fits as the native library takes them."""
 
+import itertools
+
 import numpy as np
 
 from jaxglmm.ops.lane_pass import LaneRows
 
 
 # Rows of a piece where nothing groups them, rows and fits that are worked on together.
-_PIECE, _ROWS, _MOST = 32, 400_000, 4096
+_PIECE, _ROWS, _MOST = 32, 200_000, 4096
 
 
 def natively_at_once(rows: int) -> int:
@@ -44,20 +46,22 @@ def lane_rows(y, X, weights, offset, z, *, design_row, response_row, begin, shar
     )  # fmt: skip
 
 
-def constants(family, responses, weights, begins) -> np.ndarray:
+def constants(family, y, begins, weights) -> np.ndarray:
     """The parts (B,) of the log-likelihoods that depend on the data alone.
 
     Parameters
     ----------
-    responses : sequence of B arrays
-    weights : (n,)
-    begins : int (B,) or None
-        Where each fit's weights begin; None where all share them.
+    y : (N,)
+        Responses, one fit after the other.
+    begins : int (B + 1,)
+        Where each fit's begin, and the end.
+    weights : (N,), (n,) for all fits, or None for ones
     """
-    if family.name == "binomial" and weights.max(initial=0.0) <= 1:
-        return np.zeros(len(responses))
+    if family.name == "binomial" and (weights is None or weights.max(initial=0.0) <= 1):
+        return np.zeros(len(begins) - 1)
     constant = family.constant  # looked up once: an equinox module makes a new object each time
-    if begins is None:
-        return np.array([constant(y, weights) for y in responses])
-    pairs = zip(responses, begins, strict=True)
-    return np.array([constant(y, weights[a : a + len(y)]) for y, a in pairs])
+    if weights is None:
+        weights = np.broadcast_to(1.0, len(y))
+    parts = [slice(a, b) for a, b in itertools.pairwise(begins)]
+    own = lambda part: weights[part] if len(weights) == len(y) else weights
+    return np.array([constant(y[part], own(part)) for part in parts])

@@ -55,7 +55,9 @@ class Strata:
                 "a stratum; drop such rows"
             )
         codes, labels = factorize(column)
-        dropped = np.setdiff1d(np.arange(total), frame.rows, assume_unique=True)
+        dropped = np.zeros(0, int)
+        if len(frame.rows) < total:
+            dropped = np.setdiff1d(np.arange(total), frame.rows, assume_unique=True)
         found, first = np.unique(codes[dropped], return_index=True)
         names = ", ".join(repr(name) for name in frame.dropped_by)
         incomplete = {
@@ -90,43 +92,3 @@ class Strata:
             terms=tuple(terms), rows=frame.rows[rows], n_dropped=0, dropped_by={}, unweighted=None,
             spec=replace(frame.spec, terms=tuple(specs)),
         )  # fmt: skip
-
-
-class Segments:
-    """Rows sorted by stratum and group, the largest group first, and where each stratum and group begins.
-
-    Attributes
-    ----------
-    order : int (n,)
-        The frame's rows in that order.
-    group, within : int (n,)
-        Group of each of them, counted through all strata, and its place there.
-    rows, groups, largest : int (B,)
-        Rows and groups of each stratum, and rows of its largest group.
-    begin, first_group : int (B,)
-        Its first row and group.
-    count, rank, of_group : int (G,)
-        Rows of each group, its place in its stratum, and that stratum.
-    """
-
-    def __init__(self, strata: Strata, codes: np.ndarray):
-        B = len(strata.labels)
-        key = strata.code.astype(np.int64) * (int(codes.max(initial=0)) + 1) + codes
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
-        count, of_group = np.diff(np.append(first, len(key))), strata.code[order[first]]
-        by_size = np.lexsort((-count, of_group))
-        self.count, self.of_group = count[by_size], of_group[by_size]
-        begin = np.cumsum(self.count) - self.count
-        self.group = np.repeat(np.arange(len(first)), self.count)
-        self.within = np.arange(len(key)) - begin[self.group]
-        self.order = order[first[by_size][self.group] + self.within]
-        self.rows = np.bincount(strata.code, minlength=B)
-        self.begin = np.cumsum(self.rows) - self.rows
-        self.groups = np.bincount(self.of_group, minlength=B)
-        self.first_group = np.cumsum(self.groups) - self.groups
-        self.rank = np.arange(len(first)) - np.repeat(self.first_group, self.groups)
-        self.largest = np.zeros(B, np.int64)
-        full = self.groups > 0
-        self.largest[full] = self.count[self.first_group[full]]

@@ -128,7 +128,7 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     from jaxglmm.inference.likelihood import raw_covariance
 
     V = raw_covariance(state) if V is None else V
-    if x is None and (found := _native(state, problem, V)) is not None:
+    if (found := _native(state, problem, V, x)) is not None:
         return found
     normal, G, S = is_normal(state.family), len(state.terms[0].levels), len(state.terms[0].names)
     out = tuple(np.zeros((G, S)) for _ in range(3))
@@ -141,22 +141,24 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     return out
 
 
-def _native(state: State, problem, V: np.ndarray):
-    """`conditional` at the estimate by native code, where there is such for the fit; else None."""
+def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None):
+    """`conditional` by native code, where there is such for the fit; else None."""
     from jaxglmm.inference.likelihood import coordinates
 
     family, design, at = state.family, problem.design, coordinates(state)
-    if design is None or not design.terms or at.x[at.p] == 0 or not covers(family, design):
+    estimated, x = x is None, at.x if x is None else x
+    if design is None or not design.terms or x[at.p] == 0 or not covers(family, design):
         return None
     # The rows are laid out with scaled columns: b = effect / unit, psi = to_design x.
     term, scaling, layout = problem.frame.terms[0], problem.scaling, problem.layout
     unit = float(scaling.z_scale[0])
-    to_design = np.eye(len(at.x))
+    to_design = np.eye(len(x))
     to_design[: at.p, : at.p], to_design[at.p, at.p] = np.linalg.inv(scaling.to_columns()), unit
     modes = np.zeros((1, layout.n_slots))
-    modes[0, layout.slot] = (state.posteriors[0].mode[:, 0] / at.x[at.p])[term.codes]
+    if estimated:
+        modes[0, layout.slot] = (state.posteriors[0].mode[:, 0] / x[at.p])[term.codes]
     with jax.enable_x64(True):
-        found = group_effects(family, design, to_design @ at.x, to_design @ V @ to_design.T, modes, layout.first)
+        found = group_effects(family, design, to_design @ x, to_design @ V @ to_design.T, modes, layout.first)
     return tuple(found[:, k : k + 1] / unit ** (1 if k == 0 else 2) for k in range(3))
 
 

@@ -148,7 +148,7 @@ def _scaled(evaluate_psi, problem, at):
     A = to_scaled(problem, at)
 
     def evaluate_x(x):
-        value, gradient, hessian = evaluate_psi(jnp.asarray(A @ x))
+        value, gradient, hessian = evaluate_psi(A @ x)
         return float(value), A.T @ np.asarray(gradient), A.T @ np.asarray(hessian) @ A
 
     return evaluate_x

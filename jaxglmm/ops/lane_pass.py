@@ -145,14 +145,108 @@ def _call(family, rows: LaneRows, which, psi, points, log_weights, nodes, modes,
     k, m = psi.shape
     value, gradient, hessian = np.empty(k), np.empty((k, m)), np.empty((k, m, m))
     told = np.empty((k, spread)) if spread else None
-    at = lambda array: None if array is None else array.ctypes.data
-    problem = _Problem(
-        at(rows.X), at(rows.y), at(rows.weights), at(rows.offset), at(rows.z), at(rows.design_row),
-        at(rows.response_row), at(rows.begin), 0 if len(rows.begin) == 1 else rows.begin.shape[1], len(rows.X),
-        rows.X.shape[1], rows.effects, rows.groups, rows.shared, fused.FAMILIES[family.name, family.link],
-        at(which), k, at(psi), at(points), at(log_weights), 0 if points is None else points.shape[1], nodes,
-        at(modes), at(value), at(gradient), at(hessian), at(told),
-    )  # fmt: skip
+    problem = _problem(family, rows, points, log_weights, nodes, modes)
+    problem.which, problem.fits, problem.psi = _at(which), k, _at(psi)
+    problem.value, problem.gradient, problem.hessian, problem.spread = map(_at, (value, gradient, hessian, told))
     if native.library().jaxglmm_lanes(ctypes.byref(problem), ctypes.c_int64(rows.threads)):
         raise MemoryError(f"no memory for the evaluation of {k:,} fits")
     return value, gradient, hessian, told
+
+
+def _at(array):
+    return None if array is None else array.ctypes.data
+
+
+def _problem(family, rows: LaneRows, points, log_weights, nodes, modes) -> _Problem:
+    """Without the fits, points and results."""
+    return _Problem(
+        X=_at(rows.X), y=_at(rows.y), weight=_at(rows.weights), offset=_at(rows.offset), z=_at(rows.z),
+        design_row=_at(rows.design_row), response_row=_at(rows.response_row), begin=_at(rows.begin),
+        begin_stride=0 if len(rows.begin) == 1 else rows.begin.shape[1], rows=len(rows.X), columns=rows.X.shape[1],
+        effects=rows.effects, groups=rows.groups, shared=rows.shared, family=fused.FAMILIES[family.name, family.link],
+        points=_at(points), log_weights=_at(log_weights), stride=0 if points is None else points.shape[1], nodes=nodes,
+        modes=_at(modes),
+    )  # fmt: skip
+
+
+@dataclass
+class Climbed:
+    """Where the native loop left each fit: as `optimise.batch_newton.BatchResult`, in the unknowns x (k, m).
+
+    Attributes
+    ----------
+    x, gradient, move : (k, m)
+    value, decrement : (k,)
+    hessian : (k, m, m)
+    reason, evaluations : int (k,)
+        Index into `batch_newton.REASONS`; one more where that has to go on.
+    spread : (k, 3 S + 1)
+        Without random effects: score, spread, level and largest |eta| at x.
+    """
+
+    x: np.ndarray
+    value: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    decrement: np.ndarray
+    move: np.ndarray
+    reason: np.ndarray
+    evaluations: np.ndarray
+    spread: np.ndarray
+
+
+class _Climb(ctypes.Structure):
+    """LaneClimb of kernels/cpu/lane_climb.cc."""
+
+    _fields_ = (
+        ("lanes", _Problem),
+        *((name, ctypes.c_void_p if name in ("which", "block", "even") else ctypes.c_int64)
+          for name in ("which", "fits", "entries", "triangle", "block", "unknowns", "even")),
+        ("tol", ctypes.c_double), ("iterations", ctypes.c_int64), ("watched", ctypes.c_int64),
+        ("nothing", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "value", "gradient", "hessian", "decrement", "move", "reason",
+                                               "evaluations", "spread")),
+    )  # fmt: skip
+
+
+def climb(
+    family, rows: LaneRows, which, x, *, nodes=None, modes=None, block=None, even, tol: float, iterations: int,
+    nothing: float = 0.0,
+) -> Climbed:  # fmt: skip
+    """Newton's method in the fits `which`, but for its hard case.
+
+    Parameters
+    ----------
+    x : (k, m)
+        (beta, entries e): where the lower triangle of Lambda, by columns, is block e.
+    nodes, modes
+        As in `marginal`; None without random effects.
+    block : (k, triangle, entries), optional
+    even : bool (m,)
+        Parameters of which the functions are even, that step in the logarithm of their size.
+    tol, iterations
+        Largest decrement, evaluations after the first.
+    nothing : float
+        Where it is positive, a fit stops when the size of its last unknown is below it.
+    """
+    k, m = x.shape
+    out = Climbed(
+        np.array(x, float), np.empty(k), np.empty((k, m)), np.empty((k, m, m)), np.empty(k), np.empty((k, m)),
+        np.empty(k, np.int64), np.empty(k, np.int64), np.full((k, 3 * rows.effects + 1), np.nan),
+    )  # fmt: skip
+    which, even = np.ascontiguousarray(which, np.int64), np.ascontiguousarray(even, np.uint8)
+    points, log_weights, count = None, None, 1
+    if nodes is not None:
+        points, log_weights = np.ascontiguousarray(nodes.points), np.ascontiguousarray(nodes.log_weights)
+        count = int(nodes.count)
+    block = None if block is None else np.ascontiguousarray(block, float)
+    problem = _Climb(
+        lanes=_problem(family, rows, points, log_weights, count, modes), which=_at(which), fits=k,
+        entries=0 if block is None else block.shape[2], triangle=0 if block is None else block.shape[1],
+        block=_at(block), unknowns=m, even=_at(even), tol=tol, iterations=iterations,
+        watched=m - 1 if nothing > 0 else -1, nothing=nothing,
+        **{name: _at(value) for name, value in vars(out).items() if name != "spread" or nodes is None},
+    )  # fmt: skip
+    if native.library().jaxglmm_lane_climb(ctypes.byref(problem), ctypes.c_int64(rows.threads)):
+        raise MemoryError(f"no memory for {k:,} fits")
+    return out

@@ -136,6 +136,7 @@ class _Fitter:
         return maximise_many(
             lambda k, x: self.lanes.glm(which[k], x), x, free=np.append(np.ones(self.p, bool), self.all_free[-1]),
             even=np.zeros(self.p + 1, bool), tol=tol, max_iterations=self.max_iterations,
+            begun=self.lanes.climb_glm(which, x, tol=tol, max_iterations=self.max_iterations),
         )  # fmt: skip
 
     def _start(self):
@@ -201,10 +202,14 @@ class _Fitter:
         """From x on, with this number of nodes."""
         if not len(which):
             return
-        nodes = padded_nodes(n_agq, self.S)
+        nodes, tol = padded_nodes(n_agq, self.S), tol or self.tol
+        begun = self.lanes.climb(
+            which, self.x[which], self.jacobian[which], nodes, even=self.even, tol=tol,
+            max_iterations=self.max_iterations, nothing=NOTHING if self.S == 1 else 0.0,
+        )  # fmt: skip
         result = maximise_many(
-            lambda k, x: self.at(which[k], x, nodes), self.x[which], free=self.all_free, even=self.even,
-            tol=tol or self.tol, max_iterations=self.max_iterations, stop=self.nothing if self.S == 1 else None,
+            lambda k, x: self.at(which[k], x, nodes), self.x[which], free=self.all_free, even=self.even, tol=tol,
+            max_iterations=self.max_iterations, stop=self.nothing if self.S == 1 else None, begun=begun,
         )  # fmt: skip
         self.x[which] = result.x
         self.out.n_agq[which] = n_agq

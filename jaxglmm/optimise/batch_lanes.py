@@ -13,6 +13,7 @@ from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.evaluate_many import GroupSpread, evaluate_glm_many, evaluate_many, group_spread_many
 from jaxglmm.ops import fused, lane_pass
 from jaxglmm.ops.lane_pass import LaneRows
+from jaxglmm.optimise.batch_newton import BatchResult
 
 
 # Lanes that programs evaluate together: as fewer remain they move to smaller arrays, one program for each size.
@@ -38,6 +39,8 @@ class RowLanes:
         self.evaluations = np.zeros(self.B, int)
         self._kept = fused.places(covariance, self.p)
         self._width = self.p + self.S * (self.S + 1) // 2 + 1
+        self._spread = np.full((self.B, 3 * self.S + 1), np.nan)
+        self._spread_at = np.full((self.B, self.p), np.nan)
 
     def __call__(self, which, psi, nodes):
         """Value (k,), gradient (k, m), Hessian (k, m, m) of the fits `which` at psi (k, m)."""
@@ -58,12 +61,43 @@ class RowLanes:
         value, gradient, hessian, *_ = lane_pass.fixed(self.family, self.rows, which, psi)
         return value + self.constant[which], gradient, hessian
 
+    def climb(self, which, x, J, nodes, *, even, tol, max_iterations, nothing) -> BatchResult:
+        """Newton's method from x (k, m), psi = J x, each fit at its own pace; `maximise_many` goes on from there."""
+        triangle = np.zeros((len(which), self._width - self.p - 1, x.shape[1] - self.p - 1))
+        triangle[:, self._kept[self.p : -1] - self.p] = J[:, self.p : -1, self.p : -1]
+        return self._climb(which, x, even, tol, max_iterations, nodes=nodes, block=triangle, nothing=nothing)
+
+    def climb_glm(self, which, x, *, tol, max_iterations) -> BatchResult:
+        """The same without random effects."""
+        return self._climb(which, x, np.zeros(x.shape[1], bool), tol, max_iterations)
+
+    def _climb(self, which, x, even, tol, max_iterations, nodes=None, block=None, nothing=0.0):
+        # These families have no dispersion, the last unknown.
+        found = lane_pass.climb(
+            self.family, self.rows, which, x[:, :-1], nodes=nodes, modes=None if nodes is None else self.modes,
+            block=block, even=even[:-1], tol=tol, iterations=max_iterations, nothing=nothing,
+        )  # fmt: skip
+        self.evaluations[which] += found.evaluations
+        if nodes is None:
+            self._spread[which], self._spread_at[which] = found.spread, found.x
+        wider = lambda v: np.concatenate([v, np.zeros((len(v), 1))], 1)
+        hessian = np.zeros((len(x), x.shape[1], x.shape[1]))
+        hessian[:, :-1, :-1] = found.hessian
+        x = np.concatenate([found.x, x[:, -1:]], 1)
+        return BatchResult(
+            x, found.value + self.constant[which], wider(found.gradient), hessian, found.decrement, wider(found.move),
+            np.zeros(len(x), bool), found.reason,
+        )  # fmt: skip
+
     def spread(self, psi) -> GroupSpread:
         """Of all lanes."""
-        *_, score, spread, level, largest = lane_pass.fixed(self.family, self.rows, np.arange(self.B), psi)
+        new = np.flatnonzero((self._spread_at != psi[:, :-1]).any(1))
+        if len(new):
+            self._spread[new] = np.column_stack(lane_pass.fixed(self.family, self.rows, new, psi[new])[3:])
+        score, spread, level, largest = np.split(self._spread, self.S * np.arange(1, 4), axis=1)
         weights = self.rows.weights
         live = self.rows.totals(None if weights is None else (weights > 0).astype(float))
-        return GroupSpread(score, spread, level, live, largest)
+        return GroupSpread(score, spread, level, live, largest[:, 0])
 
     def start(self):
         """Linear predictors (B,) and log dispersions (B,) to begin with, of fits with no column but an intercept."""
@@ -161,6 +195,11 @@ class DesignLanes:
     def design(self, i: int) -> Design:
         """The design of one fit."""
         return self.batch.lane(i)
+
+    def climb(self, *_, **__):
+        """Each step is taken for all lanes: nothing is begun here."""
+
+    climb_glm = climb
 
 
 @jax.jit

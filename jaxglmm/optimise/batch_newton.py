@@ -14,7 +14,7 @@ from jaxglmm.optimise.newton import LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, 
 
 
 REASONS = ("converged", "stalled", "limit", "not finite", "stopped")
-_CONVERGED, _STALLED, _LIMIT, _NOT_FINITE, _STOPPED, _RUNNING = range(6)
+_CONVERGED, _STALLED, _LIMIT, _NOT_FINITE, _STOPPED, _RUNNING = range(6)  # kernels/cpu/newton.h has them too
 
 
 @dataclass
@@ -54,6 +54,7 @@ def maximise_many(
     tol: float = 1e-12,
     max_iterations: int = 100,
     stop: Callable | None = None,
+    begun: BatchResult | None = None,
 ) -> BatchResult:
     """Maximise B functions of m parameters.
 
@@ -72,6 +73,8 @@ def maximise_many(
         Evaluations of a lane after its first.
     stop : callable, optional
         (lanes (k,), x (k, m)) -> bool (k,): lanes that need not go on, "stopped".
+    begun : BatchResult, optional
+        What another loop has found, which is not evaluated again; lanes go on whose reason there is none of `REASONS`.
 
     Returns
     -------
@@ -80,9 +83,14 @@ def maximise_many(
     x = np.array(x0, float)
     B = len(x)
     free = np.broadcast_to(free, x.shape)
-    value, gradient, hessian = _checked(evaluate, np.arange(B), x)
-    radius, decrement, move = np.full(B, np.inf), np.full(B, np.inf), np.zeros_like(x)
-    reason = np.where(np.isfinite(value), _RUNNING, _NOT_FINITE)
+    radius = np.full(B, np.inf)
+    if begun is None:
+        value, gradient, hessian = _checked(evaluate, np.arange(B), x)
+        decrement, move = np.full(B, np.inf), np.zeros_like(x)
+        reason = np.where(np.isfinite(value), _RUNNING, _NOT_FINITE)
+    else:
+        x, value, gradient, hessian = begun.x, begun.value, begun.gradient, begun.hessian
+        decrement, move, reason = begun.decrement, begun.step, begun.reason
     for iteration in range(max_iterations + 1):
         a = np.flatnonzero(reason == _RUNNING)
         if stop is not None:

@@ -9,6 +9,7 @@ psi = (beta, free entries of Lambda, log dispersion) of an evaluation is linear.
 import math
 from dataclasses import dataclass, replace
 
+import equinox as eqx
 import numpy as np
 
 from jaxglmm.errors import DataError, SeparationError
@@ -27,6 +28,8 @@ _CAPACITIES = (128, 1024, 8192, 65536, 262144)
 NOTHING = 1e-4
 # Below this, zero is tried where effects covary; with several effects, steps before it is tried come to this many.
 LITTLE, _FIRST_STEPS = 0.02, 40
+# A start's diagonal of R is at least this: zero itself is stationary, and no start should lie on it.
+_LEAST_FIRST = 0.05
 # On these links an effect of this size turns any mean into its bound, or into e^100 times itself.
 BOUNDED_LINKS, LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
@@ -180,20 +183,20 @@ def fit_marginal(
     if base is None and fixed_factor is not None:
         base = np.eye(S)
     elif base is None:
-        base = base_factor(covariance, np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0], groups[2])
-    factor = np.eye(S) if fixed_factor is None else fixed_factor
+        base = base_factor(covariance, _counting(design), groups[2])
+    extra = 0
     if fixed_factor is not None:
-        free[p : p + q] = False
-    elif near is None and S == 1:
-        score, spread, _ = groups
-        first = np.sqrt(max(2 * score[0] / max(spread[0], 1e-300), 0.0))
-        factor = np.clip(first / base, 0.1, 1.0)
-    state = _State(family, design, determinant, callback, free, even, base, tol, max_iterations)
+        factor, free[p : p + q] = fixed_factor, False
+    elif near is None:
+        factor, extra = _first_factor(family, design, glm, groups, base)
+    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations)
     if near is None:
         assert glm is not None
         x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
     else:
         x = np.linalg.solve(state.jacobian, near)
+        if fixed_factor is None:
+            x[even] = np.maximum(x[even], _LEAST_FIRST)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
 
     steps = min(_FIRST_STEPS, max_iterations) if S > 1 else None
@@ -212,7 +215,7 @@ def fit_marginal(
     result, free = state.settle(result, nodes)
     if not determinant:
         # A ridge is compared digit by digit, not in standard errors: the step that is known already is taken.
-        result = replace(result, x=result.x + _newton_step(result, free))
+        result = replace(result, x=result.x + newton_step(result, free))
     # With a zero variance the fit without random effects is a rival that an interior start may not reach.
     if fixed_factor is None and glm is not None and glm.value > result.value + 1e-9 * abs(glm.value):
         free = state.free.copy()
@@ -232,12 +235,13 @@ def fit_marginal(
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
     _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + (0 if glm is None else glm.iterations + 1) + passes)
+    convergence.passes = float(state.evaluations + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
 
-def _newton_step(result, free):
+def newton_step(result, free) -> np.ndarray:
+    """From the end of a search that converged to the maximum of its quadratic model, over the coordinates `free`."""
     step, kept = np.zeros_like(result.x), np.flatnonzero(free)
     if result.converged and len(kept):
         step[kept] = np.linalg.lstsq(-result.hessian[np.ix_(kept, kept)], result.gradient[kept])[0]
@@ -255,19 +259,43 @@ def base_factor(covariance, z, level) -> np.ndarray:
     level : (S,)
         sum z^2 w over the rows, w the information in eta.
     """
-    S = covariance.n_effects
-    shift, centred = np.eye(S), z.copy()
+    shift = _centring(covariance, z)
+    # The mean information of a row, from any effect's level sum z^2 w.
+    information = np.max(level / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
+    size = 1 / np.sqrt(information * np.maximum(np.square(shift.T @ z).mean(1), 1e-300))
+    return covariance.canonical(shift * size)
+
+
+def _centring(covariance, z):
+    """(S, S) whose transpose takes the columns to such as a constant one among those they covary with centres."""
+    shift = np.eye(covariance.n_effects)
     for block in covariance.blocks:
         for k in (k for k in block if np.ptp(z[k]) == 0 and z[k, 0] != 0):
             for a in block:
                 if a != k:
                     shift[k, a] = -np.mean(z[a]) / z[k, 0]
-                    centred[a] = z[a] + shift[k, a] * z[k]
             break
-    # The mean information of a row, from any effect's level sum z^2 w.
-    information = np.max(level / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
-    size = 1 / np.sqrt(information * np.maximum(np.square(centred).mean(1), 1e-300))
-    return covariance.canonical(shift * size)
+    return shift
+
+
+def _counting(design):
+    """Columns of the effects (S, n) in the rows that count."""
+    return np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0]
+
+
+def _first_factor(family, design, glm, groups, base):
+    """R (S, S) to begin with, and passes taken: independent effects on centred columns, of the size that the score of
+    each variance at zero tells, at most Lambda_0's."""
+    covariance, passes = design.terms[0].covariance, 0
+    shift = np.eye(1) if covariance.n_effects == 1 else _centring(covariance, _counting(design))
+    if (shift != np.eye(len(shift))).any():
+        centred = eqx.tree_at(lambda d: d.terms[0].z, design, shift.T @ design.terms[0].z)
+        groups, passes = evaluate_glm(family, centred, glm.x)[3], 1
+    score, spread = (np.asarray(v) for v in groups[:2])
+    back = np.linalg.solve(shift, base)
+    size = np.sqrt(np.square(back).sum(1))
+    first = np.sqrt(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0))
+    return np.linalg.solve(base, covariance.canonical(shift * np.clip(first, 0.1 * size, size))), passes
 
 
 def _check_growth(family, design, raw, convergence):
@@ -287,7 +315,7 @@ def _check_growth(family, design, raw, convergence):
         )
 
 
-class _State:
+class Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
     def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations):

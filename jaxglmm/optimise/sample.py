@@ -30,7 +30,7 @@ class Start:
     glm : (p + 1,) or None
         Of (beta, log dispersion) without random effects; None where no sample was fitted.
     psi : (m,) or None
-        Of all parameters; None also where the sample's fit is singular or did not converge.
+        Of all parameters; None also where the sample's fit did not converge, or where its only variance is zero.
     base : (S, S) or None
         Lambda_0, where the random effects are held or so clear in the sample that all rows need no fit without them: a
         sample that no direction separates cannot lie within rows that one does.
@@ -103,7 +103,8 @@ def sampled_start(family, design, intercept, *, names, factor=None, determinant=
         family, part, glm, groups, n_agq=nodes, fixed_factor=factor, determinant=determinant, tol=_TOLERANCE
     )
     passes = share * solution.convergence.passes
-    if not solution.convergence.converged or solution.convergence.singular:
+    effects = part.terms[0].covariance.n_effects
+    if not solution.convergence.converged or (solution.convergence.singular and effects == 1):
         return Start(glm.x, passes=passes)
     if factor is not None:
         return Start(glm.x, solution.psi, np.eye(len(factor)), passes)

@@ -1,15 +1,12 @@
-// Work on the caller's own arrays, before there is anything for XLA to run: columns of any type, and threads.
+// The caller's own arrays, before there is anything for XLA to run: columns of any type.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
-#define JAXGLMM_EXPORT extern "C" __attribute__((visibility("default")))
+#include "threads.h"
 
 namespace jaxglmm {
 
@@ -50,29 +47,6 @@ inline T value(const char* at) {
   T v;
   std::memcpy(&v, at, sizeof v);
   return v;
-}
-
-// Calls body(k) for k = 0 ... count - 1, on as many threads as asked for.
-template <typename Body>
-void for_each(int64_t count, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t k; (k = next.fetch_add(1)) < count;) body(k);
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t k = 1; k < std::min(threads, count); ++k) others.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads to be had: those that there are do the work
-  }
-  work();
-  for (std::thread& other : others) other.join();
-}
-
-// Calls body(begin, end) for pieces of `rows` of so many.
-template <typename Body>
-void for_pieces(int64_t rows, int64_t piece, int64_t threads, const Body& body) {
-  for_each((rows + piece - 1) / piece, threads,
-           [&](int64_t k) { body(k * piece, std::min((k + 1) * piece, rows)); });
 }
 
 }  // namespace jaxglmm

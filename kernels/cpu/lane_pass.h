@@ -2,6 +2,7 @@
 // lanes and no group is padded to a class. What is computed is that of the fused pass.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "fused_pass.h"
@@ -40,5 +41,15 @@ struct LaneTarget {
 };
 
 const LaneTarget& best_lane_target();
+
+// Rows of the largest group of some fits.
+inline int64_t largest_group(const LaneProblem& q, const int64_t* which, int64_t fits) {
+  int64_t largest = 1;
+  for (int64_t b = 0; b < (q.begin_stride ? fits : std::min<int64_t>(fits, 1)); ++b) {
+    const int32_t* begin = q.begin + which[b] * q.begin_stride;
+    for (int64_t g = 0; g < q.groups; ++g) largest = std::max<int64_t>(largest, begin[g + 1] - begin[g]);
+  }
+  return largest;
+}
 
 }  // namespace jaxglmm

@@ -1,0 +1,215 @@
+"""From a problem to its estimate: the objective that fits it is chosen and maximised."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from jaxglmm.design.design import make_design
+from jaxglmm.design.factor_products import dense_order
+from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.model.covariance import side_by_side
+from jaxglmm.modes.solver import DENSE_LIMIT
+from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
+from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
+from jaxglmm.optimise.report import (
+    gaussian_estimate,
+    glm_estimate,
+    marginal_estimate,
+    marginal_posterior,
+    normal_posterior,
+)
+from jaxglmm.optimise.sample import sampled_start
+from jaxglmm.problem import Problem, is_linear, with_rows
+
+
+# With fewer rows in the median level of the largest of several factors Laplace's approximation is warned of.
+_FEW_ROWS = 10
+
+
+def estimate_problem(
+    problem: Problem, *, method="auto", n_agq=None, reml=False, theta=None, solver="auto", tol=1e-12,
+    max_iterations=100, callback=None,
+) -> tuple[Estimate, Sequence[Posterior]]:  # fmt: skip
+    """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
+    frame, family = problem.frame, problem.family
+    term = frame.terms[0] if frame.terms else None
+    factors = None if theta is None else held_factors(theta, frame.terms)
+    if problem.cross is not None:
+        return _estimate_gaussian(
+            problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
+        )
+    if len(frame.terms) > 1:
+        if reml:
+            raise NotYetError(
+                f"REML is computed from a dense matrix of order {DENSE_LIMIT:,} at most, and beside the factor with "
+                f"most levels there are {dense_order(frame.terms):,} effects: use reml=False"
+            )
+        return _estimate_several(
+            problem, method, n_agq, factors, solver, tol=tol, max_iterations=max_iterations, callback=callback
+        )
+    factor = factors[0] if factors else None
+    intercept = problem.scaling.intercept
+    if term is None:
+        glm, _ = fit_glm(family, problem.design, intercept, names=frame.names, tol=tol, callback=callback)
+        return glm_estimate(problem, glm), ()
+    nodes, auto = quadrature_rule(method, n_agq, term)
+    factor = None if factor is None else problem.scaling.factor_from_columns(factor)
+    held = {"factor": factor, "determinant": method != "joint"}
+    start = sampled_start(family, problem.design, intercept, names=frame.names, n_agq=nodes, auto=auto, **held)
+    glm = groups = None
+    if start.base is None:
+        # Inside of the parameter space the fit without random effects only shows that a variance is worth having.
+        glm_tol = tol if start.psi is None else max(tol, 1e-2)
+        glm, groups = fit_glm(
+            family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
+        )
+    solution: Solution = fit_marginal(
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
+        passes=start.passes,
+        fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
+    )  # fmt: skip
+    estimate = marginal_estimate(problem, solution, joint=method == "joint")
+    return estimate, Posteriors(lambda: [marginal_posterior(problem, solution)])
+
+
+def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
+    """Nodes per effect to begin with, and whether to climb the ladder from there.
+
+    Raises
+    ------
+    DataError
+        For more effects than quadrature takes.
+    """
+    n_effects = term.z.shape[0]
+    auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
+    nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
+    if method == "agq" and n_agq is None:
+        nodes = NODE_LADDER.get(n_effects, (9,))[0]
+    if nodes > 1 and n_effects > 3:
+        raise DataError(
+            f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
+        )
+    return nodes, auto
+
+
+def _estimate_several(problem, method, n_agq, factors, solver, **options):
+    from jaxglmm.modes.solver import choose_solver
+    from jaxglmm.optimise.several_fit import fit_several
+    from jaxglmm.optimise.several_report import several_estimate, several_posteriors
+
+    exact = is_linear(problem.family)  # Laplace's approximation to a normal integral is the integral
+    nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
+    nodes = 1 if exact else nodes
+    if problem.nested is not None and method != "joint" and solver in ("auto", "separable"):
+        return _estimate_nested(problem, factors, nodes, **options)
+    problem = problem if problem.rows is not None else with_rows(problem)
+    frame, design = problem.frame, problem.rows
+    assert design is not None
+    solution = fit_several(
+        problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
+        groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
+        determinant=method != "joint", quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
+    )  # fmt: skip
+    if nodes == 1 and method != "joint" and not exact:
+        _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=design.nested)
+    estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
+    if exact:
+        estimate = replace(estimate, method="ml", n_agq=None)
+    return estimate, several_posteriors(problem, solution)
+
+
+def _estimate_nested(problem, factors, nodes, **options):
+    from jaxglmm.optimise.nested_fit import fit_nested
+    from jaxglmm.optimise.several_report import nested_posteriors, several_estimate
+
+    frame, design = problem.frame, problem.nested
+    solution, effects = fit_nested(
+        problem.family, design, problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms],
+        factors=_scaled_factors(factors, design.terms), nodes=padded_nodes(nodes, 1) if nodes > 1 else None, **options,
+    )  # fmt: skip
+    if nodes == 1:
+        _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
+    return several_estimate(problem, design.terms, solution), Posteriors(lambda: nested_posteriors(problem, effects))
+
+
+def _scaled_factors(factors, terms):
+    return None if factors is None else [t.factor_from_columns(f) for t, f in zip(terms, factors, strict=True)]
+
+
+def _nested_quadrature(problem, nodes):
+    from jaxglmm.objectives.nested_quadrature import NestedQuadrature
+
+    frame, design, scaling = problem.frame, problem.rows, problem.scaling
+    finest = design.order[0]
+    term = frame.terms[finest]
+    tiles, layout = make_design(
+        frame.y, frame.X, weights=frame.weights, offset=frame.offset, codes=term.codes, n_groups=len(term.levels),
+        z=term.z, blocks=term.blocks, scaling=replace(scaling, z_scale=design.terms[finest].z_scale),
+    )  # fmt: skip
+    rule = padded_nodes(nodes, 1)
+    return NestedQuadrature(problem.family, design, jax.device_put(tiles), layout, term.codes, rule)
+
+
+def _warn_of_few_rows(solution, term, *, nested):
+    median = np.median(np.bincount(term.codes))
+    if median < _FEW_ROWS:
+        remedy = "method='agq' integrates its effects by quadrature" if nested else "read its variance with care"
+        solution.convergence.warnings.append(
+            f"{term.group!r} has {median:g} rows in its median level: Laplace's approximation is biased for so few, "
+            f"towards small variances; {remedy}"
+        )
+
+
+def _estimate_gaussian(problem, *, reml, factors, **options):
+    found = fit_gaussian(problem.cross, reml=reml, factor=side_by_side(factors) if factors else None, **options)
+    estimate = gaussian_estimate(problem, found, reml=reml)
+    if not problem.frame.terms:
+        return estimate, ()
+    return estimate, Posteriors(lambda: _gaussian_posteriors(problem, found))
+
+
+def _gaussian_posteriors(problem, found):
+    counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
+    with jax.enable_x64(True):
+        modes = found.effects or [gaussian_modes(problem.cross, found)]
+    return [normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True)]
+
+
+def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:
+    """Lambda (S, S) of each term from the caller's {group: sd, sds or covariance matrix}.
+
+    Raises
+    ------
+    DataError
+    """
+    if not terms or not isinstance(theta, dict) or set(theta) != {term.group for term in terms}:
+        expected = ", ".join(repr(term.group) for term in terms) or "no grouping factor"
+        raise DataError(
+            f"theta must map every grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
+            f"and the formula has {expected}"
+        )
+    return tuple(_held_factor(theta, term) for term in terms)
+
+
+def _held_factor(theta, term):
+    try:
+        value = np.asarray(theta[term.group], float)
+    except (TypeError, ValueError):
+        value = np.full(0, np.nan)
+    S = term.z.shape[0]
+    if value.ndim == 0 and S == 1:
+        value = np.square(value)[None, None] if value >= 0 else np.full((1, 1), np.nan)
+    elif value.ndim == 1 and value.shape == (S,):
+        value = np.diag(np.where(value >= 0, value, np.nan) ** 2)
+    if value.shape != (S, S) or not np.isfinite(value).all() or np.abs(value - value.T).max() > 1e-12:
+        raise DataError(
+            f"theta[{term.group!r}] must be {S} non-negative standard deviation(s) or a symmetric ({S}, {S}) "
+            f"covariance matrix on the link scale; found {theta[term.group]!r}"
+        )
+    try:
+        return np.linalg.cholesky(value) if value.any() else value
+    except np.linalg.LinAlgError:
+        raise DataError(f"theta[{term.group!r}] is not positive definite: {value.tolist()}") from None
