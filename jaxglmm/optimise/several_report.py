@@ -58,7 +58,8 @@ def several_posteriors(problem, solution) -> tuple[Posterior, ...]:
     """Posterior of every factor's effects given the estimates: normal around the mode, as Laplace has it."""
     design, H = problem.rows, solution.evaluation.H
     posteriors = []
-    diagonal = None if H is None else H.pattern.diagonal
+    with jax.enable_x64(True):
+        diagonal = None if H is None else H.diagonal
     factors = [t.factor_to_columns(f) for t, f in zip(design.terms, solution.factors, strict=True)]
     parts = design.split(solution.evaluation.u)
     for t, (term, factor, u) in enumerate(zip(design.terms, factors, parts, strict=True)):
