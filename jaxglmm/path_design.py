@@ -11,14 +11,14 @@ import numpy as np
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
-from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
+from jaxglmm.design.wide import DensePart, IndexPart, MatrixPart, WideColumns, index_moments, matrix_moments
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.formula.grouping import first_grouping
 from jaxglmm.formula.table import open_table, unknown_column
 from jaxglmm.model.penalties import column_factors
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.measure import Moments
-from jaxglmm.optimise.path import Weights
+from jaxglmm.optimise.path_model import Weights
 from jaxglmm.problem import Problem
 
 
@@ -37,6 +37,8 @@ class PathDesign:
     weights : Weights
     names : tuple of str
         Of all columns.
+    extras : list
+        Where the columns beyond the formula's come from.
     """
 
     design: Design
@@ -45,16 +47,29 @@ class PathDesign:
     scaling: Scaling
     weights: Weights
     names: tuple[str, ...]
+    extras: list["_Extra"]
+
+    def further(self, name: str) -> np.ndarray:
+        """Numbers (n,) of a column beyond the formula's, as it is."""
+        return next(extra.column(name) for extra in self.extras if name in extra.names)
 
 
 @dataclass(frozen=True)
 class _Extra:
-    """Columns beyond the formula's, in the rows that are kept: codes or a sparse matrix, moments, names."""
+    """Columns beyond the formula's, in the rows that are kept: codes (n,) or a matrix, moments, names."""
 
     part: Any
+    codes: bool
     mean: np.ndarray
     sd: np.ndarray
     names: tuple[str, ...]
+
+    def column(self, name: str) -> np.ndarray:
+        """Numbers (n,) of one column."""
+        j = self.names.index(name)
+        if self.codes:
+            return (self.part == j) * 1.0
+        return self.part[:, j] if isinstance(self.part, np.ndarray) else self.part[:, [j]].toarray()[:, 0]
 
 
 def lay_out_path(
@@ -109,13 +124,13 @@ def lay_out_path(
     parts: list[Any] = [DensePart(design.X)]
     for extra in extras:
         mine = slice(first, first + len(extra.names))
-        kind = IndexPart if isinstance(extra.part, np.ndarray) else SparsePart
+        kind = IndexPart if extra.codes else MatrixPart
         parts.append(kind(extra.part, layout.slot, center[mine], scale[mine]))
         first = mine.stop
     columns = WideColumns(tuple(parts), layout.slot, layout.n_slots)
     weights = Weights(float(alpha), f, penalty_unit(scale, sd, standardize))
     whole = Scaling(center, scale, scaling.intercept, scaling.z_scale)
-    return PathDesign(_without_columns(design), layout, columns, whole, weights, names)
+    return PathDesign(_without_columns(design), layout, columns, whole, weights, names, extras)
 
 
 def measure(frame) -> tuple[Scaling, Moments]:
@@ -168,23 +183,25 @@ def _without_columns(design):
 def _matrix(frame, X: Any, names) -> _Extra:
     from scipy import sparse
 
-    if not sparse.issparse(X):
-        X = np.asarray(X, float)
+    if sparse.issparse(X):
+        X = sparse.csc_matrix(X, dtype=float)
+        numbers = X.data
+    else:
+        numbers = X = np.asarray(X, float)
         if X.ndim != 2:
             raise DataError(f"X must have two dimensions, a row for each row of the data; found shape {X.shape}")
-    X = sparse.csc_matrix(X, dtype=float)
     total = int(frame.rows[-1]) + 1 if len(frame.rows) else 0
     expected = len(frame.rows) + frame.n_dropped
     if X.shape[0] != expected or X.shape[0] < total:
         raise DataError(f"X has {X.shape[0]} rows; expected {expected}, one for each row of the data")
-    if not np.isfinite(X.data).all():
+    if not np.isfinite(numbers).all():
         raise DataError("X has entries that are missing or infinite: fill them in")
     names = tuple(f"X{j}" for j in range(X.shape[1])) if names is None else tuple(map(str, names))
     if len(names) != X.shape[1]:
         raise DataError(f"X_names has {len(names)} names for the {X.shape[1]} columns of X")
     if frame.n_dropped:
-        X = X.tocsr()[frame.rows].tocsc()
-    return _Extra(X, *sparse_moments(X, frame.weights), names)
+        X = X[frame.rows] if isinstance(X, np.ndarray) else X.tocsr()[frame.rows].tocsc()
+    return _Extra(X, False, *matrix_moments(X, frame.weights), names)
 
 
 def _categorical(frame, data, name: str) -> _Extra:
@@ -196,7 +213,7 @@ def _categorical(frame, data, name: str) -> _Extra:
     if (codes < 0).any():
         raise DataError(f"column {name!r} of dummies= has missing values: give them a level of their own, or drop them")
     names = tuple(f"{name}[{label}]" for label in grouping.labels)
-    return _Extra(codes, *index_moments(codes, len(names), frame.weights), names)
+    return _Extra(codes, True, *index_moments(codes, len(names), frame.weights), names)
 
 
 def fold_labels(frame, cv, by: str, seed, total_rows: int) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from jaxglmm.fitting import check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.model.penalties import check_alpha
-from jaxglmm.optimise.cross_validation import fold_design, held_out, summarise_folds
+from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
 from jaxglmm.path_design import fold_labels, lay_out_path
@@ -119,7 +119,7 @@ def fit_path(
         for step, lam in enumerate(grid):
             solutions = solver.solve(lam)
             found.append(solutions[0])
-            scores.append([held_out(solver, i, laid.design) for i in range(1, len(models))])
+            scores.append(solver.held_out())
             if lam == 0:
                 solver.check_separation(0, laid.names, laid.scaling.intercept)
             line.update(step, solutions[0].loglik, solutions[0].kkt, None)
@@ -137,7 +137,7 @@ def fit_path(
         "family": family, "method": method, "n_agq": n_agq, "theta": theta, "weights": weights, "offset": offset,
         "levels": levels, "full_rank": full_rank,
     }  # fmt: skip
-    refit = Refit(formula, data, options, tuple(frame.names), tuple(laid.names))
+    refit = Refit(formula, data, options, tuple(frame.names), laid.further, frame.rows)
     report = along(frame, family, laid, found, gamma, scale)
     return Path(
         formula=formula, names=laid.names, lambdas=grid, alpha=float(alpha), n=len(frame.y), n_agq=null.n_agq,

@@ -13,7 +13,7 @@ from jaxglmm.optimise.estimate import Posteriors
 from jaxglmm.optimise.log_prior import LogPrior, PriorTerm
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.null_fit import Likelihood
-from jaxglmm.optimise.path import Weights
+from jaxglmm.optimise.path_model import Weights
 from jaxglmm.optimise.penalised_fit import fit_penalised
 from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
 from jaxglmm.path_design import lay_out_rows, measure, penalty_unit
