@@ -244,7 +244,8 @@ class PathSolver:
         conditions.
         """
         W, p = self.set.at, len(self.weights.factors)
-        X, inside = self.set.X, np.ones(len(W), bool)
+        X: Any = self.set.X
+        inside = np.ones(len(W), bool)
         psi = {i: self._psi(i, x) for i, x in asked.items()}
         wide = last and not second and self.columns.dense is not None and not self.set.whole
         if wide:
@@ -261,8 +262,7 @@ class PathSolver:
             gradient = gradient[np.append(inside, np.ones(len(model.free), bool))]
             if model.prior is not None:
                 extra = model.prior(asked[i][: len(W)], psi[i][-len(model.free) :], W)
-                value, gradient = value + extra[0], gradient + extra[1]
-                hessian = hessian + extra[2] if second else None
+                value, gradient, hessian = value + extra[0], gradient + extra[1], hessian + extra[2]
             kept = np.append(np.ones(len(W), bool), model.free)
             loss = -value / model.total if np.isfinite(gradient).all() else np.inf
             curvature = -hessian[np.ix_(kept, kept)] / model.total if second else None
