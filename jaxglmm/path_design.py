@@ -1,7 +1,7 @@
 """Rows and columns of penalised fits: a formula's columns, a further matrix, and categoricals kept as their codes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxglmm.model.penalties import column_factors
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.measure import Moments
 from jaxglmm.optimise.path_model import Weights
-from jaxglmm.problem import Problem
+from jaxglmm.problem import Problem, with_rows
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,19 @@ class _Extra:
 
 
 def lay_out_path(
-    frame, family, data, *, alpha, factors, standardize, X=None, X_names=None, dummies=(), estimated=True, bare=False
+    frame,
+    family,
+    data,
+    *,
+    alpha,
+    factors,
+    standardize,
+    X=None,
+    X_names=None,
+    dummies=(),
+    estimated=True,
+    precision="double",
+    bare=False,
 ) -> PathDesign:
     """Check the unpenalised columns, and lay out rows and columns.
 
@@ -91,6 +103,7 @@ def lay_out_path(
         Columns of the table, each a categorical all of whose levels get a column.
     estimated : bool
         Whether the covariance of the random effects is.
+    precision : {"double", "mixed"}
     bare : bool
         Whether the path ends without a penalty, where columns must be of full rank.
 
@@ -98,6 +111,11 @@ def lay_out_path(
     ------
     DataError, NotYetError
     """
+    if len(frame.terms) > 1:
+        raise NotYetError(
+            f"paths take one grouping factor for now; the formula has {len(frame.terms)}: keep the one that matters "
+            "most, join them as (1 | a:b), or fit one lambda at a time with jg.fit(penalty=)"
+        )
     scaling, found = measure(frame)
     extras = [_matrix(frame, X, X_names)] if X is not None else []
     extras += [_categorical(frame, data, name) for name in dummies]
@@ -113,7 +131,7 @@ def lay_out_path(
             f"lambdas ends with 0, where {rows} rows cannot determine {usable.sum()} columns: leave the 0 out"
         )
     unpenalised = np.flatnonzero(usable[:first] if bare else f[:first] == 0)
-    problem = lay_out_rows(frame, family, scaling, unpenalised, estimated=estimated)
+    problem = lay_out_rows(frame, family, scaling, unpenalised, estimated=estimated, precision=precision)
     design, layout = problem.design, problem.layout
     assert design is not None and layout is not None
     mean = np.concatenate([found.mean, *(extra.mean for extra in extras)])
@@ -134,37 +152,32 @@ def lay_out_path(
 
 
 def measure(frame) -> tuple[Scaling, Moments]:
-    """Scaling and moments of a frame's columns.
-
-    Raises
-    ------
-    NotYetError
-        For several grouping factors.
-    """
-    if len(frame.terms) > 1:
-        raise NotYetError(
-            f"penalties, priors and paths take one grouping factor for now; the formula has {len(frame.terms)}: keep "
-            "the one that matters most, or join them as (1 | a:b)"
-        )
+    """Scaling and moments of a frame's columns."""
     X = Columns(frame.columns, len(frame.y))
     found = frame.moments
-    return column_scaling(X, frame.weights, frame.terms[0].z if frame.terms else None, found), found
+    return column_scaling(X, frame.weights, frame.terms[0].z if len(frame.terms) == 1 else None, found), found
 
 
-def lay_out_rows(frame, family, scaling, unpenalised, *, estimated: bool) -> Problem:
-    """Check the unpenalised columns (k,), and lay the rows out; every family's in slots.
+def lay_out_rows(frame, family, scaling, unpenalised, *, estimated: bool, precision="double") -> Problem:
+    """Check the unpenalised columns (k,), and lay the rows out: in slots, or as they are for several factors.
 
     Raises
     ------
-    DataError
+    DataError, NotYetError
     """
     check_frame(frame, family, estimated=estimated, columns=unpenalised)
+    if len(frame.terms) > 1:
+        if precision != "double":
+            raise NotYetError("precision='mixed' takes one grouping factor with penalty= or prior=: leave it out")
+        return with_rows(Problem(frame, family, scaling))
     rows = {"weights": frame.weights, "offset": frame.offset}
     for term in frame.terms:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
     constant = family.constant(frame.y, frame.weights)
     X = Columns(frame.columns, len(frame.y))
-    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    dtype = np.float64 if precision == "double" else np.float32
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, dtype=dtype, **rows)
+    design = replace(design, constant=np.asarray(constant, np.float64))
     # The arrays are aligned and nobody else's: JAX takes them over without a copy.
     return Problem(frame, family, scaling, jax.device_put(design, may_alias=True), layout)
 
@@ -177,7 +190,7 @@ def penalty_unit(scale, sd, standardize: bool) -> np.ndarray:
 def _without_columns(design):
     import equinox as eqx
 
-    return eqx.tree_at(lambda d: d.X, design, jnp.zeros((design.y.shape[0], 0)))
+    return eqx.tree_at(lambda d: d.X, design, jnp.zeros((design.y.shape[0], 0), design.X.dtype))
 
 
 def _matrix(frame, X: Any, names) -> _Extra:

@@ -87,6 +87,18 @@ def test_a_path_begins_where_the_first_column_enters(path, members):
     assert path.df[0] == 2 and path.kkt.max() <= 1e-6
 
 
+def test_the_first_lambda_is_exact():
+    """All coefficients are zero there, and not a hair below."""
+    rng = np.random.default_rng(8)
+    for case in range(4):
+        X, g = rng.standard_normal((200, 3)), np.repeat(np.arange(50), 4)
+        data = {"a": X[:, 0], "b": X[:, 1], "c": X[:, 2], "g": g, "y": (rng.random(200) < 0.3 + 0.2 * (g % 3)) * 1.0}
+        options = {"family": "binomial", "method": "laplace", "alpha": 1.0 - 0.5 * (case % 2)}
+        first = jg.fit_path("y ~ a + b + c + (1 | g)", data, n_lambdas=1, **options)
+        below = jg.fit_path("y ~ a + b + c + (1 | g)", data, lambdas=first.lambdas * (1 - 1e-6), **options)
+        assert (first.coef[0, 1:] == 0).all() and (below.coef[0, 1:] != 0).sum() == 1
+
+
 def test_each_point_of_a_path_is_the_fit_with_that_penalty(path, members):
     for at in (4, 9):
         penalty = jg.ElasticNet(path.lambdas[at], standardize=True)
@@ -206,6 +218,7 @@ def test_a_working_set_gives_what_all_columns_give(members, monkeypatch):
     options = {"family": "binomial", "method": "laplace", "n_lambdas": 8, "lambda_min_ratio": 0.1, "X": X}
     every = jg.fit_path("y ~ x0 + x1 + (1 | g)", members, **options)
     monkeypatch.setattr(module, "_LITTLE_X", 0)
+    monkeypatch.setattr(module, "_LITTLE_WORK", 0)
     some = jg.fit_path("y ~ x0 + x1 + (1 | g)", members, **options)
     np.testing.assert_allclose(some.coef, every.coef, atol=1e-7)
     assert some.passes < every.passes and some.kkt.max() <= 1e-6

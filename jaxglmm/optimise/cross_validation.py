@@ -51,5 +51,5 @@ def fold_design(family, design, layout, y, weights, held: np.ndarray):
     """The design without the rows `held` (n,): they keep their slots, with weight zero."""
     left = np.where(held, 0.0, weights)
     constant = jnp.asarray(family.constant(y[~held], weights[~held]))
-    slots = jnp.asarray(layout.scatter(left))
+    slots = jnp.asarray(layout.scatter(left, dtype=design.weights.dtype))
     return eqx.tree_at(lambda d: (d.weights, d.constant), design, (slots, constant))

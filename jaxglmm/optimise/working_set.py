@@ -8,8 +8,10 @@ import numpy as np
 from jaxglmm.design.wide import WideColumns
 
 
-# Sizes of the working set, so that few programs are compiled; beyond, multiples of the last.
-_SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# Sizes of the working set, so that few programs are compiled; beyond, multiples of a number.
+_SIZES, _MULTIPLE = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512), 256
+# Room for what may be needed next, of what is needed: another set costs a Hessian.
+_ROOM = 1.3
 # Multiplications of a Hessian that are not worth a program of their own.
 _LITTLE_WORK = 5e8
 # With X no larger than this, all columns are read at once: one program instead of several.
@@ -46,8 +48,8 @@ class WorkingSet:
         """Hold `needed` (k,), filled up with the nearest (p,) of the others; whether the set has changed for that."""
         if self.X is not None and np.isin(needed, self.at).all():
             return False
-        least = max(len(needed), min((_LITTLE_WORK / self.columns.n_slots) ** 0.5, _SIZES[-1]))
-        size = next((s for s in _SIZES if s >= least), -(-len(needed) // _SIZES[-1]) * _SIZES[-1])
+        least = max(_ROOM * len(needed), min((_LITTLE_WORK / self.columns.n_slots) ** 0.5, _MULTIPLE))
+        size = next((s for s in _SIZES if s >= least), -int(-least // _MULTIPLE) * _MULTIPLE)
         if size >= len(self.usable) or self.columns.n_slots * len(self.usable) <= _LITTLE_X:
             self.at = self.usable
         else:
