@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -91,8 +92,7 @@ def estimate_penalised(
     terms = () if prior is None else prior_terms(prior, frame)
     options = {"estimated": theta is None, "precision": precision}
     problem, weights = lay_out(frame, family, penalty, terms, **options)
-    laid = problem.design if problem.rows is None else problem.rows
-    assert laid is not None
+    laid: Any = problem.design if problem.rows is None else problem.rows
     log_prior = None
     if terms:
         z_scales = (problem.scaling.z_scale,) if problem.rows is None else tuple(t.z_scale for t in laid.terms)

@@ -1,5 +1,7 @@
 """Fits whose rows are stored, or computed with, in float32, against the fit in float64."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -80,8 +82,8 @@ def test_a_path_in_mixed_precision_is_the_path_to_its_rounding():
     data = {f"x{j}": X[:, j] for j in range(4)} | {"g": g, "y": (rng.random(600) < 1 / (1 + np.exp(-eta))) * 1.0}
     formula, options = "y ~ x0 + x1 + x2 + x3 + (1 | g)", {"family": "binomial", "method": "laplace"}
     lambdas = {"lambdas": [0.05, 0.01], "cv": 3}
-    double = jg.fit_path(formula, data, **lambdas, **options)
-    mixed = jg.fit_path(formula, data, precision="mixed", **lambdas, **options)
+    double: Any = jg.fit_path(formula, data, **lambdas, **options)
+    mixed: Any = jg.fit_path(formula, data, precision="mixed", **lambdas, **options)
     np.testing.assert_allclose(mixed.coef, double.coef, atol=1e-6)
     np.testing.assert_allclose(mixed.cv.score, double.cv.score, atol=1e-6)
     assert mixed.kkt.max() <= 1e-6 and mixed.converged.all()
