@@ -117,7 +117,7 @@ def effects_near(problem: Problem, weights: np.ndarray, near: Estimate | None, *
         solution = refit_marginal(problem, near, held=held)
         if solution is None:
             return None
-        posterior = marginal_posterior(problem, solution, polish=False)
+        posterior = marginal_posterior(problem, solution, brief=True)
         return _effects(problem, marginal_estimate(problem, solution), posterior)
 
 

@@ -16,7 +16,7 @@ def covers(family, design) -> bool:
     return one and fused.covers(family, design, platforms=("cpu",))
 
 
-def group_moments(family, design, nodes, psi, modes, first):
+def group_moments(family, design, nodes, psi, modes, first, *, keep=True):
     """Posterior of u in each level, given the parameters.
 
     Parameters
@@ -31,17 +31,19 @@ def group_moments(family, design, nodes, psi, modes, first):
         Conditional modes at psi, equal in all slots of a group.
     first : int (G,)
         First slot of each level.
+    keep : bool
+        Return the weights of the nodes.
 
     Returns
     -------
     moments : (G, 3)
         H^(-1/2) at the mode, posterior mean and variance.
-    weights : (G, K)
+    weights : (G, K) or (G, 0)
         Of the nodes mode + sqrt(2) H^(-1/2) z_k, with sum 1.
     """
     native.register()  # a stored program is run without the tracing that would do it
     level = _levels(design, first)
-    found = _group_moments(family, design, nodes, psi, modes, level, levels=round_up(len(first)))
+    found = _group_moments(family, design, nodes, psi, modes, level, levels=round_up(len(first)), keep=keep)
     return tuple(np.asarray(v)[: len(first)] for v in found)
 
 
@@ -82,9 +84,9 @@ def _levels(design, first):
     return level
 
 
-@program(static=("family", "levels"))
-def _group_moments(family, design, nodes, psi, modes, level, *, levels):
-    result = [jax.ShapeDtypeStruct((levels, k), np.float64) for k in (3, nodes.points.shape[1])]
+@program(static=("family", "levels", "keep"))
+def _group_moments(family, design, nodes, psi, modes, level, *, levels, keep):
+    result = [jax.ShapeDtypeStruct((levels, k), np.float64) for k in (3, keep * nodes.points.shape[1])]
     return native.call(
         "group_moments", result, *_rows(design, modes, level), psi, nodes.points[0], nodes.log_weights,
         block=np.int64(design.index.block), family=_number(family),

@@ -92,11 +92,12 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
     )
 
 
-def marginal_posterior(problem, solution, *, polish: bool = True) -> Posterior:
+def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
     """Posterior of every level's effects given the estimates.
 
-    Without `polish` the solution's modes, which may be one step of the parameters behind, are taken as they are where
-    native code allows it: moments by as many nodes do not depend on where exactly these lie.
+    A `brief` one is for its means and covariances: where native code is there it comes without the weights of the
+    nodes, and from modes that are a step of the parameters old, since moments do not depend on where exactly the nodes
+    lie.
     """
     frame, layout, scaling = problem.frame, problem.layout, problem.scaling
     covariance = problem.design.terms[0].covariance
@@ -109,7 +110,7 @@ def marginal_posterior(problem, solution, *, polish: bool = True) -> Posterior:
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
     with jax.enable_x64(True):
-        moments = _moments_of_levels(problem, solution, nodes, polish)
+        moments = _moments_of_levels(problem, solution, nodes, brief)
     root = np.einsum("ab,bcg->gac", factor, moments.root)
     spread = np.einsum("ab,bcg->gac", factor, moments.covariance)
     return Posterior(
@@ -118,23 +119,23 @@ def marginal_posterior(problem, solution, *, polish: bool = True) -> Posterior:
         mean=np.einsum("ab,bg->ga", factor, moments.mean),
         covariance_mean=np.einsum("gac,bc->gab", spread, factor),
         n=layout.counts,
-        points=rule.points,
-        weights=moments.weights.T,
+        points=None if brief else rule.points,
+        weights=None if brief else moments.weights.T,
         root=root,
     )
 
 
-def _moments_of_levels(problem, solution, nodes, polish) -> Moments:
+def _moments_of_levels(problem, solution, nodes, brief) -> Moments:
     """Moments of u with the levels, in their order, along the last axis."""
     family, design, first = problem.family, problem.design, problem.layout.first
     if not native_moments.covers(family, design):
         found = posterior_moments(family, design, nodes, solution.psi, solution.modes)
         return Moments(*(np.asarray(v)[..., first] for v in found))
     modes = solution.modes
-    if polish:  # with the program of the fit's own evaluations: nothing is compiled for the modes at the very end
+    if not brief:  # with the program of the fit's own evaluations: nothing is compiled for the modes at the very end
         determinant = solution.convergence.n_agq is not None
         modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, modes, determinant=determinant).modes
-    moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first)
+    moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first, keep=not brief)
     root, mean, variance = np.asarray(moments).T
     return Moments(
         np.asarray(modes)[:, first], root[None, None], mean[None], variance[None, None], np.asarray(weights).T

@@ -4,7 +4,7 @@
 //   sizes (NB,), pieces (NP,)                    int32, as in fused_pass
 //   level (N,)                                   int32: at the first slot of a group its level, -1 elsewhere
 //   psi (p + 2,), points, log_weights (K,)       float64
-//   moments (G, 3), weights (G, K)               float64: D^(-1/2), mean and variance of u; the nodes' weights
+//   moments (G, 3), weights (G, K) or (G, 0)     float64: D^(-1/2), mean and variance of u; the nodes' weights
 //
 // group_effects has no nodes but covariance (p + 2, p + 2) of psi, float64, and returns
 //   effects (G, 3)                               float64: mean and variance of b = tau u; d'V d of its mean
@@ -143,11 +143,13 @@ ffi::Error group_moments(ffi::ThreadPool pool, ffi::AnyBuffer X, ffi::AnyBuffer 
                          S32 level, F64 psi, F64 points, F64 log_weights, Out moments, Out weights, int64_t block,
                          int64_t family) {
   const int64_t nodes = points.element_count(), levels = moments->dimensions().size() ? moments->dimensions()[0] : 0;
-  const bool fits = has_shape(moments->dimensions(), levels, 3) && has_shape(weights->dimensions(), levels, nodes) &&
+  const bool wanted = weights->element_count() > 0;
+  const bool fits = has_shape(moments->dimensions(), levels, 3) &&
+                    has_shape(weights->dimensions(), levels, wanted ? nodes : 0) &&
                     static_cast<int64_t>(log_weights.element_count()) == nodes;
   MomentsResults results;
   results.points = points.typed_data(), results.log_weights = log_weights.typed_data(), results.nodes = nodes;
-  results.moments = cleared(moments), results.weights = cleared(weights);
+  results.moments = cleared(moments), results.weights = wanted ? cleared(weights) : nullptr;
   return Rows{"group_moments", X, y, weight, offset, z, modes, sizes, pieces, level, psi, block, family}.run(
       pool, levels, fits, results);
 }

@@ -11,7 +11,7 @@ namespace jaxglmm {
 struct MomentsResults {
   const double *points = nullptr, *log_weights = nullptr;
   int64_t nodes = 0;
-  double *moments = nullptr, *weights = nullptr;  // (levels, 3): root, mean, variance; (levels, nodes)
+  double *moments = nullptr, *weights = nullptr;  // (levels, 3): root, mean, variance; (levels, nodes) if wanted
   const double* covariance = nullptr;             // of psi, (columns + 2, columns + 2)
   // (levels, 3): mean and variance of b = tau u, and d'V d, d the derivatives of the mean in psi.
   double* effects = nullptr;

@@ -208,6 +208,7 @@ void add(const MomentsProblem<T>& q, const MomentsTile& tile, std::vector<double
       const double shift = first[k] / mass[k];
       double* moments = q.moments + 3 * static_cast<int64_t>(level);
       moments[0] = root[k], moments[1] = u[k] + shift, moments[2] = second[k] / mass[k] - shift * shift;
+      if (!q.weights) continue;
       double* weights = q.weights + q.nodes * static_cast<int64_t>(level);
       for (int64_t node = 0; node < q.nodes; ++node) weights[node] = pi[node * kLanes + k] / mass[k];
     }
