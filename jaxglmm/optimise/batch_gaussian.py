@@ -56,7 +56,8 @@ def fit_gaussian_lanes(a: LaneProducts, *, reml: bool, tol: float, max_iteration
     q = len(rows)
     evaluations = np.zeros(B, int)
     x, held = np.zeros((B, q)), np.zeros((B, q), bool)
-    decrement, reasons = np.zeros(B), [None] * B
+    decrement = np.zeros(B)
+    reasons: list[str | None] = [None] * B
     scale = np.ones((B, q))
     if S:
         square = np.einsum("aag...->a...", a.ztz) / a.n

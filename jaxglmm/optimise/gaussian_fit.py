@@ -252,7 +252,7 @@ class FactorCriterion:
             out[free] -= np.linalg.solve(result.hessian, result.gradient)
         return self.canonical(out), result
 
-    def climb(self, x: np.ndarray, free: np.ndarray, **options) -> NewtonResult:
+    def climb(self, x: np.ndarray, free: np.ndarray, *, tol, max_iterations, callback=None) -> NewtonResult:
         """Newton's method in the entries `free`."""
 
         def evaluate(part):
@@ -261,7 +261,10 @@ class FactorCriterion:
             value, gradient, hessian = self(full)
             return value, gradient[free], hessian[np.ix_(free, free)]
 
-        return maximise(evaluate, x[free], log_coordinates=self.diagonal[free], **options)
+        return maximise(
+            evaluate, x[free], log_coordinates=self.diagonal[free], tol=tol, max_iterations=max_iterations,
+            callback=callback,
+        )  # fmt: skip
 
     def canonical(self, x: np.ndarray) -> np.ndarray:
         """The same covariance with a non-negative diagonal."""
