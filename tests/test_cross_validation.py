@@ -26,13 +26,13 @@ def test_gaussian_folds_have_the_conditional_density(data, by, reml):
     found = fit.cross_validate(4, by, seed=1)
     same = data["g"].to_numpy()[:, None] == data["g"].to_numpy()
     if by == "groups":
-        assert (pd.Series(found.folds).groupby(data["g"]).nunique() == 1).all()
+        assert all(len(set(found.folds[data["g"] == g])) == 1 for g in range(15))
     for k in range(4):
         held = found.folds == k
         alone = jg.fit("v ~ x + (1 | g)", data[~held], reml=reml)
         np.testing.assert_allclose(found.estimate[k], alone.confint()["estimate"], rtol=1e-6)
         mean = alone.predict(data, kind="link", effects="population")
-        V = alone.varcorr[0]["variance"] * same + alone.dispersion["value"] ** 2 * np.eye(len(data))
+        V = alone.varcorr[0]["variance"] * same + dict(alone.dispersion or {})["value"] ** 2 * np.eye(len(data))
         every = np.ones(len(data), bool)
         of_all, of_others = (
             multivariate_normal(mean[rows], V[np.ix_(rows, rows)]).logpdf(data["v"][rows]) for rows in (every, ~held)
