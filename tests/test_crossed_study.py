@@ -18,7 +18,7 @@ def test_fifty_replicates_find_the_truth():
 
 def test_a_second_replicate_compiles_nothing(caplog):
     """Its rows are as many, though other pairs of levels meet in them."""
-    replicate(40, 0, each=20)
+    replicate(200, 0, each=20)
     with jax.log_compiles(True):
-        replicate(40, 1, each=20)
+        replicate(200, 1, each=20)
     assert not [record for record in caplog.records if "Compiling" in record.message]

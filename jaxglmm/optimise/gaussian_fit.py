@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxglmm.objectives.gaussian_several import (
 )
 from jaxglmm.ops.blas import calm_blas
 from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
-from jaxglmm.optimise.newton import maximise
+from jaxglmm.optimise.newton import NewtonResult, maximise
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class GaussianFit:
         there are several; not positive at a boundary optimum.
     solver : str
         Several factors: how they were eliminated.
-    effects : list of ((G, S), (G, S, S)) or None
-        Several factors: conditional modes and covariances of each one's effects, in the formula's order.
+    effects : callable or None
+        Several factors: works out a list of ((G, S), (G, S, S)), conditional modes and covariances of each one's
+        effects, in the formula's order.
     """
 
     beta: np.ndarray
@@ -90,7 +92,7 @@ class GaussianFit:
     singular: bool
     score_at_zero: float | None
     solver: str = ""
-    effects: list[tuple[np.ndarray, np.ndarray]] | None = None
+    effects: Callable[[], list[tuple[np.ndarray, np.ndarray]]] | None = None
 
 
 def fit_gaussian(
@@ -145,7 +147,7 @@ def fit_gaussian(
         raise DataError(PERFECT_FIT)
     order = cross.n_dense if isinstance(cross, FactorProducts) else 0
     with jax.enable_x64(True), calm_blas(order):
-        criterion = _Criterion(cross, reml)
+        criterion = FactorCriterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
         if factor is not None:
@@ -182,7 +184,7 @@ def reliability(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     return np.clip(1 - ratio, 0.0, 1.0)
 
 
-class _Criterion:
+class FactorCriterion:
     """The profiled criterion of the free entries of T, in units in which z has unit mean square."""
 
     def __init__(self, cross: CrossProducts, reml: bool):
@@ -230,14 +232,7 @@ class _Criterion:
 
     def maximise(self, x: np.ndarray, free: np.ndarray, **options):
         """From x over the entries `free`; the others stay."""
-
-        def evaluate(part):
-            full = x.copy()
-            full[free] = part
-            value, gradient, hessian = self(full)
-            return value, gradient[free], hessian[np.ix_(free, free)]
-
-        result = maximise(evaluate, x[free], log_coordinates=self.diagonal[free], **options)
+        result = self.climb(x, free, **options)
         out = x.copy()
         out[free] = result.x
         if not self.several and result.converged and result.decrement <= options["tol"]:
@@ -246,13 +241,27 @@ class _Criterion:
             out[free] -= np.linalg.solve(result.hessian, result.gradient)
         return self.canonical(out), result
 
+    def climb(self, x: np.ndarray, free: np.ndarray, *, tol, max_iterations, callback=None) -> NewtonResult:
+        """Newton's method in the entries `free`."""
+
+        def evaluate(part):
+            full = x.copy()
+            full[free] = part
+            value, gradient, hessian = self(full)
+            return value, gradient[free], hessian[np.ix_(free, free)]
+
+        return maximise(
+            evaluate, x[free], log_coordinates=self.diagonal[free], tol=tol, max_iterations=max_iterations,
+            callback=callback,
+        )  # fmt: skip
+
     def canonical(self, x: np.ndarray) -> np.ndarray:
         """The same covariance with a non-negative diagonal."""
         return self.covariance.raw(self.covariance.canonical(self.matrix(x)))
 
-    def reordered(self, order: np.ndarray) -> _Criterion:
+    def reordered(self, order: np.ndarray) -> FactorCriterion:
         """The criterion of the same model with its effects in another order, within blocks."""
-        return _Criterion(self.cross.reordered(order), self.reml)
+        return FactorCriterion(self.cross.reordered(order), self.reml)
 
     def matrix(self, x: np.ndarray) -> np.ndarray:
         factor = np.zeros((self.covariance.n_effects,) * 2)
@@ -316,7 +325,7 @@ class _Criterion:
             singular=bool(held.any()),
             score_at_zero=score,
             solver=self.described(),
-            effects=conditional_effects(self.slopes(at.raw), at.beta, at.sigma) if self.several else None,
+            effects=partial(conditional_effects, self.slopes(at.raw), at.beta, at.sigma) if self.several else None,
         )
 
     def _jacobian(self, at: GaussianProfile, held: np.ndarray) -> np.ndarray:
