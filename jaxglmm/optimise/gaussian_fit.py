@@ -25,12 +25,9 @@ from jaxglmm.objectives.gaussian_several import (
     expand_factors,
     moment_start,
 )
+from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
 from jaxglmm.optimise.newton import NewtonResult, maximise
-
-
-# Order of a dense matrix from which on BLAS may use all threads.
-_MANY_THREADS = 3_000
 
 
 @dataclass(frozen=True)
@@ -164,13 +161,7 @@ def fit_gaussian(
 
 
 def _calm(cross):
-    """BLAS in one thread where products are small: on a busy machine its threads wait for each other at each of them,
-    which at order 1,000 was seen to cost twenty times the arithmetic."""
-    if not isinstance(cross, FactorProducts) or cross.n_dense > _MANY_THREADS:
-        return contextlib.nullcontext()
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
+    return calm(cross.n_dense) if isinstance(cross, FactorProducts) else contextlib.nullcontext()
 
 
 def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
