@@ -64,9 +64,10 @@ def choose_likelihood(problem: Problem, *, method, n_agq, theta, log_phi=None) -
 
 
 def estimate_penalised(
-    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, tol=1e-11, max_iterations=100
-):
-    """Fit with a penalty or a prior. Needs x64.
+    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, log_phi=None, tol=1e-11,
+    max_iterations=100,
+):  # fmt: skip
+    """Fit with a penalty or a prior; `log_phi` holds the log dispersion. Needs x64.
 
     Returns
     -------
@@ -83,7 +84,7 @@ def estimate_penalised(
         log_prior = LogPrior(terms, problem.scaling, covariance)
     solution, found = fit_penalised(
         family, problem.design, problem.scaling, float(penalty.lam), weights,
-        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta), names=frame.names,
+        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta, log_phi=log_phi), names=frame.names,
         prior=log_prior, tol=tol, max_iterations=max_iterations,
     )  # fmt: skip
     if frame.terms:
