@@ -11,8 +11,12 @@
 //   points, log_weights  (..., S, K), (..., K)   quadrature nodes, of which the first `count` (...,) int32
 //   are used value (...), gradient (..., p + U), hessian (..., p + U, p + U), modes (..., S, N)
 //
+// A fit whose psi begins with a NaN is left out: its results are NaN, its modes `start`.
 // Floating-point operands and results are float64 or float32, each as it likes; what is computed is float64.
 // Terms of the log-density that do not depend on eta are left to the caller, but for the negative binomial's.
+#include <cmath>
+#include <limits>
+
 #include "sweep.h"
 
 namespace jaxglmm {
@@ -23,6 +27,16 @@ ffi::Error invalid(const std::string& what) { return ffi::Error::InvalidArgument
 using Any = ffi::AnyBuffer;
 using S32 = ffi::Buffer<ffi::S32>;
 using Out = ffi::Result<ffi::AnyBuffer>;
+
+// What a fit whose psi is not a number gets, without its rows being read: NaN, and the modes where they were.
+void leave_out(int64_t m, int64_t numbers, const Column& start, const MutableColumn& value,
+               const MutableColumn& gradient, const MutableColumn& hessian, const MutableColumn& modes) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  value.set(0, nan);
+  for (int64_t i = 0; i < m; ++i) gradient.set(i, nan);
+  for (int64_t i = 0; i < m * m; ++i) hessian.set(i, nan);
+  for (int64_t i = 0; i < numbers; ++i) modes.set(i, start[i]);
+}
 
 ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset, Any z, Any start, S32 sizes,
                       S32 pieces, Any psi, Any points, Any log_weights, S32 count, Out value, Out gradient,
@@ -72,6 +86,10 @@ ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset
     Problem at = q;
     std::vector<double> parameters(m), nodes(S * q.stride), log_omega(q.stride), total;
     psi_.at(b).read(0, m, parameters.data());
+    if (std::isnan(parameters[0])) {  // a fit of a batch that is not asked for
+      leave_out(m, S * N, start_.at(b), value_.at(b), gradient_.at(b), hessian_.at(b), modes_.at(b));
+      return;
+    }
     points_.at(b).read(0, S * q.stride, nodes.data());
     log_weights_.at(b).read(0, q.stride, log_omega.data());
     at.X = X_.at(b), at.y = y_.at(b), at.weight = weight_.at(b), at.offset = offset_.at(b), at.z = z_.at(b);
