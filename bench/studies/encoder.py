@@ -10,6 +10,7 @@ beside test scores show who was flattered by the response in its own feature.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,8 +137,8 @@ def main() -> None:
     found = study(arguments.ids, arguments.seeds)
     (arguments.out / "encoder.json").write_text(json.dumps(found, indent=1))
     draw(found, arguments.out / "encoder.png")
-    means = pd.DataFrame(found).drop(columns="seed").groupby("way").mean().loc[list(WAYS)]
-    print(means.round(4).to_string())
+    means: Any = pd.DataFrame(found).drop(columns="seed").groupby("way").mean()
+    print(means.loc[list(WAYS)].round(4).to_string())
 
 
 if __name__ == "__main__":
