@@ -29,7 +29,7 @@ def simulate(n_ids: int, seed: int):
     X = pd.DataFrame(rng.normal(0, 1, (n, 4)), columns=["a", "b", "c", "d"])
     eta = -0.5 + effect + 0.8 * X["a"] - 0.6 * X["b"] * (X["c"] > 0) + 0.5 * np.sin(2 * X["d"])
     y = (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(int)
-    return X, codes, y.to_numpy(), effect, rng.random(n) < 1 / 3
+    return X, codes, np.asarray(y), effect, rng.random(n) < 1 / 3
 
 
 def features(way, codes, y, effect, test, seed):
