@@ -18,6 +18,7 @@ from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
     marginal_estimate,
+    marginal_modes,
     marginal_posterior,
     normal_posterior,
 )
@@ -77,7 +78,9 @@ def estimate_problem(
         fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
-    return estimate, Posteriors(lambda: [marginal_posterior(problem, solution)])
+    return estimate, Posteriors(
+        lambda: [marginal_posterior(problem, solution)], lambda: [marginal_modes(problem, solution)]
+    )
 
 
 def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
