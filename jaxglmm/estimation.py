@@ -11,7 +11,7 @@ from jaxglmm.design.factor_products import dense_order
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
-from jaxglmm.ops.blas import calm_blas
+from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
@@ -117,9 +117,11 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     problem = problem if problem.rows is not None else with_rows(problem)
     frame, design = problem.frame, problem.rows
     assert design is not None
-    with calm_blas(dense_order(frame.terms)):
+    way = choose_solver(design, solver)
+    sizes = sorted(t.n_levels * t.n_effects for t in design.terms)
+    with calm(sum(sizes[:-1]) if way.name == "schur" else np.inf):
         solution = fit_several(
-            problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
+            problem.family, design, way, problem.scaling.intercept, names=frame.names,
             groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
             determinant=method != "joint", quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None,
             **options,
