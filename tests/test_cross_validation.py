@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import jaxglmm as jg
+from jaxglmm.inference.cross_validation import _differences
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,9 @@ def test_new_groups_of_binary_rows(data):
     fit = jg.fit("y ~ x + (1 | g)", data, family="binomial", n_agq=25)
     folds = data["g"].to_numpy() % 3
     found = fit.cross_validate(folds)
+    programs = _differences._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    fit.cross_validate(folds)
+    assert _differences._cache_size() == programs  # pyright: ignore[reportAttributeAccessIssue]
     alone = jg.fit("y ~ x + (1 | g)", data[folds != 1], family="binomial", n_agq=25)
     sd, b = alone.varcorr[0]["sd"], np.linspace(-10, 10, 4001)
     total = 0.0

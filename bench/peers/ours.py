@@ -167,8 +167,7 @@ def shrinkage(arrays, spec):
     def run():
         with jax.enable_x64(True):
             estimate, posteriors = estimate_problem(problem, **method)
-            # What a ridge has of an ID is its coefficient; of the random intercept the whole posterior is worked out.
-            effects = posteriors[0].mode if spec["estimated"] else modes_of(posteriors)[0]
+            effects = modes_of(posteriors)[0]  # what a ridge has of an ID: its coefficient
         return {
             "sd": [float(abs(estimate.factors[0][0, 0]))], "passes": estimate.convergence.passes,
             "decrement": estimate.convergence.decrement, "largest": float(abs(effects).max()),

@@ -491,7 +491,7 @@ class Fit:
 
         return jackknife(self, progress)
 
-    def cross_validate(self, folds=5, by: str = "rows", *, seed=None, progress=None):
+    def cross_validate(self, folds=5, by: str = "rows", *, seed=None):
         """Fit the data without each of some folds, all together, and tell the density of what was left out.
 
         Parameters
@@ -501,7 +501,6 @@ class Fit:
         by : {"rows", "groups"}
             What is drawn: rows, whose groups are known from their other rows; or whole groups, which then are new.
         seed : int or numpy.random.Generator, optional
-        progress : bool, optional
 
         Returns
         -------
@@ -515,7 +514,7 @@ class Fit:
         """
         from jaxglmm.inference.cross_validation import cross_validate
 
-        return cross_validate(self, folds, by, seed, progress)
+        return cross_validate(self, folds, by, seed)
 
     def multistart(self, n: int = 20, *, seed=None):
         """Climb from n random places at once, to see whether the fit's optimum is the best one.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import prepare
+from jaxglmm.objectives.quadrature import AdaptiveQuadrature
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class CrossValidation:
         })  # fmt: skip
 
 
-def cross_validate(fit, folds, by: str, seed, progress) -> CrossValidation:
+def cross_validate(fit, folds, by: str, seed) -> CrossValidation:
     """See `Fit.cross_validate`."""
     from jaxglmm.batch import solve_strata
     from jaxglmm.batching.strata import Strata
@@ -100,23 +101,29 @@ def _folds(frame, folds, by: str, seed) -> np.ndarray:
 def _densities(fit, frame, wanted, estimate, kept) -> np.ndarray:
     """log p(y_all) - log p(y_others), (K,), at the estimates (K, P) of each fold. Needs x64."""
     from jaxglmm.design.design import make_design
-    from jaxglmm.objectives.quadrature import AdaptiveQuadrature
 
     groups = {}
     for term in frame.terms:
         groups = {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
     design, layout = make_design(frame.y, frame.X, weights=frame.weights, offset=frame.offset, **groups)
-    objective = AdaptiveQuadrature(fit.family, fit.n_agq or 1)
     beta, factor, log_phi = _at(wanted, estimate, frame)
-
-    def both(beta, factor, log_phi, weights):
-        at = lambda design: objective.at(beta, factor, log_phi, design)
-        return at(design) - at(replace(design, weights=weights))
-
     some = np.stack([layout.scatter(np.where(one, frame.weights, 0.0)) for one in kept])
-    value = np.asarray(jax.jit(lambda *v: jax.lax.map(lambda one: both(*one), v))(beta, factor, log_phi, some))
+    value = np.asarray(_differences(fit.family, design, (beta, factor, log_phi, some), nodes=fit.n_agq or 1))
     constant = fit.family.constant
     return value + np.array([constant(frame.y[~one], frame.weights[~one]) for one in kept])
+
+
+@jax.jit(static_argnames=("family", "nodes"))
+def _differences(family, design, each, *, nodes):
+    """log p(y) - log p(y, weights) for each of some parameters and weights: (beta, Lambda, log dispersion, weights)."""
+    objective = AdaptiveQuadrature(family, nodes)
+
+    def difference(one):
+        *parameters, weights = one
+        at = lambda design: objective.at(*parameters, design)
+        return at(design) - at(replace(design, weights=weights))
+
+    return jax.lax.map(difference, each)
 
 
 def _at(wanted, estimate, frame):
