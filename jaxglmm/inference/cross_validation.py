@@ -119,8 +119,8 @@ def _differences(family, design, each, *, nodes):
     objective = AdaptiveQuadrature(family, nodes)
 
     def difference(one):
-        *parameters, weights = one
-        at = lambda design: objective.at(*parameters, design)
+        beta, factor, log_phi, weights = one
+        at = lambda design: objective.at(beta, factor, log_phi, design)
         return at(design) - at(replace(design, weights=weights))
 
     return jax.lax.map(difference, each)
