@@ -318,13 +318,13 @@ def _check_growth(family, design, raw, convergence):
 class Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
-    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations):
+    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations, foresee):
         self.family, self.design, self.determinant, self.callback = family, design, determinant, callback
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
         self.modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
-        self.evaluations = 0
+        self.evaluations, self.foresee = 0, foresee
         # Entries of Lambda_0 R are linear in those of R.
         rows, columns = self.covariance.entries
         self.jacobian = np.eye(len(free))
@@ -348,6 +348,7 @@ class Search:
         return maximise_free(
             lambda x: self.at(x, nodes), x, free, self.even,
             tol=1e-4 if loose else self.tol, max_iterations=steps or self.max_iterations, callback=self.callback,
+            foresee=self.foresee,
         )  # fmt: skip
 
     def agrees(self, result, nodes):
