@@ -10,7 +10,7 @@ from jaxglmm.design.design import make_design
 from jaxglmm.design.factor_products import dense_order
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import side_by_side
-from jaxglmm.modes.solver import DENSE_LIMIT
+from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
@@ -34,14 +34,19 @@ def estimate_problem(
     max_iterations=100, callback=None,
 ) -> tuple[Estimate, Sequence[Posterior]]:  # fmt: skip
     """Choose the objective, maximise it, and report on the scale of the caller's columns. Needs x64."""
+    if solver not in SOLVERS:
+        raise DataError(f"solver must be one of {', '.join(map(repr, SOLVERS))}; found {solver!r}")
     frame, family = problem.frame, problem.family
     term = frame.terms[0] if frame.terms else None
     factors = None if theta is None else held_factors(theta, frame.terms)
-    if problem.cross is not None:
+    by_rows = len(frame.terms) > 1 and solver not in ("auto", _way_of(problem.cross))
+    if problem.cross is not None and not by_rows:
         return _estimate_gaussian(
             problem, reml=reml, factors=factors, tol=tol, max_iterations=max_iterations, callback=callback
         )
     if len(frame.terms) > 1:
+        if reml and problem.cross is not None:
+            raise DataError(f"REML is computed by solver={_way_of(problem.cross)!r} here; found solver={solver!r}")
         if reml:
             raise NotYetError(
                 f"REML is computed from a dense matrix of order {DENSE_LIMIT:,} at most, and beside the factor with "
@@ -118,7 +123,7 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
     if exact:
         estimate = replace(estimate, method="ml", n_agq=None)
-    return estimate, several_posteriors(problem, solution)
+    return estimate, Posteriors(lambda: several_posteriors(problem, solution))
 
 
 def _estimate_nested(problem, factors, nodes, **options):
@@ -132,7 +137,12 @@ def _estimate_nested(problem, factors, nodes, **options):
     )  # fmt: skip
     if nodes == 1:
         _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
-    return several_estimate(problem, design.terms, solution), nested_posteriors(problem, effects)
+    return several_estimate(problem, design.terms, solution), Posteriors(lambda: nested_posteriors(problem, effects))
+
+
+def _way_of(cross) -> str:
+    """The solver that a Gaussian likelihood from cross products of several factors comes to."""
+    return "separable" if cross is None or not cross.n_dense else "schur"
 
 
 def _scaled_factors(factors, terms):

@@ -47,6 +47,31 @@ def test_totals_match_bincount(kind, blocked):
         assert (low[counts > 0] == high[counts > 0]).all()
 
 
+@pytest.mark.parametrize("blocked", [True, False])
+@pytest.mark.parametrize("kind", ["ones", "small", "every size", "one large", "empty groups"])
+def test_products_with_columns_match_dense_ones(x64, kind, blocked):
+    rng = np.random.default_rng(4)
+    counts = group_sizes(kind, rng)
+    codes = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    X = rng.standard_normal((len(codes), 3))
+    diagonal, *rows = rng.standard_normal((6, len(codes)))
+    index, layout = build_index(codes, len(counts), blocked=blocked)
+    in_slots = jnp.asarray(layout.scatter(np.stack([diagonal, *rows])))
+
+    def body(total, head, v, _):
+        pairs = total.add_pairs(total.add_pairs(total.no_pairs(v.dtype), v[1], v[1]), 2.0 * v[2], v[2])
+        return (total.outer(v[0], v[1:3], v[3:5]), total.outer_pairs(pairs), total.columns(v)), ()
+
+    matrix = jnp.asarray(layout.scatter(np.ascontiguousarray(X.T)).T)
+    outer, squares, columns = jax.jit(lambda v, X: map_groups(body, index, v, X)[0])(in_slots, matrix)
+    same = lambda a, b: (codes[:, None] == codes) * np.outer(a, b)
+    a, b, c, d, _ = rows
+    np.testing.assert_allclose(columns, np.stack([diagonal, *rows]) @ X, rtol=1e-11, atol=1e-11)
+    V = np.diag(diagonal) + sum(same(left, right) + same(right, left) for left, right in ((a, c), (b, d)))
+    np.testing.assert_allclose(outer, X.T @ V @ X, rtol=1e-11, atol=1e-10)
+    np.testing.assert_allclose(squares, X.T @ (same(a, a) + 2 * same(b, b)) @ X, rtol=1e-11, atol=1e-10)
+
+
 def test_every_row_has_a_slot_of_its_own():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 400, 5000)

@@ -247,18 +247,23 @@ def test_held_deviations(monkeypatch):
     assert not found.convergence.singular
 
 
-def test_a_sample_is_some_parents_with_all_their_rows(x64, monkeypatch):
-    monkeypatch.setattr("jaxglmm.design.nesting._MANY_ROWS", 100)
-    monkeypatch.setattr("jaxglmm.design.nesting._FEWEST_ROWS", 100)
-    monkeypatch.setattr("jaxglmm.design.nesting._FEWEST_LEVELS", 8)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_sample_is_some_parents_with_all_their_rows_or_some_groups_of_each(x64, monkeypatch, whole):
+    for name, value in (("_MANY_ROWS", 100), ("_FEWEST_ROWS", 300), ("_FEWEST_LEVELS", 8)):
+        monkeypatch.setattr(f"jaxglmm.design.nesting.{name}", value)
+    monkeypatch.setattr("jaxglmm.design.nesting._FEWEST_GROUPS", 100 if whole else 1)
     family = FAMILIES["poisson"]
-    a = arrays(family, sizes=np.tile(SIZES, 8), parents=60)
+    parents = 60 if whole else 10
+    a = arrays(family, sizes=np.tile(SIZES, 8), parents=parents)
     design = Plain(family, a).nested
     part = sample_parents(design)
-    assert part is not None and part.n_parents == 8
-    chosen = np.unique(design.parents[np.isin(design.levels, part.levels)])
-    rows = np.isin(a.coarse, chosen)
-    assert len(chosen) == 8 and len(part.codes) == rows.sum()
+    assert part is not None and part.n_parents == (8 if whole else parents)
+    inside = np.isin(design.levels, part.levels)
+    chosen = np.unique(design.parents[inside]) if whole else np.arange(parents)
+    rows = np.isin(a.coarse, chosen) if whole else np.isin(a.fine, part.levels)
+    assert len(chosen) == part.n_parents and 0 < len(part.codes) == rows.sum() < len(a.y) / 3
+    if not whole:
+        assert set(design.parents[inside]) == set(range(parents))
     for name, v in (("y", a.y), ("weights", a.weights), ("offset", a.offset)):
         np.testing.assert_array_equal(np.asarray(getattr(part.tiles, name))[part.layout.slot], v[rows])
     np.testing.assert_array_equal(np.asarray(part.tiles.X)[part.layout.slot], a.X[rows])
@@ -266,12 +271,14 @@ def test_a_sample_is_some_parents_with_all_their_rows(x64, monkeypatch):
     np.testing.assert_array_equal(chosen[part.parents[part.codes]], a.coarse[rows])
 
 
-def test_a_fit_that_begins_at_a_sample_ends_where_others_do(monkeypatch):
+@pytest.mark.parametrize("fewest_groups", [1, 100])
+def test_a_fit_that_begins_at_a_sample_ends_where_others_do(monkeypatch, fewest_groups):
     family = FAMILIES["poisson"]
     data = table(family, sizes=np.full(1500, 4), parents=75)
     plain = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family)
     for name, value in (("_MANY_ROWS", 1000), ("_FEWEST_ROWS", 1500), ("_FEWEST_LEVELS", 10)):
         monkeypatch.setattr(f"jaxglmm.design.nesting.{name}", value)
+    monkeypatch.setattr("jaxglmm.design.nesting._FEWEST_GROUPS", fewest_groups)
     begun = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family)
     assert begun.convergence.passes < plain.convergence.passes
     assert_the_same(begun, plain)

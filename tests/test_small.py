@@ -93,3 +93,13 @@ def test_vmap_and_single_precision():
 def test_no_rows_is_refused():
     with pytest.raises(ValueError, match="no rows"):
         small.cholesky(np.zeros((0, 0, 5)))
+
+
+def test_contract_is_einsum(x64):
+    rng = np.random.default_rng(0)
+    A, B, x = rng.standard_normal((2, 3, 7)), rng.standard_normal((3, 2, 2, 7)), rng.standard_normal((2, 7))
+    np.testing.assert_allclose(
+        small.contract("abr,bcdr,ar->dcr", A, B, x), np.einsum("abr,bcdr,ar->dcr", A, B, x), rtol=1e-14
+    )
+    np.testing.assert_allclose(small.contract("ar,br->r", x, x), (x.sum(0)) ** 2, rtol=1e-13)
+    np.testing.assert_allclose(small.contract("ar,ar->ar", x, x[:, :1]), x * x[:, :1], rtol=1e-15)

@@ -14,8 +14,9 @@ from jaxglmm.ops.columns import Columns
 
 # Rows that a coarse level has in the mean at least: what is kept of each is then no more than the rows.
 _LEAST_ROWS = 3
-# Rows of a design that is sampled, the share and the fewest rows of a sample, and the fewest of its coarse levels.
-_MANY_ROWS, _SHARE, _FEWEST_ROWS, _FEWEST_LEVELS = 150_000, 0.04, 20_000, 30
+# Rows of a design that is sampled, the share and the fewest rows of a sample; the fewest groups that a coarse level has
+# in it in the mean, or the fewest levels of a sample of whole levels.
+_MANY_ROWS, _SHARE, _FEWEST_ROWS, _FEWEST_GROUPS, _FEWEST_LEVELS = 150_000, 0.04, 20_000, 5, 30
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ def nested_design(y, X, terms, *, weights, offset, scaling: Scaling, constant: f
     return _laid_out(y, X, number[fine.codes], parent[levels], levels, made, order, weights, offset, scaling, constant)
 
 
+def _spread(count: int, share: float) -> np.ndarray:
+    """Numbers below `count`, evenly."""
+    wanted = int(np.ceil(share * count))
+    return ((np.arange(wanted) + 0.5) * count / wanted).astype(int)
+
+
 def _laid_out(y, X, codes, parents, levels, terms, order, weights, offset, scaling, constant):
     tiles, layout = make_design(
         y, X, weights=weights, offset=offset, codes=codes, n_groups=len(parents), scaling=scaling, constant=constant
@@ -121,14 +128,26 @@ def _laid_out(y, X, codes, parents, levels, terms, order, weights, offset, scali
 
 
 def sample_parents(design: NestedDesign) -> NestedDesign | None:
-    """The rows of coarse levels spread evenly over their numbers; None where there is no need, or are too few."""
+    """Some groups of every coarse level, spread evenly over their numbers; where levels have few, some levels whole.
+
+    Returns
+    -------
+    NestedDesign or None
+        With the same coarse levels, or with fewer; None where there is no need, or are too few.
+    """
     n, many = len(design.codes), design.n_parents
-    wanted = max(int(np.ceil(many * max(_SHARE, _FEWEST_ROWS / n))), _FEWEST_LEVELS)
-    if n < _MANY_ROWS or 3 * wanted > many:
+    share = max(_SHARE, _FEWEST_ROWS / n)
+    if n < _MANY_ROWS or 3 * share > 1:
         return None
-    chosen = np.zeros(many, bool)
-    chosen[((np.arange(wanted) + 0.5) * many / wanted).astype(int)] = True
-    groups = np.flatnonzero(chosen[design.parents])
+    groups, wanted = _spread(len(design.parents), share), many
+    chosen = np.ones(many, bool)
+    if len(groups) < _FEWEST_GROUPS * many:
+        wanted = max(int(np.ceil(many * share)), _FEWEST_LEVELS)
+        if 3 * wanted > many:
+            return None
+        chosen[:] = False
+        chosen[_spread(many, wanted / many)] = True
+        groups = np.flatnonzero(chosen[design.parents])
     inside = np.zeros(len(design.parents), bool)
     inside[groups] = True
     rows = np.flatnonzero(inside[design.codes])

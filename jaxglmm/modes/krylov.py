@@ -23,7 +23,7 @@ import numpy as np
 from jaxglmm.design.groups import round_up
 from jaxglmm.design.pairs import padded
 from jaxglmm.design.rows import RowDesign
-from jaxglmm.modes.blocks import Blocks, inverse, log_det
+from jaxglmm.modes.blocks import Blocks, inverse, log_det, product, transposed
 from jaxglmm.modes.conjugate_gradients import lanczos_quadrature
 from jaxglmm.modes.krylov_operator import (
     Operator,
@@ -42,6 +42,8 @@ from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
 # Residuals relative to the right-hand side: of solutions, of probes, whose own error is much larger, and of a step that
 # another one follows.
 _TOLERANCE, _OF_PROBES, _OF_STEPS = 1e-7, 1e-5, 1e-3
+# Sets of probes behind the effects' standard deviations, worked out once.
+_SETS_FOR_REPORTS = 8
 
 
 class Krylov(AbstractSolver):
@@ -123,7 +125,10 @@ class KrylovFactorisation(AbstractFactorisation):
 
     @cached_property
     def _probed(self) -> Probed:
-        rng = np.random.default_rng(self.solver.seed)
+        return self._probe(self.solver.seed)
+
+    def _probe(self, seed) -> Probed:
+        rng = np.random.default_rng(seed)
         signs = [
             rng.integers(0, 2, (term.n_levels, term.n_effects, self.solver.probes), np.int8) * 2.0 - 1.0
             for term in (self.design.terms[t] for t in self.rest)
@@ -152,26 +157,48 @@ class KrylovFactorisation(AbstractFactorisation):
     @cached_property
     def pattern(self) -> Blocks:
         """Entries of H^-1: exact to first order in N, the remainder from the probes."""
-        design, first, rest = self.design, self.first, self.rest
-        found, root = self._probed, self.operator.own_root
+        design, rest, found = self.design, self.rest, self._probed
+        diagonal, cross = self._entries(found)
+        for i, j in self.operator.pairs:
+            pairs = design.pairs[rest[i], rest[j]]
+            cross[rest[i], rest[j]] = np.asarray(between_entries(pairs.index, found, i, j))[: len(pairs)]
+        return Blocks(diagonal, cross)
+
+    @property
+    def diagonal(self) -> list[np.ndarray]:
+        """From more probes than a fit needs, for which single levels matter less, and never below the inverse of the
+        block itself, which is a lower bound."""
+        sets = [self.pattern.diagonal]
+        sets += [self._entries(self._probe((self.solver.seed, k)))[0] for k in range(1, _SETS_FOR_REPORTS)]
+        return [_at_least(np.mean(parts, axis=0), root) for *parts, root in zip(*sets, self.roots, strict=True)]
+
+    def _entries(self, found: Probed) -> tuple[list, dict]:
+        """Diagonal blocks, and those of the largest factor with each other one."""
+        design, first, root = self.design, self.first, self.operator.own_root
         diagonal: list = [None] * len(design.terms)
         cross = {}
         cut = lambda v, length: np.asarray(v)[:length]
         own = own_entries(root, found)
-        for i, t in enumerate(rest):
+        for i, t in enumerate(self.rest):
             pairs, F = design.pairs[first, t], self.operator.F[i].forward
             entries, change = first_entries(F, pairs.index, root, self.roots[t], found, i)
             cross[first, t], own = cut(entries, len(pairs)), own + change
             diagonal[t] = cut(diagonal_entries(self.roots[t], found, i), design.terms[t].n_levels)
         diagonal[first] = cut(own, design.terms[first].n_levels)
-        for i, j in self.operator.pairs:
-            pairs = design.pairs[rest[i], rest[j]]
-            cross[rest[i], rest[j]] = cut(between_entries(pairs.index, found, i, j), len(pairs))
-        return Blocks(diagonal, cross)
+        return diagonal, cross
 
 
 def _root(D: np.ndarray) -> np.ndarray:
     return 1 / np.sqrt(D) if D.shape[-1] == 1 else inverse(np.linalg.cholesky(D))
+
+
+def _at_least(D: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """D with what it is less than root'root put right."""
+    least = np.asarray(product(transposed(root), root))[: len(D)]
+    if D.shape[-1] == 1:
+        return np.maximum(D, least)
+    values, vectors = np.linalg.eigh(D - least)
+    return least + (vectors * np.maximum(values, 0.0)[:, None]) @ transposed(vectors)
 
 
 def _rounded(v: np.ndarray) -> np.ndarray:

@@ -1,27 +1,28 @@
 """What the optimiser and the posterior read: compiled evaluations of a design at a point.
 
 Parameters are raw here: psi = (beta, free entries of Lambda, log dispersion), so that Lambda = 0 is an ordinary
-point. The Hessian is the exact one of the value, by forward differentiation of the exact gradient inside each block.
+point. The Hessian is the exact one of the value.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
+from jaxglmm.design.parts import in_parts
 from jaxglmm.design.shards import each_part, refuse_scattered
 from jaxglmm.modes.separable import curvature, find_modes, linear
 from jaxglmm.objectives.glm import glm_evaluate
 from jaxglmm.objectives.marginal import Nodes, group_gradient, loadings
+from jaxglmm.objectives.second_order import group_hessian
 from jaxglmm.ops import fused, small
 from jaxglmm.ops.group import map_groups
 from jaxglmm.ops.native import register
 from jaxglmm.ops.programs import program
 
 
-# Directions of the Hessian that are pushed at once through the long section, whose vectors do not fit in cache.
-_LONG_DIRECTIONS = 4
 # Nodes of the posterior are weighed so many at once that the vectors still fit in cache: slots times nodes.
 _NODE_SLOTS = 4096
 
@@ -35,28 +36,11 @@ class Evaluation(NamedTuple):
     modes: Array
 
 
+_TOTALS: Any = Evaluation(True, True, True, False)  # which are sums over the parts of a design
+
+
 def _split(psi, p, q):
     return psi[:p], psi[p : p + q], psi[p + q]
-
-
-def _block(family, covariance, nodes, determinant, total, head, rows, X):
-    """The gradient in psi of one block as a function of psi, with value and modes beside it."""
-    y, weight, offset, z, _ = rows
-    p, (at_row, at_column) = X.shape[1], covariance.entries
-
-    def gradient(psi, start):
-        beta, raw, log_phi = _split(psi, p, len(at_row))
-        eta = offset + jnp.matmul(X, beta, precision="highest")
-        factor = covariance.raw_factor(raw)
-        g = group_gradient(total, head, family, eta, z, factor, log_phi, y, weight, nodes, start, determinant)
-        parts = (
-            jnp.matmul(X.T, g.eta, precision="highest"),
-            g.factor_sum(z)[at_row, at_column],
-            jnp.sum(g.log_phi)[None],
-        )
-        return jnp.concatenate(parts), (jnp.sum(g.value), g)
-
-    return gradient
 
 
 def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, second=True) -> Evaluation:
@@ -78,7 +62,13 @@ def evaluate(family, design, nodes: Nodes, psi, start, *, determinant=True, seco
     native = fused.covers(family, design)
     if native:
         register()  # a stored program is run without the tracing that would do it
-    return _evaluate(family, design, nodes, psi, start, determinant=determinant, second=second, native=native)
+    at = lambda design, start: _evaluate(
+        family, design, nodes, psi, start, determinant=determinant, second=second, native=native
+    )
+    traced = any(isinstance(v, Tracer) for v in (psi, start))
+    if not (native or traced) and (parts := in_parts(at, design, start, totals=_TOTALS)) is not None:
+        return parts
+    return at(design, start)
 
 
 @program(static=("family", "determinant", "second", "native"))
@@ -87,9 +77,7 @@ def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, 
         part = lambda d, same, start: _evaluate(
             family, d, *same, start, determinant=determinant, second=second, native=native
         )
-        return each_part(
-            part, design, (nodes, psi), start, totals=Evaluation(True, True, True, False), out=Evaluation(0, 0, 0, 1)
-        )
+        return each_part(part, design, (nodes, psi), start, totals=_TOTALS, out=Evaluation(0, 0, 0, 1))
     if native:
         value, *rest = fused.fused_pass(family, design, nodes, psi, start, determinant=determinant, second=second)
         return Evaluation(value + design.constant, *rest)
@@ -98,19 +86,19 @@ def _evaluate(family, design, nodes: Nodes, psi, start, *, determinant, second, 
     work = design.work_type(sums)
     psi, nodes = psi.astype(work), nodes.astype(work)
 
+    beta, raw, log_phi = _split(psi, design.X.shape[1], len(term.covariance.entries[0]))
+    factor, entries = term.covariance.raw_factor(raw), term.covariance.entries
+
     def body(total, head, rows, X):
-        gradient = _block(family, term.covariance, nodes, determinant, total, head, rows, X)
-        if not second:
-            g, (value, rest) = gradient(psi, rows[-1])
-            return (value, g, jnp.zeros((m, m), psi.dtype)), rest.modes.astype(stored)
-        if X.shape[0] > design.index.block:
-            g, (value, rest) = gradient(psi, rows[-1])
-            push = lambda t: jax.jvp(lambda psi: gradient(psi, rest.modes)[0], (psi,), (t,))[1]
-            hessian = jax.lax.map(push, jnp.eye(m, dtype=psi.dtype), batch_size=_LONG_DIRECTIONS)
-            return (value, g, hessian), rest.modes.astype(stored)
-        push = lambda t: jax.jvp(lambda psi: gradient(psi, rows[-1]), (psi,), (t,))
-        (g, (value, rest)), (hessian, _) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(m, dtype=psi.dtype))
-        return (value, g, hessian), rest.modes.astype(stored)
+        y, weight, offset, z, start = rows
+        eta = offset + jnp.matmul(X, beta, precision="highest")
+        given = family, eta, z, factor, log_phi, y, weight, nodes
+        g = group_gradient(total, head, *given, start, determinant)
+        gradient = jnp.concatenate([total.columns(g.eta), g.factor_sum(z)[entries], jnp.sum(g.log_phi)[None]])
+        hessian = jnp.zeros((m, m), psi.dtype)
+        if second:
+            hessian = group_hessian(total, head, *given, g, entries, determinant)
+        return (jnp.sum(g.value), gradient, hessian), g.modes.astype(stored)
 
     rows = (design.y, design.weights, design.offset, term.z, start)
     (value, gradient, hessian), modes = map_groups(body, design.index, rows, design.X, dtype=work, sums=sums)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from jaxglmm.modes.separable import curvature, find_modes, linear
 from jaxglmm.ops import small
+from jaxglmm.ops.varying import axes_of, vary
 
 
 MOST_NODES = 500
@@ -97,6 +98,7 @@ class GroupGradient(NamedTuple):
     loadings: Array  # (S, R), with respect to v = Lambda'z
     log_phi: Array  # (R,), its sum is the derivative
     modes: Array  # (S, R)
+    log_mass: Array  # (R,), log sum_k exp(c_k + f(u_k))
 
     def factor_sum(self, z):
         """d value / d Lambda (S, S), all entries: sum_i z_i v_bar_i'."""
@@ -111,7 +113,7 @@ def loadings(factor, z):
     return jnp.stack(rows) if S else z
 
 
-def _scale(H):
+def scale(H):
     """M = L^-T (S, S, R) and log det L (R,) of H = L L'."""
     L = small.cholesky(H)
     M = jnp.swapaxes(small.inverse_lower(L), 0, 1)
@@ -123,7 +125,7 @@ def group_value(total, head, family, eta, z, factor, log_phi, y, weight, nodes, 
     v = loadings(factor, z)
     u = find_modes(total, family, eta, v, y, weight, log_phi, start)
     shifted = eta + linear(v, u)
-    M, log_det = _scale(curvature(total, v, family.derivatives(shifted, y, weight, log_phi).w))
+    M, log_det = scale(curvature(total, v, family.derivatives(shifted, y, weight, log_phi).w))
     f = lambda u: total(family.loglik(eta + linear(v, u), y, weight, log_phi)) - 0.5 * jnp.sum(u * u, 0)
     peak = lax.stop_gradient(f(u))
 
@@ -133,6 +135,15 @@ def group_value(total, head, family, eta, z, factor, log_phi, y, weight, nodes, 
 
     mass = lax.fori_loop(0, nodes.count, add, jnp.zeros_like(eta))
     return jnp.where(head, peak + jnp.log(mass) - determinant * log_det, 0.0)
+
+
+def if_several(count, several, one):
+    """`several()` where there are several nodes, `one()` where there is one, which is its limit."""
+    if isinstance(count, int):
+        return one() if count == 1 else several()
+    agreed = lambda branch: lambda: jax.tree.map(vary, branch(), axes)
+    axes = jax.tree.map(lambda a, b: axes_of(a) | axes_of(b), *map(jax.eval_shape, (several, one)))
+    return lax.cond(count > 1, agreed(several), agreed(one))
 
 
 def group_gradient(
@@ -148,7 +159,7 @@ def group_gradient(
     at_mode = eta + linear(v, u)
     mode = family.derivatives(at_mode, y, weight, log_phi)
     H = curvature(total, v, mode.w)
-    (M, log_det), pull_scale = jax.vjp(_scale, H)
+    (M, log_det), pull_scale = jax.vjp(scale, H)
     peak = total(mode.l) - 0.5 * jnp.sum(u * u, 0)
 
     # Derivatives at fixed (u^, M), summed over nodes with weights pi_k.
@@ -165,12 +176,22 @@ def group_gradient(
             terms = (*terms, pi * family.dispersion_derivatives(x, y, weight, log_phi)[0])
         return jax.tree.map(jnp.add, acc, terms)
 
-    zero = jnp.zeros_like(eta)
-    acc = zero, zero, jnp.zeros_like(v), jnp.zeros_like(v), jnp.zeros_like(M)
-    if family.dispersion_name is not None:
-        acc = (*acc, zero)
-    mass, d_eta, v_bar, u_bar, M_bar, *phi_bar = lax.fori_loop(0, nodes.count, add, acc)
-    d_eta, v_bar, u_bar, M_bar = d_eta / mass, v_bar / mass, u_bar / mass, M_bar / mass
+    def over_nodes():
+        zero = jnp.zeros_like(eta)
+        acc = zero, zero, jnp.zeros_like(v), jnp.zeros_like(v), jnp.zeros_like(M)
+        if family.dispersion_name is not None:
+            acc = (*acc, zero)
+        mass, *sums = lax.fori_loop(0, nodes.count, add, acc)
+        return [peak + jnp.log(mass), *(total / mass for total in sums)]
+
+    def one_node():
+        """What the sums above are at the mode, where f_u = 0."""
+        found = [peak, mode.s, mode.s * u, jnp.zeros_like(v), jnp.zeros_like(M)]
+        if family.dispersion_name is not None:
+            found.append(family.dispersion_derivatives(at_mode, y, weight, log_phi)[0])
+        return found
+
+    log_mass, d_eta, v_bar, u_bar, M_bar, *phi_bar = if_several(nodes.count, over_nodes, one_node)
 
     # Back through the factorisation to H = I + sum_i w_i v_i v_i', and through the mode.
     (H_bar,) = pull_scale((M_bar, -determinant * jnp.ones_like(eta)))
@@ -184,6 +205,6 @@ def group_gradient(
     d_phi = jnp.zeros_like(eta)
     if family.dispersion_name is not None:
         _, s_phi, w_phi = family.dispersion_derivatives(at_mode, y, weight, log_phi)
-        d_phi = phi_bar[0] / mass + w_phi * bend + s_phi * along
-    value = jnp.where(head, peak + jnp.log(mass) - determinant * log_det, 0.0)
-    return GroupGradient(value, d_eta, v_bar, d_phi, u)
+        d_phi = phi_bar[0] + w_phi * bend + s_phi * along
+    value = jnp.where(head, log_mass - determinant * log_det, 0.0)
+    return GroupGradient(value, d_eta, v_bar, d_phi, u, log_mass)

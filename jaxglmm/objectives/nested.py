@@ -27,8 +27,9 @@ from jaxglmm.design.nesting import NestedDesign
 from jaxglmm.ops.nested import fixed_part
 
 
-# The parents' modes are one Newton step away where no step gains more than this.
-_CLOSE, _MOST_STEPS = 1e-8, 100
+# The parents' modes are one step away where no step gains more than this; a step that knows of third derivatives leaves
+# the cube of the error and not its square.
+_CLOSE, _CLOSE_BY_THIRD, _MOST_STEPS = 1e-8, 1e-6, 100
 
 
 class NestedEvaluation(NamedTuple):
@@ -97,8 +98,10 @@ class AbstractNested(abc.ABC):
         self._moves: tuple[np.ndarray, np.ndarray] | None = None  # psi, and de/dpsi there
 
     @abc.abstractmethod
-    def sums(self, eta, unknowns, shift) -> tuple[float, np.ndarray, np.ndarray]:
-        """F_e and Omega of each parent at a shift, first a number that is finite where all went well.
+    def sums(self, eta, unknowns, shift) -> tuple[float, np.ndarray, np.ndarray, np.ndarray | None]:
+        """F_e, Omega and F_eee of each parent at a shift, first a number that is finite where all went well.
+
+        F_eee is None where it is not known.
 
         Parameters
         ----------
@@ -140,7 +143,7 @@ class AbstractNested(abc.ABC):
         """With all effects at zero: the derivative of the value in the parents' variance, and its rough curvature
         there, the sum of squares of their information."""
         eta = fixed_part(self.design.tiles, np.asarray(beta))
-        _, score, information = self.sums(eta, np.array([0.0, log_phi]), np.zeros(self.design.n_parents))
+        _, score, information, _ = self.sums(eta, np.array([0.0, log_phi]), np.zeros(self.design.n_parents))
         return 0.5 * (score @ score - information.sum()), information @ information
 
     def find_shifts(self, eta, psi, shift):
@@ -153,12 +156,16 @@ class AbstractNested(abc.ABC):
             return np.zeros_like(shift)
         low, high = np.full_like(shift, -np.inf), np.full_like(shift, np.inf)
         for _ in range(_MOST_STEPS):
-            value, score, information = self.sums(eta, unknowns, shift)
+            value, score, information, third = self.sums(eta, unknowns, shift)
             if not np.isfinite(value):
                 return None
             move = T * score - shift
-            step = move / (1 + T * np.maximum(information, 0.0))
-            if np.max(move * step) <= _CLOSE * T:
+            slope = 1 + T * np.maximum(information, 0.0)
+            step = move / slope
+            near = np.max(move * step) <= (_CLOSE if third is None else _CLOSE_BY_THIRD) * T
+            if third is not None:  # Halley's step; Newton's where it would differ much
+                step = step / np.clip(1 - 0.5 * step * T * third / slope, 0.5, 2.0)
+            if near:
                 return shift + step
             up = move > 0
             low = np.where(up, shift, np.maximum(low, shift + move))

@@ -28,7 +28,8 @@ class NestedLaplace(AbstractNested):
         self._last = shift, np.asarray(found.of_parents)
         if np.isfinite(float(found.value)):
             self.modes = found.modes
-        return float(found.value), *self._last[1].T[:2]
+        at = self._last[1].T
+        return float(found.value), at[0], at[1], -at[3]
 
     def groups(self, eta, psi, shift):
         T, tau = psi[-2] ** 2, psi[-3]

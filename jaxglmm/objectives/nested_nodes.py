@@ -41,7 +41,7 @@ class NestedNodes(AbstractNested):
 
     def sums(self, eta, unknowns, shift):
         value, slopes, curvatures = self._shifted(eta, unknowns, shift, _POINTS[:1])
-        return value, slopes[:, 0], -curvatures[:, 0]
+        return value, slopes[:, 0], -curvatures[:, 0], None
 
     def groups(self, eta, psi, shift):
         T, tau, p = psi[-2] ** 2, psi[-3], len(psi) - 3

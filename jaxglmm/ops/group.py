@@ -1,10 +1,12 @@
 """Group totals on the block storage of `design.groups`, and the loop over blocks that applies a body.
 
-`total(v)` gives every slot the sum of v over the slot's group. It is the only operation that knows
-how groups are stored: objectives are written per slot in terms of it.
+`total(v)` gives every slot the sum of v over the slot's group. It and its methods alone know how groups are
+stored: objectives are written per slot in terms of them.
 """
 
+import abc
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,58 @@ from jaxglmm.design.groups import LONGEST, SIZES, GroupIndex
 from jaxglmm.ops.varying import zeros_as
 
 
-Total = Callable[[Array], Array]
+class Totals(abc.ABC):
+    """The rows of some groups: `total(v)` gives every slot the sum of v over the slot's group, (..., R) -> (..., R).
+
+    Besides, what a Hessian of X beta is made of. `X` is (R, p), or None where there is no matrix.
+    """
+
+    X: Any
+
+    def __init__(self, X: Array | None):
+        self.X = X
+
+    @abc.abstractmethod
+    def __call__(self, v: Array) -> Array: ...
+
+    def columns(self, v: Array) -> Array:
+        """X'v of each vector: (m, R) -> (m, p)."""
+        return jnp.matmul(v, self.X, precision="highest")
+
+    def no_columns(self, dtype) -> Array:
+        """Zeros (p, p)."""
+        return jnp.zeros((self.X.shape[1],) * 2, dtype)
+
+    def outer(self, diagonal: Array, left: Array, right: Array) -> Array:
+        """X'V X (p, p), symmetric but for rounding, V within a group diag(diagonal) + sum_f l_f r_f' + r_f l_f'.
+
+        Parameters
+        ----------
+        diagonal : (R,)
+        left, right : (F, R)
+        """
+        out = self._weighted(diagonal)
+        for l, r in zip(left, right, strict=True):
+            half = jnp.matmul(l * self.X.T, self(r * self.X.T).T, precision="highest")
+            out = out + half + half.T
+        return out
+
+    def _weighted(self, diagonal):
+        return jnp.matmul(self.X.T * diagonal, self.X, precision="highest")
+
+    # A sum of many outer products v v' within groups, between rows of X.
+
+    def no_pairs(self, dtype) -> Array:
+        """What `add_pairs` begins with."""
+        return self.no_columns(dtype)
+
+    def add_pairs(self, pairs: Array, weighted: Array, v: Array) -> Array:
+        """Add `weighted` v', weighted being v times what is the same in all slots of a group."""
+        return pairs + jnp.matmul(weighted * self.X.T, self(v * self.X.T).T, precision="highest")
+
+    def outer_pairs(self, pairs: Array) -> Array:
+        """The sum between rows of X, (p, p)."""
+        return pairs
 
 
 def _runs(v: Array, size: int) -> Array:
@@ -31,12 +84,58 @@ def _runs(v: Array, size: int) -> Array:
     return jnp.broadcast_to(out[..., None, :], runs.shape).reshape(v.shape)
 
 
-def block_total(index: GroupIndex, kind: Array) -> Total:
-    """Totals within one short block of the given class. Shapes: (..., R) -> (..., R)."""
-    # A small block has no classes that do not divide it: their entries are never read.
-    run = np.maximum(index.block // np.array(SIZES), 1)
-    wrap = jnp.asarray(np.arange(index.block) % run[:, None], jnp.int32)[kind]
-    return lambda v: _block_total(v, jnp.asarray(run, jnp.int32)[kind], wrap)
+class _Block(Totals):
+    """One short block; its class and its place are traced.
+
+    The k-th row of a group is a run behind its row before. So the rows of all pairs at a distance of k runs are two
+    slices, and X'V X is one product of X with itself, weighed and added up pair by pair: as many steps as rows in a
+    group, and none that depends on the number of columns.
+    """
+
+    def __init__(self, index: GroupIndex, kind: Array, place: Array, rows_at: Callable[[Array], Array] | None):
+        """`rows_at(slot)` gives as many rows of X as a block has from there on."""
+        super().__init__(None if rows_at is None else rows_at(place * index.block))
+        # A small block has no classes that do not divide it: their entries are never read.
+        run = np.maximum(index.block // np.array(SIZES), 1)
+        self._wrap = jnp.asarray(np.arange(index.block) % run[:, None], jnp.int32)[kind]
+        self._run = jnp.asarray(run, jnp.int32)[kind]
+        self._slots, self._rows_at = index.block, rows_at
+        # Pairs are met forwards in the first block and backwards in all others, so that no slice leaves X.
+        self._first, self._way = place * index.block, jnp.where(place == 0, 1, -1) * self._run
+
+    def __call__(self, v):
+        return _block_total(v, self._run, self._wrap)
+
+    def _moved(self, v):
+        """Slots k runs on of v (..., R), zero beyond the block, as a function of k."""
+        zero = jnp.zeros_like(v)
+        padded = jnp.concatenate([zero, v, zero], axis=-1)
+        return lambda k: lax.dynamic_slice_in_dim(padded, self._slots + k * self._way, self._slots, axis=-1)
+
+    def _pairwise(self, weights, first):
+        """X'Y: Y the rows of X times `first`, and to each row those k runs on, times weights(k)."""
+        assert self._rows_at is not None
+        rows_at = self._rows_at
+        add = lambda k, Y: Y + weights(k)[:, None] * rows_at(self._first + k * self._way)
+        Y = lax.fori_loop(1, self._slots // self._run, add, first[:, None] * self.X)
+        product = jnp.matmul(self.X.T, Y, precision="highest")
+        return 0.5 * (product + product.T)
+
+    def outer(self, diagonal, left, right):
+        moved = self._moved(jnp.concatenate([right, left]))
+        both = jnp.concatenate([left, right])
+        weights = lambda k: 2.0 * jnp.sum(both * moved(k), axis=0)
+        return self._pairwise(weights, diagonal + 2.0 * jnp.sum(left * right, axis=0))
+
+    def no_pairs(self, dtype):
+        return jnp.zeros((LONGEST, self._slots), dtype)
+
+    def add_pairs(self, pairs, weighted, v):
+        moved = self._moved(v)
+        return lax.fori_loop(0, self._slots // self._run, lambda k, out: out.at[k].add(weighted * moved(k)), pairs)
+
+    def outer_pairs(self, pairs):
+        return self._pairwise(lambda k: 2.0 * pairs[k], pairs[0])
 
 
 @jax.jit
@@ -58,40 +157,45 @@ def _block_total(v, run, wrap):
     return lax.custom_linear_solve(lambda x: x, v, add, symmetric=True)
 
 
-def short_total(index: GroupIndex) -> Total:
-    """Totals within all short blocks at once, class by class. Shapes: (..., n_short * R) -> same."""
-    if index.bounds is None:
-        raise ValueError("this index was built for block-by-block evaluation: build it with blocked=False")
-    bounds = index.bounds
+class _Short(Totals):
+    """All short blocks at once, class by class."""
 
-    def total(v):
+    def __init__(self, index: GroupIndex, X: Array | None):
+        super().__init__(X)
+        if index.bounds is None:
+            raise ValueError("this index was built for block-by-block evaluation: build it with blocked=False")
+        self._bounds, self._block = index.bounds, index.block
+
+    def __call__(self, v):
         parts = []
-        for size, begin, end in zip(SIZES, bounds[:-1], bounds[1:], strict=True):
+        for size, begin, end in zip(SIZES, self._bounds[:-1], self._bounds[1:], strict=True):
             if end > begin:
-                part = v[..., begin * index.block : end * index.block]
-                tiles = part.reshape(*v.shape[:-1], end - begin, index.block)
+                part = v[..., begin * self._block : end * self._block]
+                tiles = part.reshape(*v.shape[:-1], end - begin, self._block)
                 parts.append(_runs(tiles, size).reshape(part.shape))
         return jnp.concatenate(parts, axis=-1)
 
-    return total
 
+class _Long(Totals):
+    """The long section: pieces of 32 rows, joined."""
 
-def long_total(index: GroupIndex) -> Total:
-    """Totals over the long section: pieces of 32 rows, joined. Shapes: (..., n_long * R) -> same."""
-    across, pieces = index.block // LONGEST, jnp.asarray(index.piece)
+    def __init__(self, index: GroupIndex, X: Array | None):
+        super().__init__(X)
+        self._index, self._pieces = index, jnp.asarray(index.piece)
 
-    def total(v):
+    def __call__(self, v):
+        index, across = self._index, self._index.block // LONGEST
         tiles = v.reshape(*v.shape[:-1], index.n_long, LONGEST, across)
         piece = tiles[..., 0, :]
         for k in range(1, LONGEST):
             piece = piece + tiles[..., k, :]
         piece = piece.reshape(*v.shape[:-1], index.n_long * across)
-        joined = jax.ops.segment_sum(jnp.moveaxis(piece, -1, 0), pieces, index.n_long_groups, indices_are_sorted=True)
-        spread = jnp.moveaxis(joined[pieces], 0, -1)
+        joined = jax.ops.segment_sum(
+            jnp.moveaxis(piece, -1, 0), self._pieces, index.n_long_groups, indices_are_sorted=True
+        )
+        spread = jnp.moveaxis(joined[self._pieces], 0, -1)
         spread = spread.reshape(*v.shape[:-1], index.n_long, 1, across)
         return jnp.broadcast_to(spread, tiles.shape).reshape(v.shape)
-
-    return total
 
 
 def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None, *, dtype=None, sums=None):
@@ -101,7 +205,7 @@ def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None, *, dt
     ----------
     body : callable
         `body(total, head, rows, matrix) -> (sums, rows_out)`: a pytree of sums over groups, and a pytree
-        of arrays whose last axis runs over the slots it was given.
+        of arrays whose last axis runs over the slots it was given. `total` is a `Totals`.
     index : GroupIndex
     rows : pytree of arrays (..., n_slots)
     matrix : array (n_slots, p), optional
@@ -122,22 +226,24 @@ def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None, *, dt
     floating = lambda v: jnp.issubdtype(v.dtype, jnp.floating)
     turn = lambda tree, to: tree if to is None else jax.tree.map(lambda v: v.astype(to) if floating(v) else v, tree)
 
-    def apply(total, rows, matrix):
+    def apply(total, rows):
         values, head = rows
-        found, out = body(total, head, turn(values, dtype), turn(matrix, dtype))
+        found, out = body(total, head, turn(values, dtype), total.X)
         return turn(found, sums), out
 
     def section(begin, end):
         cut = lambda v: lax.slice_in_dim(v, begin, end, axis=v.ndim - 1)
-        return jax.tree.map(cut, rows), None if matrix is None else matrix[begin:end]
+        return None if matrix is None else turn(matrix[begin:end], dtype), jax.tree.map(cut, rows)
 
     parts = []
     if index.n_short and index.blocked:
-        parts.append(_scan_blocks(apply, index, rows, matrix))
+        parts.append(_scan_blocks(apply, index, rows, matrix, lambda v: turn(v, dtype)))
     elif index.n_short:
-        parts.append(apply(short_total(index), *section(0, split)))
+        X, cut = section(0, split)
+        parts.append(apply(_Short(index, X), cut))
     if index.n_long:
-        parts.append(apply(long_total(index), *section(split, index.n_slots)))
+        X, cut = section(split, index.n_slots)
+        parts.append(apply(_Long(index, X), cut))
     found, out = parts[0]
     if len(parts) == 2:
         found = jax.tree.map(jnp.add, found, parts[1][0])
@@ -145,13 +251,16 @@ def map_groups(body, index: GroupIndex, rows, matrix: Array | None = None, *, dt
     return found, out
 
 
-def _scan_blocks(apply, index, rows, matrix):
-    size, kinds = index.block, jnp.asarray(index.kind)
+def _scan_blocks(apply, index, rows, matrix, turn):
+    size, kinds, rows_at = index.block, jnp.asarray(index.kind), None
+    if matrix is not None:
+        if matrix.shape[0] < 2 * size:  # a block alone has none behind it whose rows its slices may reach into
+            matrix = jnp.pad(matrix, ((0, size), (0, 0)))
+        rows_at = lambda slot: turn(lax.dynamic_slice_in_dim(matrix, slot, size))
 
     def at(i):
         cut = lambda v: lax.dynamic_slice_in_dim(v, i * size, size, axis=v.ndim - 1)
-        block = None if matrix is None else lax.dynamic_slice_in_dim(matrix, i * size, size)
-        return apply(block_total(index, kinds[i]), jax.tree.map(cut, rows), block)
+        return apply(_Block(index, kinds[i], i, rows_at), jax.tree.map(cut, rows))
 
     def step(carry, i):
         sums, out = at(i)

@@ -100,3 +100,19 @@ def inverse_lower(L: Array) -> Array:
 def log_det(L: Array) -> Array:
     """log det(L L') = 2 sum log L_ii of each lower Cholesky factor, shape (...)."""
     return 2 * jnp.sum(jnp.log(jnp.stack([L[i, i] for i in range(L.shape[0])])), axis=0)
+
+
+def contract(axes: str, *arrays: Array) -> Array:
+    """Sum of products, axes named as in `einsum`, each array's last one the batch's: elementwise over the batch.
+
+    `einsum` itself would make a batch of tiny matrix products of it. An axis that is 1 long in one array is repeated.
+    """
+    names, out = axes.split("->")
+    order = out + "".join(sorted({c for c in names if c.isalpha()} - set(out)))
+    product = None
+    for name, array in zip(names.split(","), arrays, strict=True):
+        present = [c for c in order if c in name]
+        v = jnp.transpose(array, [name.index(c) for c in present])
+        v = jnp.expand_dims(v, [i for i, c in enumerate(order) if c not in name])
+        product = v if product is None else product * v
+    return jnp.sum(product, axis=tuple(range(len(out), len(order))))

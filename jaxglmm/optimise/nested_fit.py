@@ -1,9 +1,11 @@
 """Maximise the likelihood of two nested factors with an intercept each, by Newton's method.
 
 Steps use the exact Hessian. The unknowns are psi = (beta, tau of the finer factor, tau of the coarser one, log
-dispersion). A large fit begins at that of a sample of the coarser factor's levels with all that is in them.
+dispersion). A large fit begins at that of a sample of its groups (`design.nesting.sample_parents`).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,7 @@ class NestedEffects(NamedTuple):
 def fit_nested(
     family, design: NestedDesign, intercept, *, names, groups, factors=None, nodes: Nodes | None = None, tol=1e-12,
     max_iterations=100, callback=None,
-) -> tuple[SeveralSolution, NestedEffects]:  # fmt: skip
+) -> tuple[SeveralSolution, Callable[[], NestedEffects]]:  # fmt: skip
     """Fit by Laplace's approximation, or with quadrature over the finer factor's effects from there.
 
     Parameters
@@ -52,6 +54,12 @@ def fit_nested(
         Hold each Lambda (for scaled z) here.
     nodes : Nodes, optional
         Of the quadrature.
+
+    Returns
+    -------
+    SeveralSolution
+    effects : callable
+        Works out the effects, which takes some more passes over the rows.
 
     Raises
     ------
@@ -89,7 +97,7 @@ def fit_nested(
         solver=SOLVER,
         scores_at_zero=scores,
     )
-    effects = search.effects(psi)
+    effects = partial(search.effects, psi)
     psi, hessian, free = psi[place], hessian[np.ix_(place, place)], free[place]
     matrices = [psi[search.p + t].reshape(1, 1) for t in range(2)]
     solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence)
@@ -112,6 +120,8 @@ def _sampled_start(search, intercept, names, nodes):
         result = sampled.climb(sampled.inside(result.x), sampled.free)
     search.passes += sampled.passed * len(part.codes) / len(search.design.codes)
     search.unit = sampled.unit
+    if part.n_parents == search.design.n_parents:
+        search.laplace.shift = sampled.laplace.shift
     return result.x if result.converged else None
 
 

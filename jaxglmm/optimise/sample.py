@@ -12,6 +12,8 @@ from jaxglmm.optimise.marginal_fit import NODE_LADDER, base_factor, fit_glm, fit
 
 # From this many slots on; a design of so many holds about 50,000 groups of three rows.
 _MANY_SLOTS = 150_000
+# Without a native pass the sample takes a program of its own, whose compilation only more rows repay.
+_MANY_SLOTS_PLAIN = 1_500_000
 _SHARE = 0.02
 # A sample has at least this many slots for each column, and blocks enough to hold all common sizes.
 _SLOTS_A_COLUMN = 200
@@ -85,11 +87,14 @@ def sample_groups(design):
 
 
 def sampled_start(family, design, intercept, *, names, factor=None, determinant=True, n_agq=1, auto=False) -> Start:
-    """Fit a sample of the groups, where that is worth it: with many groups and a native pass.
+    """Fit a sample of the groups, where that is worth it: with many groups, evaluated block by block.
 
     `factor` is Lambda where it is held, and `determinant` False for the joint likelihood.
     """
-    if not fused.covers(family, design) or (part := sample_groups(design)) is None:
+    native = fused.covers(family, design)
+    if not native and (not design.index.blocked or design.y.shape[0] < _MANY_SLOTS_PLAIN):
+        return Start()
+    if (part := sample_groups(design)) is None:
         return Start()
     share = part.y.shape[0] / design.y.shape[0]
     try:

@@ -1,5 +1,6 @@
 """From the optimiser's coordinates to the scale of the caller's columns, several grouping factors."""
 
+import jax
 import numpy as np
 
 from jaxglmm.modes.blocks import Blocks
@@ -41,8 +42,9 @@ def several_estimate(problem, terms, solution, *, joint=False) -> Estimate:
 
 
 def nested_posteriors(problem, effects) -> tuple[Posterior, ...]:
-    """As `several_posteriors`, from the effects that `optimise.nested_fit` found; they are on the link scale."""
-    terms = zip(problem.frame.terms, problem.nested.terms, *effects, strict=True)
+    """As `several_posteriors`, from the effects that `optimise.nested_fit` works out; they are on the link scale."""
+    with jax.enable_x64(True):
+        terms = zip(problem.frame.terms, problem.nested.terms, *effects(), strict=True)
     return tuple(
         normal_posterior(
             mode[:, None] / made.z_scale, (variance / made.z_scale**2)[:, None, None],
@@ -56,7 +58,8 @@ def several_posteriors(problem, solution) -> tuple[Posterior, ...]:
     """Posterior of every factor's effects given the estimates: normal around the mode, as Laplace has it."""
     design, H = problem.rows, solution.evaluation.H
     posteriors = []
-    diagonal = None if H is None else H.pattern.diagonal
+    with jax.enable_x64(True):
+        diagonal = None if H is None else H.diagonal
     factors = [t.factor_to_columns(f) for t, f in zip(design.terms, solution.factors, strict=True)]
     parts = design.split(solution.evaluation.u)
     for t, (term, factor, u) in enumerate(zip(design.terms, factors, parts, strict=True)):
