@@ -90,13 +90,17 @@ def fit_many(
         y = source.read(np.array([i]), family)[0][0] if y is None else y
         return replace(frame, y=y, spec=source.spec_of(frame.spec, i))
 
+    check = family.check_response  # looked up once: an equinox module makes a new object each time
+
     def solve(which):
         Y, reasons = source.read(which, family)
         used = Y[:, frame.weights > 0]
         alike = used.min(1) == used.max(1)
-        for k in range(len(which)):
-            if reasons[k] is None:
-                reasons[k] = _refusal(family, frame, Y[k], str(labels[which[k]]))
+        weights = np.broadcast_to(frame.weights, Y.shape)
+        suspect = reason_of(lambda: check(Y.ravel(), weights.ravel(), "response")) is not None
+        for k in range(len(which)) if suspect else np.flatnonzero(alike):
+            if suspect and reasons[k] is None:
+                reasons[k] = reason_of(lambda k=k: check(Y[k], frame.weights, str(labels[which[k]])))
             if reasons[k] is None and alike[k]:
                 reasons[k] = reason_of(lambda k=k: check_frame(frame_of(which[k], Y[k]), family))
         return _solve_rest(reasons, lambda good: solver.solve(Y[good]), len(parameters))
@@ -210,10 +214,6 @@ def _description(by, formula, family, options, frame, *more) -> dict:
         "by": by, "formula": formula, "family": family.to_json(), "options": asdict(options),
         "data": checksum(*arrays, *more),
     }  # fmt: skip
-
-
-def _refusal(family, frame, y, name: str) -> str | None:
-    return reason_of(lambda: family.check_response(y, frame.weights, name))
 
 
 def _solve_rest(reasons: list, solve: Callable, n_parameters: int) -> LaneEstimates:

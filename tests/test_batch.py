@@ -1,6 +1,10 @@
 """Many fits at once: each is what a fit alone gives, failures stay apart, programs are compiled once."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -203,9 +207,11 @@ def test_a_run_that_was_cut_off_goes_on(data, many, tmp_path, monkeypatch):
     np.testing.assert_array_equal(written["estimate[x]"], done.estimate[:, 1])
     assert list(written["response"]) == NAMES and int(written["failed"].notna().to_numpy().sum()) == 4
     parts[1].unlink()
-    parts[2].with_name(".part-00002.parquet.77").write_bytes(b"half")
+    half = parts[2].with_name(".part-00002.parquet.77")
+    half.write_bytes(b"half")
     times = [path.stat().st_mtime_ns for path in (parts[0], parts[2])]
     again = run()
+    assert not half.exists()
     assert parts[1].exists() and times == [path.stat().st_mtime_ns for path in (parts[0], parts[2])]
     np.testing.assert_array_equal(again.estimate, done.estimate)
     np.testing.assert_allclose(done.estimate, many.estimate, rtol=1e-6, atol=1e-6)
@@ -213,6 +219,45 @@ def test_a_run_that_was_cut_off_goes_on(data, many, tmp_path, monkeypatch):
     with pytest.raises(jg.DataError, match="options differ"):
         run(tol=1e-9)
     assert json.loads((tmp_path / "batch.json").read_text())["by"] == "response"
+
+
+KILLED = """
+import sys, time
+import numpy as np
+import jaxglmm as jg
+from jaxglmm.batching import gaussian, parts
+gaussian._MOST = 8
+save = parts.Parts.save
+def slow(*arguments):
+    save(*arguments)
+    time.sleep(float(sys.argv[2]))
+parts.Parts.save = slow
+rng = np.random.default_rng(0)
+g = np.repeat(np.arange(15), 6)
+Y = rng.normal(size=(90, 400)) + rng.normal(size=(15, 400))[g]
+Y[3, 11] = np.nan
+jg.fit_many("~ x + (1 | g)", {"x": rng.normal(size=90), "g": g}, responses=Y, out=sys.argv[1], progress=False)
+"""
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    """By SIGKILL, between parts and within them; the same table as of a run that nothing disturbed."""
+    command = lambda folder, wait: [sys.executable, "-c", KILLED, str(tmp_path / folder), str(wait)]
+    subprocess.run(command("whole", 0), check=True)
+    process = subprocess.Popen(command("killed", 0.05))
+    written = lambda: sorted((tmp_path / "killed").glob("part-*.parquet"))
+    while len(written()) < 5 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = {path: path.stat().st_mtime_ns for path in written()}
+    assert 5 <= len(before) < 50
+    subprocess.run(command("killed", 0), check=True)
+    table = lambda folder: pd.concat([pd.read_parquet(p) for p in sorted((tmp_path / folder).glob("*.parquet"))])
+    tables = table("whole"), table("killed")
+    pd.testing.assert_frame_equal(*tables)
+    assert len(tables[0]) == 400 and int(tables[0]["failed"].notna().to_numpy().sum()) == 1
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 
 
 def test_progress_tells_rate_and_time_left(data, capsys):

@@ -1,22 +1,17 @@
 """Gaussian models from cross products: many responses of one design, and many strata."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from jaxglmm.batching.options import Options
-from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.design.design import column_scaling
-from jaxglmm.errors import DataError
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, parameter_table
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.gaussian_lanes import LaneProducts
 from jaxglmm.ops.stratum_rows import StratumRows
-from jaxglmm.optimise.batch_gaussian import LaneGaussianFit, fit_gaussian_lanes
-from jaxglmm.optimise.gaussian_fit import fit_gaussian
+from jaxglmm.optimise.batch_gaussian import fit_gaussian_lanes
 
 
 # Fits together at most, and numbers in the largest array that they need.
@@ -66,10 +61,9 @@ class GaussianResponses:
             log_weights=np.full(B, self.log_weights), covariance=self.covariance,
         )  # fmt: skip
         T = columns_transform(self.scaling.center[None], self.scaling.scale[None], self.scaling.intercept)
-        cross = lambda i: cross_products(Y[i], frame.X, offset=frame.offset, **self.rows)
         total = np.einsum("bn,bn,n->b", target, target, frame.weights)
         counts = np.full(B, len(frame.X)), np.full(B, self.groups)
-        return _estimates(products, total, cross, self.options, self.parameters, T, *counts)
+        return _estimates(products, total, self.options, self.parameters, T, *counts)
 
 
 class GaussianStrata(StratumLanes):
@@ -119,39 +113,23 @@ class GaussianStrata(StratumLanes):
             rr=by_stratum(weighted * residual), origin=origin.T, n=by_stratum(live.astype(float)),
             log_weights=by_stratum(logs), covariance=self.covariance or Covariance(()),
         )  # fmt: skip
-        cross = lambda i: _cross_of(self.strata, int(which[i]), rows.center[i], rows.scale[i])
         groups = at.groups[which] if S else np.zeros(B, int)
         T = columns_transform(rows.center, rows.scale, self.intercept)
         total = by_stratum(weights * target**2)
-        return _estimates(products, total, cross, self.options, self.parameters, T, at.rows[which], groups)
+        return _estimates(products, total, self.options, self.parameters, T, at.rows[which], groups)
 
 
-def _cross_of(strata: Strata, i: int, center, scale):
-    frame = strata.frame_of(i)
-    rows = {"weights": frame.weights, "offset": frame.offset, "center": center, "scale": scale}
-    for term in frame.terms:
-        rows |= {"codes": term.codes, "z": term.z, "n_groups": len(term.levels), "blocks": term.blocks}
-    return cross_products(frame.y, frame.X, **rows)
-
-
-def _estimates(products, total, cross: Callable, options: Options, parameters, T, n, groups) -> LaneEstimates:
+def _estimates(products, total, options: Options, parameters, T, n, groups) -> LaneEstimates:
     """Fit, and report for the caller's columns.
 
     Parameters
     ----------
     total : (B,)
         Sums of squares of the responses.
-    cross : callable
-        `cross(i)` are the products of a lane that is fitted alone.
     """
     fit = fit_gaussian_lanes(products, reml=options.reml, tol=options.tol, max_iterations=options.max_iterations)
     perfect = is_perfect_fit(products.rr, total)
-    reasons: list[str | None] = [PERFECT_FIT if none else None for none in perfect]
-    for i in np.flatnonzero(fit.open & ~perfect):
-        try:
-            _fit_alone(fit, i, cross(i), products.covariance, options)
-        except DataError as error:
-            reasons[i] = str(error)
+    reasons = [PERFECT_FIT if none else reason for none, reason in zip(perfect, fit.reasons, strict=True)]
     p = T.shape[1]
     J = np.broadcast_to(np.eye(fit.covariance.shape[1]), fit.covariance.shape).copy()
     J[:, :p, :p] = T
@@ -165,26 +143,3 @@ def _estimates(products, total, cross: Callable, options: Options, parameters, T
         value, se, fit.loglik + unit, fit.decrement, fit.evaluations, np.zeros(len(n), int), n, groups, fit.singular,
         reasons,
     )  # fmt: skip
-
-
-def _fit_alone(fit: LaneGaussianFit, i: int, cross, covariance: Covariance, options: Options) -> None:
-    """Put a fit of its own in lane i.
-
-    Raises
-    ------
-    DataError
-    """
-    alone = fit_gaussian(cross, reml=options.reml, tol=options.tol, max_iterations=options.max_iterations)
-    if not alone.converged:
-        raise DataError(f"the optimiser stopped ({alone.reason}) with a Newton decrement of {alone.decrement:.2g}")
-    p, diagonal = fit.beta.shape[1], covariance.diagonal
-    # theta holds the logarithm of the diagonal.
-    slope = np.ones(len(alone.boundary))
-    if alone.factor is not None:
-        fit.factor[i] = alone.factor
-        slope[p:-1] = np.where(diagonal, covariance.raw(alone.factor), 1.0)
-    fit.beta[i], fit.sigma[i], fit.loglik[i] = alone.beta, alone.sigma, alone.loglik
-    fit.covariance[i] = alone.covariance * np.outer(slope, slope)
-    fit.free[i], fit.singular[i] = ~alone.boundary, alone.singular
-    fit.decrement[i] = max(alone.decrement, 0.0)
-    fit.evaluations[i] += alone.iterations

@@ -55,6 +55,9 @@ class Parts:
         self.by = description["by"]
         told = json.loads(json.dumps({**description, "fits": len(labels), "parameters": names}))
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("part-*.parquet", "batch.json"):  # half written by a call that was killed
+            for half in self.folder.glob(f".{name}.*"):
+                half.unlink(missing_ok=True)
         note = self.folder / "batch.json"
         if note.exists():
             found = json.loads(note.read_text(encoding="utf-8"))

@@ -489,6 +489,54 @@ class Fit:
 
         return jackknife(self, progress)
 
+    def cross_validate(self, folds=5, by: str = "rows", *, seed=None, progress=None):
+        """Fit the data without each of some folds, all together, and tell the density of what was left out.
+
+        Parameters
+        ----------
+        folds : int or (n,)
+            Their number, drawn at random; or the fold of each row of the fit.
+        by : {"rows", "groups"}
+            What is drawn: rows, whose groups are known from their other rows; or whole groups, which then are new.
+        seed : int or numpy.random.Generator, optional
+        progress : bool, optional
+
+        Returns
+        -------
+        CrossValidation
+            `total` is the log predictive density of all rows; `table()` has each fold's.
+
+        Raises
+        ------
+        DataError, NotYetError
+            As `bootstrap`.
+        """
+        from jaxglmm.inference.cross_validation import cross_validate
+
+        return cross_validate(self, folds, by, seed, progress)
+
+    def multistart(self, n: int = 20, *, seed=None):
+        """Climb from n random places at once, to see whether the fit's optimum is the best one.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy.random.Generator, optional
+
+        Returns
+        -------
+        Starts
+            `is_best`, `best`, and `table()` of where each has ended.
+
+        Raises
+        ------
+        DataError, NotYetError
+            As `bootstrap`, and for fits by REML.
+        """
+        from jaxglmm.inference.starts import multistart
+
+        return multistart(self, n, seed)
+
     def summary(self):
         """What was fitted and found, in the manner of lme4; prints as a table, shows as HTML in notebooks."""
         from jaxglmm.fitted.summary import summarise

@@ -119,7 +119,7 @@ def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
         raise DataError(f"kind must be 'parametric' or 'cases'; found {kind!r}")
     if not isinstance(n, int | np.integer) or n < 2:
         raise DataError(f"n must be a whole number of replicates, at least 2; found {n!r}")
-    frame, options, wanted = _prepare(fit, "bootstrap")
+    frame, options, wanted = prepare(fit, "bootstrap")
     rng = np.random.default_rng(seed)
     if kind == "parametric":
         from jaxglmm.batch import solver_of_responses
@@ -136,7 +136,7 @@ def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
 
 def jackknife(fit, progress) -> Replicates:
     """See `Fit.jackknife`."""
-    frame, options, wanted = _prepare(fit, "jackknife")
+    frame, options, wanted = prepare(fit, "jackknife")
     groups = _groups(frame)
     every = np.arange(len(groups))
     leave = lambda g: np.delete(every, g)
@@ -144,7 +144,7 @@ def jackknife(fit, progress) -> Replicates:
     return _replicates(fit, "jackknife", wanted, solve, len(groups), _most(frame), progress)
 
 
-def _prepare(fit, what: str):
+def prepare(fit, what: str):
     """Frame, options and parameters of a fit whose replicates can be fitted.
 
     Raises

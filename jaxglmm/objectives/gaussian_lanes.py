@@ -8,12 +8,12 @@ axis. With c the coefficients that solve the penalised least squares, e = Z'W(r 
 so that all there is to sum over groups are products of f, B and Y = P'Z'WX.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
-from jaxglmm.ops import lanes
+from jaxglmm.ops import gaussian_lanes as native_lanes, lanes
 
 
 @dataclass
@@ -52,6 +52,10 @@ class LaneProducts:
         """Some lanes."""
         take = lambda v: v if not isinstance(v, np.ndarray) or v.shape[-1] == 1 else v[..., which]
         return LaneProducts(**{name: take(value) for name, value in vars(self).items()})
+
+    def reordered(self, order: np.ndarray) -> "LaneProducts":
+        """With the effects of each group in another order, within blocks."""
+        return replace(self, ztz=self.ztz[order][:, order], ztx=self.ztx[:, order], ztr=self.ztr[order])
 
 
 @dataclass
@@ -108,6 +112,18 @@ def profile(raw: np.ndarray, a: LaneProducts, *, reml: bool) -> LaneProfile:
 
     A lane whose matrices are not positive definite is NaN.
     """
+    return _natively(raw, a, reml) if native_lanes.covers(a) else _profile(raw, a, reml)
+
+
+def _natively(raw, a, reml) -> LaneProfile:
+    found = native_lanes.profile(raw.T, a, reml=reml)
+    last = {name: np.moveaxis(array, 0, -1) for name, array in found.items()}
+    beta = a.origin + last.pop("c")
+    log_sigma = 0.5 * np.log(last["rss"] / (a.n - (len(beta) if reml else 0)))
+    return LaneProfile(beta=beta, log_sigma=log_sigma, **last)
+
+
+def _profile(raw, a, reml) -> LaneProfile:
     B = raw.shape[1]
     p, S = a.ztx.shape[:2]
     rows, columns = a.covariance.entries

@@ -14,7 +14,7 @@ from jaxglmm.optimise.newton import LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, 
 
 
 REASONS = ("converged", "stalled", "limit", "not finite", "stopped")
-_CONVERGED, _STALLED, _LIMIT, _NOT_FINITE, _STOPPED, _RUNNING = range(6)  # kernels/cpu/newton.h has them too
+CONVERGED, _STALLED, _LIMIT, _NOT_FINITE, _STOPPED, _RUNNING = range(6)  # kernels/cpu/newton.h has them too
 
 
 @dataclass
@@ -103,7 +103,7 @@ def maximise_many(
         model = _Quadratics(*_transform(x[a], gradient[a], hessian[a], logged), logged, free[a])
         decrement[a] = model.decrement
         done = model.decrement <= tol
-        reason[a[done]] = _CONVERGED
+        reason[a[done]] = CONVERGED
         if iteration == max_iterations:
             reason[a[~done]] = _LIMIT
             break
@@ -132,7 +132,7 @@ def maximise_many(
         gradient[kept], hessian[kept] = new_gradient[accepted], new_hessian[accepted]
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
     limit = 1e4 * np.maximum(tol, np.finfo(float).eps * (1 + np.abs(value)))
-    converged = (reason == _CONVERGED) | ((reason == _STALLED) & (decrement <= limit))
+    converged = (reason == CONVERGED) | ((reason == _STALLED) & (decrement <= limit))
     return BatchResult(x, value, gradient, hessian, decrement, move, converged, reason)
 
 

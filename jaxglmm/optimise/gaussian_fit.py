@@ -25,7 +25,7 @@ from jaxglmm.objectives.gaussian_several import (
     moment_start,
 )
 from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
-from jaxglmm.optimise.newton import maximise
+from jaxglmm.optimise.newton import NewtonResult, maximise
 
 
 # Order of a dense matrix from which on BLAS may use all threads.
@@ -148,7 +148,7 @@ def fit_gaussian(
     if is_perfect_fit(vtv[p, p], coefficients @ vtv @ coefficients):
         raise DataError(PERFECT_FIT)
     with jax.enable_x64(True), _calm(cross):
-        criterion = _Criterion(cross, reml)
+        criterion = FactorCriterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
         if factor is not None:
@@ -195,7 +195,7 @@ def reliability(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     return np.clip(1 - ratio, 0.0, 1.0)
 
 
-class _Criterion:
+class FactorCriterion:
     """The profiled criterion of the free entries of T, in units in which z has unit mean square."""
 
     def __init__(self, cross: CrossProducts, reml: bool):
@@ -243,14 +243,7 @@ class _Criterion:
 
     def maximise(self, x: np.ndarray, free: np.ndarray, **options):
         """From x over the entries `free`; the others stay."""
-
-        def evaluate(part):
-            full = x.copy()
-            full[free] = part
-            value, gradient, hessian = self(full)
-            return value, gradient[free], hessian[np.ix_(free, free)]
-
-        result = maximise(evaluate, x[free], log_coordinates=self.diagonal[free], **options)
+        result = self.climb(x, free, **options)
         out = x.copy()
         out[free] = result.x
         if not self.several and result.converged and result.decrement <= options["tol"]:
@@ -259,13 +252,27 @@ class _Criterion:
             out[free] -= np.linalg.solve(result.hessian, result.gradient)
         return self.canonical(out), result
 
+    def climb(self, x: np.ndarray, free: np.ndarray, *, tol, max_iterations, callback=None) -> NewtonResult:
+        """Newton's method in the entries `free`."""
+
+        def evaluate(part):
+            full = x.copy()
+            full[free] = part
+            value, gradient, hessian = self(full)
+            return value, gradient[free], hessian[np.ix_(free, free)]
+
+        return maximise(
+            evaluate, x[free], log_coordinates=self.diagonal[free], tol=tol, max_iterations=max_iterations,
+            callback=callback,
+        )  # fmt: skip
+
     def canonical(self, x: np.ndarray) -> np.ndarray:
         """The same covariance with a non-negative diagonal."""
         return self.covariance.raw(self.covariance.canonical(self.matrix(x)))
 
-    def reordered(self, order: np.ndarray) -> _Criterion:
+    def reordered(self, order: np.ndarray) -> FactorCriterion:
         """The criterion of the same model with its effects in another order, within blocks."""
-        return _Criterion(self.cross.reordered(order), self.reml)
+        return FactorCriterion(self.cross.reordered(order), self.reml)
 
     def matrix(self, x: np.ndarray) -> np.ndarray:
         factor = np.zeros((self.covariance.n_effects,) * 2)
