@@ -189,7 +189,9 @@ def fit_marginal(
         factor, free[p : p + q] = fixed_factor, False
     elif near is None:
         factor, extra = _first_factor(family, design, glm, groups, base)
-    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations)
+    # A start near the optimum is one of many rows, where an evaluation costs most. A ridge is compared digit by digit.
+    foresee = near is not None and determinant
+    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations, foresee)
     if near is None:
         assert glm is not None
         x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
@@ -318,7 +320,7 @@ def _check_growth(family, design, raw, convergence):
 class Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
-    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations, foresee):
+    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations, foresee=False):
         self.family, self.design, self.determinant, self.callback = family, design, determinant, callback
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
