@@ -116,8 +116,8 @@ def fit(
             from jaxglmm.penalised import estimate_penalised
 
             problem, estimate, posteriors = estimate_penalised(
-                frame, family, penalty=penalty, prior=prior, method=method, n_agq=n_agq, theta=theta,
-                max_iterations=max_iterations,
+                frame, family, penalty=penalty, prior=prior, method=method, n_agq=n_agq, theta=theta, solver=solver,
+                precision=precision, max_iterations=max_iterations,
             )  # fmt: skip
         else:
             problem = make_problem(frame, family, estimated=theta is None, precision=precision, devices=devices)
@@ -158,8 +158,11 @@ def check_options(family, method, n_agq, reml, penalty, prior, precision, theta)
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
     if precision not in PRECISIONS:
         raise DataError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; found {precision!r}")
-    if precision != "double" and (penalty is not None or prior is not None):
-        raise NotYetError(f"penalty= and prior= take precision='double' for now; found {precision!r}")
+    if precision == "single" and (penalty is not None or prior is not None):
+        raise DataError(
+            "precision='single' is too coarse for the optimality conditions of penalty= and prior=: use 'mixed', which "
+            "stores rows in single precision and computes in double"
+        )
     if reml and (penalty is not None or prior is not None):
         raise DataError("reml=True integrates over the fixed effects, which penalty= and prior= act on: leave it out")
     if method == "joint" and theta is None:

@@ -1,7 +1,7 @@
 """Rows and columns of penalised fits: a formula's columns, a further matrix, and categoricals kept as their codes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,15 +11,15 @@ import numpy as np
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
-from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
+from jaxglmm.design.wide import DensePart, IndexPart, MatrixPart, WideColumns, index_moments, matrix_moments
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.formula.grouping import first_grouping
 from jaxglmm.formula.table import open_table, unknown_column
 from jaxglmm.model.penalties import column_factors
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.measure import Moments
-from jaxglmm.optimise.path import Weights
-from jaxglmm.problem import Problem
+from jaxglmm.optimise.path_model import Weights
+from jaxglmm.problem import Problem, with_rows
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class PathDesign:
     weights : Weights
     names : tuple of str
         Of all columns.
+    extras : list
+        Where the columns beyond the formula's come from.
     """
 
     design: Design
@@ -45,20 +47,45 @@ class PathDesign:
     scaling: Scaling
     weights: Weights
     names: tuple[str, ...]
+    extras: list["_Extra"]
+
+    def further(self, name: str) -> np.ndarray:
+        """Numbers (n,) of a column beyond the formula's, as it is."""
+        return next(extra.column(name) for extra in self.extras if name in extra.names)
 
 
 @dataclass(frozen=True)
 class _Extra:
-    """Columns beyond the formula's, in the rows that are kept: codes or a sparse matrix, moments, names."""
+    """Columns beyond the formula's, in the rows that are kept: codes (n,) or a matrix, moments, names."""
 
     part: Any
+    codes: bool
     mean: np.ndarray
     sd: np.ndarray
     names: tuple[str, ...]
 
+    def column(self, name: str) -> np.ndarray:
+        """Numbers (n,) of one column."""
+        j = self.names.index(name)
+        if self.codes:
+            return (self.part == j) * 1.0
+        return self.part[:, j] if isinstance(self.part, np.ndarray) else self.part[:, [j]].toarray()[:, 0]
+
 
 def lay_out_path(
-    frame, family, data, *, alpha, factors, standardize, X=None, X_names=None, dummies=(), estimated=True, bare=False
+    frame,
+    family,
+    data,
+    *,
+    alpha,
+    factors,
+    standardize,
+    X=None,
+    X_names=None,
+    dummies=(),
+    estimated=True,
+    precision="double",
+    bare=False,
 ) -> PathDesign:
     """Check the unpenalised columns, and lay out rows and columns.
 
@@ -76,6 +103,7 @@ def lay_out_path(
         Columns of the table, each a categorical all of whose levels get a column.
     estimated : bool
         Whether the covariance of the random effects is.
+    precision : {"double", "mixed"}
     bare : bool
         Whether the path ends without a penalty, where columns must be of full rank.
 
@@ -83,6 +111,11 @@ def lay_out_path(
     ------
     DataError, NotYetError
     """
+    if len(frame.terms) > 1:
+        raise NotYetError(
+            f"paths take one grouping factor for now; the formula has {len(frame.terms)}: keep the one that matters "
+            "most, join them as (1 | a:b), or fit one lambda at a time with jg.fit(penalty=)"
+        )
     scaling, found = measure(frame)
     extras = [_matrix(frame, X, X_names)] if X is not None else []
     extras += [_categorical(frame, data, name) for name in dummies]
@@ -98,7 +131,7 @@ def lay_out_path(
             f"lambdas ends with 0, where {rows} rows cannot determine {usable.sum()} columns: leave the 0 out"
         )
     unpenalised = np.flatnonzero(usable[:first] if bare else f[:first] == 0)
-    problem = lay_out_rows(frame, family, scaling, unpenalised, estimated=estimated)
+    problem = lay_out_rows(frame, family, scaling, unpenalised, estimated=estimated, precision=precision)
     design, layout = problem.design, problem.layout
     assert design is not None and layout is not None
     mean = np.concatenate([found.mean, *(extra.mean for extra in extras)])
@@ -109,47 +142,42 @@ def lay_out_path(
     parts: list[Any] = [DensePart(design.X)]
     for extra in extras:
         mine = slice(first, first + len(extra.names))
-        kind = IndexPart if isinstance(extra.part, np.ndarray) else SparsePart
+        kind = IndexPart if extra.codes else MatrixPart
         parts.append(kind(extra.part, layout.slot, center[mine], scale[mine]))
         first = mine.stop
     columns = WideColumns(tuple(parts), layout.slot, layout.n_slots)
     weights = Weights(float(alpha), f, penalty_unit(scale, sd, standardize))
     whole = Scaling(center, scale, scaling.intercept, scaling.z_scale)
-    return PathDesign(_without_columns(design), layout, columns, whole, weights, names)
+    return PathDesign(_without_columns(design), layout, columns, whole, weights, names, extras)
 
 
 def measure(frame) -> tuple[Scaling, Moments]:
-    """Scaling and moments of a frame's columns.
-
-    Raises
-    ------
-    NotYetError
-        For several grouping factors.
-    """
-    if len(frame.terms) > 1:
-        raise NotYetError(
-            f"penalties, priors and paths take one grouping factor for now; the formula has {len(frame.terms)}: keep "
-            "the one that matters most, or join them as (1 | a:b)"
-        )
+    """Scaling and moments of a frame's columns."""
     X = Columns(frame.columns, len(frame.y))
     found = frame.moments
-    return column_scaling(X, frame.weights, frame.terms[0].z if frame.terms else None, found), found
+    return column_scaling(X, frame.weights, frame.terms[0].z if len(frame.terms) == 1 else None, found), found
 
 
-def lay_out_rows(frame, family, scaling, unpenalised, *, estimated: bool) -> Problem:
-    """Check the unpenalised columns (k,), and lay the rows out; every family's in slots.
+def lay_out_rows(frame, family, scaling, unpenalised, *, estimated: bool, precision="double") -> Problem:
+    """Check the unpenalised columns (k,), and lay the rows out: in slots, or as they are for several factors.
 
     Raises
     ------
-    DataError
+    DataError, NotYetError
     """
     check_frame(frame, family, estimated=estimated, columns=unpenalised)
+    if len(frame.terms) > 1:
+        if precision != "double":
+            raise NotYetError("precision='mixed' takes one grouping factor with penalty= or prior=: leave it out")
+        return with_rows(Problem(frame, family, scaling))
     rows = {"weights": frame.weights, "offset": frame.offset}
     for term in frame.terms:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": term.z, "blocks": term.blocks}
     constant = family.constant(frame.y, frame.weights)
     X = Columns(frame.columns, len(frame.y))
-    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, **rows)
+    dtype = np.float64 if precision == "double" else np.float32
+    design, layout = make_design(frame.y, X, scaling=scaling, constant=constant, dtype=dtype, **rows)
+    design = replace(design, constant=np.asarray(constant, np.float64))
     # The arrays are aligned and nobody else's: JAX takes them over without a copy.
     return Problem(frame, family, scaling, jax.device_put(design, may_alias=True), layout)
 
@@ -162,29 +190,31 @@ def penalty_unit(scale, sd, standardize: bool) -> np.ndarray:
 def _without_columns(design):
     import equinox as eqx
 
-    return eqx.tree_at(lambda d: d.X, design, jnp.zeros((design.y.shape[0], 0)))
+    return eqx.tree_at(lambda d: d.X, design, jnp.zeros((design.y.shape[0], 0), design.X.dtype))
 
 
 def _matrix(frame, X: Any, names) -> _Extra:
     from scipy import sparse
 
-    if not sparse.issparse(X):
-        X = np.asarray(X, float)
+    if sparse.issparse(X):
+        X = sparse.csc_matrix(X, dtype=float)
+        numbers = X.data
+    else:
+        numbers = X = np.asarray(X, float)
         if X.ndim != 2:
             raise DataError(f"X must have two dimensions, a row for each row of the data; found shape {X.shape}")
-    X = sparse.csc_matrix(X, dtype=float)
     total = int(frame.rows[-1]) + 1 if len(frame.rows) else 0
     expected = len(frame.rows) + frame.n_dropped
     if X.shape[0] != expected or X.shape[0] < total:
         raise DataError(f"X has {X.shape[0]} rows; expected {expected}, one for each row of the data")
-    if not np.isfinite(X.data).all():
+    if not np.isfinite(numbers).all():
         raise DataError("X has entries that are missing or infinite: fill them in")
     names = tuple(f"X{j}" for j in range(X.shape[1])) if names is None else tuple(map(str, names))
     if len(names) != X.shape[1]:
         raise DataError(f"X_names has {len(names)} names for the {X.shape[1]} columns of X")
     if frame.n_dropped:
-        X = X.tocsr()[frame.rows].tocsc()
-    return _Extra(X, *sparse_moments(X, frame.weights), names)
+        X = X[frame.rows] if isinstance(X, np.ndarray) else X.tocsr()[frame.rows].tocsc()
+    return _Extra(X, False, *matrix_moments(X, frame.weights), names)
 
 
 def _categorical(frame, data, name: str) -> _Extra:
@@ -196,7 +226,7 @@ def _categorical(frame, data, name: str) -> _Extra:
     if (codes < 0).any():
         raise DataError(f"column {name!r} of dummies= has missing values: give them a level of their own, or drop them")
     names = tuple(f"{name}[{label}]" for label in grouping.labels)
-    return _Extra(codes, *index_moments(codes, len(names), frame.weights), names)
+    return _Extra(codes, True, *index_moments(codes, len(names), frame.weights), names)
 
 
 def fold_labels(frame, cv, by: str, seed, total_rows: int) -> np.ndarray | None:

@@ -1,11 +1,12 @@
 """What a path of penalised fits found: coefficients, covariances and criteria at every lambda, and the refit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxglmm.errors import NotYetError
+from jaxglmm.formula.table import open_table
 from jaxglmm.model.penalties import ElasticNet
 from jaxglmm.optimise.cross_validation import CrossValidation
 
@@ -100,12 +101,8 @@ class Path:
         Returns
         -------
         Fit
-            With coefficients 0 for the columns left out.
-
-        Raises
-        ------
-        NotYetError
-            When columns of `X=` or `dummies=` are among the selected.
+            With coefficients 0 for the columns of the formula that are left out. Selected columns of `X=` and
+            `dummies=` are columns of its table, by their names on the path; `predict` expects them in new data.
         """
         return self.refit_with(self.selected(at), options)
 
@@ -163,22 +160,41 @@ def along(frame, family, laid, found, gamma, scale) -> dict:
 
 @dataclass(frozen=True)
 class Refit:
-    """Fits chosen columns without a penalty."""
+    """Fits chosen columns without a penalty.
+
+    Attributes
+    ----------
+    formula : str
+    data
+        The table.
+    options : dict
+        Of `jaxglmm.fit`.
+    formula_names : tuple of str
+        Columns of the formula.
+    column : callable
+        Name of a further column -> its numbers in the rows that were kept.
+    rows : int (n,)
+        These rows' places in the table.
+    """
 
     formula: str
     data: Any
     options: dict
     formula_names: tuple[str, ...]
-    names: tuple[str, ...]
+    column: Callable[[str], np.ndarray]
+    rows: np.ndarray
 
     def __call__(self, selected, options):
         from jaxglmm.fitting import fit
 
-        beyond = [name for name in selected if name not in self.formula_names]
-        if beyond:
-            raise NotYetError(
-                f"a refit takes columns of the formula; {beyond[0]!r} came by X= or dummies=: put the selected ones "
-                "into the table and fit them with jg.fit"
-            )
+        data, formula = self.data, self.formula
+        if beyond := [name for name in selected if name not in self.formula_names]:
+            table = open_table(data)
+            total = table.load(table.names[:1])[1]
+            further = {name: np.zeros(total) for name in beyond}
+            for name in beyond:
+                further[name][self.rows] = self.column(name)
+            data = table.joined(further)
+            formula = f"{formula} + {' + '.join(f'`{name}`' for name in beyond)}"
         factors = {name: np.inf for name in self.formula_names if name not in selected}
-        return fit(self.formula, self.data, **(self.options | {"penalty": ElasticNet(0.0, 1.0, factors)} | options))
+        return fit(formula, data, **(self.options | {"penalty": ElasticNet(0.0, 1.0, factors)} | options))

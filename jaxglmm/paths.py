@@ -10,8 +10,8 @@ from jaxglmm.estimation import held_factors, quadrature_rule
 from jaxglmm.fitting import check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
-from jaxglmm.model.penalties import check_alpha
-from jaxglmm.optimise.cross_validation import fold_design, held_out, summarise_folds
+from jaxglmm.model.penalties import ElasticNet, check_alpha
+from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
 from jaxglmm.path_design import fold_labels, lay_out_path
@@ -22,8 +22,8 @@ from jaxglmm.progress import Progress
 def fit_path(
     formula, data, *, family="gaussian", alpha=1.0, lambdas=None, n_lambdas=100, lambda_min_ratio=None, factors=None,
     standardize=True, X=None, X_names=None, dummies=(), cv=None, cv_by="groups", seed=0, method="auto", n_agq=None,
-    theta=None, scale="likelihood", weights=None, offset=None, levels=None, full_rank=True, gamma=0.5, tol=1e-9,
-    max_iterations=200, progress=None, throw=True,
+    theta=None, scale="likelihood", weights=None, offset=None, levels=None, full_rank=True, precision="double",
+    gamma=0.5, tol=1e-9, max_iterations=200, progress=None, throw=True,
 ) -> Path:  # fmt: skip
     """Fit a penalised mixed model, or generalized linear model, along a path of lambda.
 
@@ -31,7 +31,7 @@ def fit_path(
 
     Parameters
     ----------
-    formula, data, family, method, n_agq, weights, offset, levels, full_rank
+    formula, data, family, method, n_agq, weights, offset, levels, full_rank, precision
         As in `jaxglmm.fit`. With "auto" the number of nodes is the one that the unpenalised columns need.
     alpha : float
         1 is the lasso, 0 ridge.
@@ -88,7 +88,7 @@ def fit_path(
     began = time.perf_counter()
     family = get_family(family)
     check_alpha(alpha)
-    check_options(family, method, n_agq, False, None, None, "double", theta)
+    check_options(family, method, n_agq, False, ElasticNet(0.0), None, precision, theta)
     _check_scale(scale, family)
     frame = model_frame(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
@@ -99,7 +99,8 @@ def fit_path(
     with jax.enable_x64(True), Progress(progress) as line:
         laid = lay_out_path(
             frame, family, data, alpha=alpha, factors=factors, standardize=standardize, X=X, X_names=X_names,
-            dummies=dummies, estimated=theta is None, bare=lambdas is not None and np.min(lambdas, initial=1) == 0,
+            dummies=dummies, estimated=theta is None, precision=precision,
+            bare=lambdas is not None and np.min(lambdas, initial=1) == 0,
         )  # fmt: skip
         likelihood = _likelihood(frame, family, laid, method, n_agq, theta, scale)
         begin = lambda design, likelihood: fit_null(
@@ -119,7 +120,7 @@ def fit_path(
         for step, lam in enumerate(grid):
             solutions = solver.solve(lam)
             found.append(solutions[0])
-            scores.append([held_out(solver, i, laid.design) for i in range(1, len(models))])
+            scores.append(solver.held_out())
             if lam == 0:
                 solver.check_separation(0, laid.names, laid.scaling.intercept)
             line.update(step, solutions[0].loglik, solutions[0].kkt, None)
@@ -135,9 +136,9 @@ def fit_path(
         validation = summarise_folds(grid, np.array(scores) / sizes, np.array(sizes))
     options = {
         "family": family, "method": method, "n_agq": n_agq, "theta": theta, "weights": weights, "offset": offset,
-        "levels": levels, "full_rank": full_rank,
+        "levels": levels, "full_rank": full_rank, "precision": precision,
     }  # fmt: skip
-    refit = Refit(formula, data, options, tuple(frame.names), tuple(laid.names))
+    refit = Refit(formula, data, options, tuple(frame.names), laid.further, frame.rows)
     report = along(frame, family, laid, found, gamma, scale)
     return Path(
         formula=formula, names=laid.names, lambdas=grid, alpha=float(alpha), n=len(frame.y), n_agq=null.n_agq,
@@ -182,4 +183,8 @@ def _lambdas(lambdas, n_lambdas, ratio, solver, n) -> np.ndarray:
     largest = solver.weights.largest_lambda(solver.points[0].gradient[:p])
     if largest == 0:
         raise DataError("there is nothing to penalise: every column is unpenalised, left out, or unrelated to y")
+    if solver.weights.alpha >= 1e-3:  # below there is no lambda at which ridge's coefficients are zero
+        # The first fit is not as near to its optimum as the path's are: the gradient is that of a fit that is.
+        solver.solve(1.001 * largest)
+        largest = solver.weights.largest_lambda(solver.points[0].gradient[:p])
     return largest * ratio ** np.linspace(0, 1, n_lambdas)

@@ -2,25 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from jaxglmm.errors import DataError
+from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.estimation import held_factors, quadrature_rule
 from jaxglmm.model.penalties import ElasticNet, column_factors
 from jaxglmm.model.priors import AbstractPrior
+from jaxglmm.modes.solver import choose_solver
 from jaxglmm.optimise.estimate import Posteriors
 from jaxglmm.optimise.log_prior import LogPrior, PriorTerm
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.null_fit import Likelihood
-from jaxglmm.optimise.path import Weights
+from jaxglmm.optimise.path_model import Weights
 from jaxglmm.optimise.penalised_fit import fit_penalised
 from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_posterior
+from jaxglmm.optimise.several_penalised import fit_several_penalised
+from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 from jaxglmm.path_design import lay_out_rows, measure, penalty_unit
 from jaxglmm.problem import Problem
 
 
-def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) -> tuple[Problem, Weights]:
+def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool, precision="double"):
     """Check the unpenalised columns and lay the rows out; every family's in slots.
 
     Parameters
@@ -32,6 +36,11 @@ def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) ->
     terms : tuple of PriorTerm
     estimated : bool
         Whether the covariance of the random effects is estimated.
+    precision : {"double", "mixed"}
+
+    Returns
+    -------
+    Problem, Weights
 
     Raises
     ------
@@ -45,7 +54,7 @@ def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool) ->
     informed = np.concatenate([term.at for term in terms if not term.prior.on_sd] or [np.zeros(0, int)])
     if penalty.lam == 0:
         f[informed[np.isfinite(f[informed])]] = 1.0
-    problem = lay_out_rows(frame, family, scaling, np.flatnonzero(f == 0), estimated=estimated)
+    problem = lay_out_rows(frame, family, scaling, np.flatnonzero(f == 0), estimated=estimated, precision=precision)
     unit = penalty_unit(scaling.scale, np.sqrt(found.variance), penalty.standardize)
     return problem, Weights(float(penalty.alpha), f, unit)
 
@@ -64,9 +73,14 @@ def choose_likelihood(problem: Problem, *, method, n_agq, theta, log_phi=None) -
 
 
 def estimate_penalised(
-    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, tol=1e-11, max_iterations=100
-):
+    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, solver="auto",
+    precision="double", tol=1e-11, max_iterations=100,
+):  # fmt: skip
     """Fit with a penalty or a prior. Needs x64.
+
+    Raises
+    ------
+    DataError, NotYetError, SeparationError
 
     Returns
     -------
@@ -76,11 +90,25 @@ def estimate_penalised(
         raise DataError(f"penalty must be jg.ElasticNet(...), jg.Ridge(...) or jg.Lasso(...); found {penalty!r}")
     penalty = ElasticNet(0.0) if penalty is None else penalty
     terms = () if prior is None else prior_terms(prior, frame)
-    problem, weights = lay_out(frame, family, penalty, terms, estimated=theta is None)
+    options = {"estimated": theta is None, "precision": precision}
+    problem, weights = lay_out(frame, family, penalty, terms, **options)
+    laid: Any = problem.design if problem.rows is None else problem.rows
     log_prior = None
-    if terms and problem.design is not None:
-        covariance = problem.design.terms[0].covariance if frame.terms else None
-        log_prior = LogPrior(terms, problem.scaling, covariance)
+    if terms:
+        z_scales = (problem.scaling.z_scale,) if problem.rows is None else tuple(t.z_scale for t in laid.terms)
+        log_prior = LogPrior(
+            terms, problem.scaling, tuple(t.covariance for t in laid.terms), z_scales[: len(laid.terms)]
+        )
+    if problem.rows is not None:
+        if method == "agq":
+            raise NotYetError(
+                "penalty= and prior= with several grouping factors take Laplace's approximation: leave method= out"
+            )
+        solution, found = _solve_several(
+            problem, penalty, weights, method, theta, solver, log_prior, max_iterations=max_iterations
+        )
+        estimate = several_estimate(problem, laid.terms, solution, joint=method == "joint")
+        return problem, _reported(estimate, penalty, prior, weights, found), several_posteriors(problem, solution)
     solution, found = fit_penalised(
         family, problem.design, problem.scaling, float(penalty.lam), weights,
         choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta), names=frame.names,
@@ -98,6 +126,25 @@ def estimate_penalised(
         estimate, posteriors = glm_estimate(problem, glm), ()
         kept = len(estimate.boundary)
         estimate = dataclasses.replace(estimate, convergence=convergence, boundary=~solution.free[:kept])
+    return problem, _reported(estimate, penalty, prior, weights, found), posteriors
+
+
+def _solve_several(problem, penalty, weights, method, theta, solver, log_prior, **options):
+    frame, design = problem.frame, problem.rows
+    factors = None
+    if theta is not None:
+        factors = [
+            t.factor_from_columns(f) for t, f in zip(design.terms, held_factors(theta, frame.terms), strict=True)
+        ]
+    return fit_several_penalised(
+        problem.family, design, choose_solver(design, solver), float(penalty.lam), weights,
+        intercept=problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms], factors=factors,
+        determinant=method != "joint", prior=log_prior, **options,
+    )  # fmt: skip
+
+
+def _reported(estimate, penalty: ElasticNet, prior, weights: Weights, found: dict):
+    """The estimate with what was penalised."""
     covariance = estimate.covariance
     if penalty.lam > 0 and penalty.alpha > 0 and (weights.factors > 0).any():
         # A lasso estimate's distribution is neither normal nor centred; its curvature says nothing of it.
@@ -105,8 +152,7 @@ def estimate_penalised(
     left_out = int(np.isinf(weights.factors).sum())
     found |= {"text": _described(penalty, left_out), "lam": float(penalty.lam), "alpha": float(penalty.alpha)}
     found["prior"] = None if prior is None else "; ".join(f"{name} ~ {_told(p)}" for name, p in prior.items())
-    estimate = dataclasses.replace(estimate, covariance=covariance, penalised=found)
-    return problem, estimate, posteriors
+    return dataclasses.replace(estimate, covariance=covariance, penalised=found)
 
 
 def prior_terms(prior, frame) -> tuple[PriorTerm, ...]:
@@ -119,7 +165,8 @@ def prior_terms(prior, frame) -> tuple[PriorTerm, ...]:
     """
     if not isinstance(prior, Mapping) or not prior:
         raise DataError(f"prior must map names to priors, such as {{'beta': jg.NormalPrior(2.5)}}; found {prior!r}")
-    groups = {term.group: np.arange(len(term.names)) for term in frame.terms}
+    ends = np.cumsum([len(term.names) for term in frame.terms])
+    groups = {t.group: np.arange(end - len(t.names), end) for t, end in zip(frame.terms, ends, strict=True)}
     intercept = [j for j, name in enumerate(frame.names) if name == "Intercept"]
     out = []
     for name, density in prior.items():

@@ -1,6 +1,7 @@
 """Paths of penalised fits: glmnet's stored ones, optimality, cross-validation, wide and sparse columns."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from scipy import sparse
 
 import jaxglmm as jg
-from jaxglmm.design.wide import DensePart, IndexPart, SparsePart, WideColumns, index_moments, sparse_moments
+from jaxglmm.design.wide import DensePart, IndexPart, MatrixPart, WideColumns, index_moments, matrix_moments
 
 
 CONTRACEPTION = "use ~ age + I(age**2) + urban + livch"
@@ -86,6 +87,18 @@ def test_a_path_begins_where_the_first_column_enters(path, members):
     assert path.df[0] == 2 and path.kkt.max() <= 1e-6
 
 
+def test_the_first_lambda_is_exact():
+    """All coefficients are zero there, and not a hair below."""
+    rng = np.random.default_rng(8)
+    for case in range(4):
+        X, g = rng.standard_normal((200, 3)), np.repeat(np.arange(50), 4)
+        data = {"a": X[:, 0], "b": X[:, 1], "c": X[:, 2], "g": g, "y": (rng.random(200) < 0.3 + 0.2 * (g % 3)) * 1.0}
+        options = {"family": "binomial", "method": "laplace", "alpha": 1.0 - 0.5 * (case % 2)}
+        first = jg.fit_path("y ~ a + b + c + (1 | g)", data, n_lambdas=1, **options)
+        below = jg.fit_path("y ~ a + b + c + (1 | g)", data, lambdas=first.lambdas * (1 - 1e-6), **options)
+        assert (first.coef[0, 1:] == 0).all() and (below.coef[0, 1:] != 0).sum() == 1
+
+
 def test_each_point_of_a_path_is_the_fit_with_that_penalty(path, members):
     for at in (4, 9):
         penalty = jg.ElasticNet(path.lambdas[at], standardize=True)
@@ -116,6 +129,22 @@ def test_the_score_of_held_out_members_is_their_marginal_likelihood(path, member
     assert path.cv.folds[at, 1] == pytest.approx(alone.loglik / held.sum(), abs=1e-7)
 
 
+def test_folds_solved_together_are_folds_solved_alone(path, members):
+    """Rows held out; each fold against a path of its own, of all rows with weights that leave its rows out."""
+    fold = np.random.default_rng(2).integers(3, size=1200)
+    sd = lambda w: members.loc[w > 0, "x0":"x7"].std(ddof=0)
+    options = {"family": "binomial", "method": "laplace", "lambdas": [0.05, 0.01]}
+    found: Any = jg.fit_path(FORMULA, members, cv=fold, **options).cv
+    for k in range(3):
+        w = (fold != k) * 1.0
+        factors = (sd(np.ones(1200)) / sd(w)).to_dict()
+        alone = jg.fit_path(FORMULA, members, weights=w, factors=factors, **options)
+        shift = members.loc[:, "x0":"x7"] @ alone.coef[1, 1:] + alone.coef[1, 0]
+        held = {"family": "binomial", "method": "laplace", "theta": {"g": alone.theta["g"][1]}, "offset": shift}
+        every = jg.fit("y ~ 0 + (1 | g)", members, **held).loglik
+        assert found.folds[1, k] == pytest.approx((every - alone.loglik[1]) / (fold == k).sum(), abs=1e-7)
+
+
 def test_cross_validation_finds_what_matters(path):
     assert {"x0", "x1", "x2"} <= set(path.selected(path.cv.one_se))
     assert path.cv.lambda_1se >= path.cv.lambda_min == path.lambdas[path.best]
@@ -142,41 +171,54 @@ def test_sparse_and_index_columns_are_dense_ones(members):
     for other in (codes, matrix, array):
         np.testing.assert_allclose(other.coef, plain.coef, atol=1e-8)
     assert codes.names[3] == "zip[0]" and matrix.names == plain.names and array.names[3] == "X0"
-    with pytest.raises(jg.NotYetError, match="refit"):
-        codes.refit(2)
+    truth = plain.refit(2)
+    for other in (codes, matrix):
+        refit = other.refit(2)
+        chosen = {name: value for name, value in refit.fixef.items() if value}
+        assert set(chosen) == set(other.selected(2)) and any("zip" in name for name in chosen)
+        np.testing.assert_allclose(list(chosen.values()), [v for v in truth.fixef.values() if v], atol=1e-7)
+        assert refit.loglik == pytest.approx(truth.loglik, abs=1e-7)
+        new = members.head(4).assign(**dict.fromkeys((*other.names[3:], *dense), 0.0))
+        np.testing.assert_allclose(refit.predict(new), truth.predict(new))
 
 
 def test_wide_columns_agree_with_a_dense_matrix():
     rng = np.random.default_rng(0)
     dense, codes = rng.standard_normal((7, 3)), rng.integers(4, size=7)
     other, w = sparse.csc_matrix(rng.random((7, 5)) * (rng.random((7, 5)) < 0.4)), rng.random(7)
+    array = 2000 + rng.standard_normal((7, 2))
     slot = rng.permutation(9)[:7]
     one_hot = (codes[:, None] == np.arange(4)) * 1.0
-    whole = np.zeros((9, 12))
-    blocks = []
-    for matrix, (mean, sd) in ((other.toarray(), sparse_moments(other, w)), (one_hot, index_moments(codes, 4, w))):
+    whole = np.zeros((9, 14))
+    blocks, matrices = [], (other.toarray(), one_hot, array)
+    measured = (matrix_moments(other, w), index_moments(codes, 4, w), matrix_moments(array, w))
+    for matrix, (mean, sd) in zip(matrices, measured, strict=True):
         np.testing.assert_allclose(mean, w @ matrix / w.sum())
         np.testing.assert_allclose(sd**2, w @ (matrix - mean) ** 2 / w.sum(), atol=1e-12)
         blocks.append((mean, np.where(sd > 0, sd, 1.0)))
-    scaled = [dense, *((m - c) / s for m, (c, s) in zip((other.toarray(), one_hot), blocks, strict=True))]
+    scaled = [dense, *((m - c) / s for m, (c, s) in zip(matrices, blocks, strict=True))]
     whole[slot] = np.column_stack(scaled)
-    parts = (DensePart(whole[:, :3]), SparsePart(other, slot, *blocks[0]), IndexPart(codes, slot, *blocks[1]))
+    parts = (
+        DensePart(whole[:, :3]), MatrixPart(other, slot, *blocks[0]), IndexPart(codes, slot, *blocks[1]),
+        MatrixPart(array, slot, *blocks[2]),
+    )  # fmt: skip
     columns = WideColumns(parts, slot, 9)
-    v = np.zeros(9)
-    v[slot] = rng.standard_normal(7)
-    np.testing.assert_allclose(columns.against(v), whole.T @ v, atol=1e-12)
-    for chosen in (np.array([1, 4, 9]), np.arange(12), np.array([0]), np.array([8, 11])):
-        np.testing.assert_allclose(columns.gather(chosen), whole[:, chosen], atol=1e-12)
+    v = np.zeros((9, 2))
+    v[slot] = rng.standard_normal((7, 2))
+    np.testing.assert_allclose(columns.against(v), whole.T @ v, atol=1e-9)
+    for chosen in (np.array([1, 4, 9]), np.arange(14), np.array([0]), np.array([8, 11, 13])):
+        np.testing.assert_allclose(columns.gather(chosen), whole[:, chosen], atol=1e-9)
 
 
 def test_a_working_set_gives_what_all_columns_give(members, monkeypatch):
-    from jaxglmm.optimise import path as module
+    from jaxglmm.optimise import working_set as module
 
     rng = np.random.default_rng(3)
     X = rng.standard_normal((1200, 60))
     options = {"family": "binomial", "method": "laplace", "n_lambdas": 8, "lambda_min_ratio": 0.1, "X": X}
     every = jg.fit_path("y ~ x0 + x1 + (1 | g)", members, **options)
     monkeypatch.setattr(module, "_LITTLE_X", 0)
+    monkeypatch.setattr(module, "_LITTLE_WORK", 0)
     some = jg.fit_path("y ~ x0 + x1 + (1 | g)", members, **options)
     np.testing.assert_allclose(some.coef, every.coef, atol=1e-7)
     assert some.passes < every.passes and some.kkt.max() <= 1e-6

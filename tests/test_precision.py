@@ -1,5 +1,7 @@
 """Fits whose rows are stored, or computed with, in float32, against the fit in float64."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -71,3 +73,22 @@ def test_the_kernels_cover_what_lies_on_the_cpu(data, monkeypatch):
     with jax.enable_x64(True):
         assert fused.covers(family, jax.device_put(design, jax.devices("cpu")[0])) is there
     assert not fused.covers(jg.Beta(), design)
+
+
+def test_a_path_in_mixed_precision_is_the_path_to_its_rounding():
+    rng = np.random.default_rng(6)
+    X, g = rng.standard_normal((600, 4)).astype(np.float32).astype(float), np.repeat(np.arange(200), 3)
+    eta = X @ [1.0, -0.5, 0.0, 0.0] + 0.8 * rng.standard_normal(200)[g]
+    data = {f"x{j}": X[:, j] for j in range(4)} | {"g": g, "y": (rng.random(600) < 1 / (1 + np.exp(-eta))) * 1.0}
+    formula, options = "y ~ x0 + x1 + x2 + x3 + (1 | g)", {"family": "binomial", "method": "laplace"}
+    lambdas = {"lambdas": [0.05, 0.01], "cv": 3}
+    double: Any = jg.fit_path(formula, data, **lambdas, **options)
+    mixed: Any = jg.fit_path(formula, data, precision="mixed", **lambdas, **options)
+    np.testing.assert_allclose(mixed.coef, double.coef, atol=1e-6)
+    np.testing.assert_allclose(mixed.cv.score, double.cv.score, atol=1e-6)
+    assert mixed.kkt.max() <= 1e-6 and mixed.converged.all()
+    fit = jg.fit(formula, data, penalty=jg.Ridge(0.01), precision="mixed", **options)
+    other = jg.fit(formula, data, penalty=jg.Ridge(0.01), **options)
+    np.testing.assert_allclose(list(fit.fixef.values()), list(other.fixef.values()), atol=1e-6)
+    with pytest.raises(jg.DataError, match="too coarse"):
+        jg.fit_path(formula, data, precision="single", **lambdas, **options)

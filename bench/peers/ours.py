@@ -1,5 +1,7 @@
 """jaxglmm."""
 
+import numpy as np
+
 
 def describe():
     """Version, and whether the native library is loaded."""
@@ -107,6 +109,32 @@ def path(arrays, spec):
         found = jaxglmm.fit_path(
             text, data, family=spec["family"], method="laplace", n_lambdas=spec["lambdas"], tol=1e-6, progress=False
         )
+        return {
+            "lambdas": len(found.lambdas), "columns": int((found.coef[-1] != 0).sum()) - 1, "kkt": found.kkt.max(),
+            "passes": found.passes, "sd": [float(found.theta["g"][-1])],
+        }  # fmt: skip
+
+    return run
+
+
+def wide(arrays, spec):
+    """A lasso path over a matrix beside the formula, sparse or dense."""
+    from scipy import sparse
+
+    import jaxglmm
+
+    if "wide" in arrays:
+        X = np.ascontiguousarray(arrays["wide"].T)
+    else:
+        indices, indptr = (arrays[name].astype(np.int32) for name in ("indices", "indptr"))
+        X = sparse.csc_matrix((arrays["data"], indices, indptr), (len(arrays["y"]), spec["columns"]))
+    data = {"y": arrays["y"], "g": arrays["g"]}
+
+    def run():
+        found = jaxglmm.fit_path(
+            "y ~ 1 + (1 | g)", data, X=X, family=spec["family"], method="laplace", n_lambdas=spec["lambdas"],
+            lambda_min_ratio=spec["ratio"], tol=1e-6, progress=False,
+        )  # fmt: skip
         return {
             "lambdas": len(found.lambdas), "columns": int((found.coef[-1] != 0).sum()) - 1, "kkt": found.kkt.max(),
             "passes": found.passes, "sd": [float(found.theta["g"][-1])],

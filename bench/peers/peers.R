@@ -62,10 +62,18 @@ glmmTMB <- function(arrays, spec) {
 # hardly changes any more.
 glmnet <- function(arrays, spec) {
   if (is.null(spec$lambdas)) return(NULL)
-  X <- as.matrix(arrays$frame[, -(1:2)])
+  X <- if (!is.null(arrays$wide)) {
+    arrays$wide
+  } else if (!is.null(arrays$indptr)) {
+    size <- c(length(arrays$y), spec$columns)
+    Matrix::sparseMatrix(i = arrays$indices + 1, p = arrays$indptr, x = arrays$data, dims = size)
+  } else {
+    as.matrix(arrays$frame[, -(1:2)])
+  }
   glmnet::glmnet.control(fdev = 0)
+  ratio <- if (is.null(spec$ratio)) 1e-4 else spec$ratio
   function() {
-    fit <- glmnet::glmnet(X, arrays$frame$y, family = spec$family, nlambda = spec$glmnet_lambdas)
+    fit <- glmnet::glmnet(X, arrays$y, family = spec$family, nlambda = spec$glmnet_lambdas, lambda.min.ratio = ratio)
     list(lambdas = length(fit$lambda), columns = max(fit$df), model = "no random effects")
   }
 }

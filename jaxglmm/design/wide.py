@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 
-_ROWS = 1 << 16
+# Rows of a matrix that are worked on at once.
+_ROWS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,30 @@ class DensePart:
     def gather(self, columns: np.ndarray) -> np.ndarray:
         return self.X if len(columns) == self.width else np.asarray(self.X)[:, columns]
 
-    def against(self, v: np.ndarray, total: float) -> np.ndarray:
+    def against(self, v: np.ndarray) -> np.ndarray:
         return np.asarray(self.X).T @ v
 
 
 @dataclass(frozen=True)
-class SparsePart:
-    """A scipy.sparse CSC matrix (n, k) in the caller's rows."""
+class MatrixPart:
+    """A matrix (n, k) in the caller's rows: scipy.sparse CSC, which stays so, or a NumPy array."""
 
-    X: object
+    X: Any
     slot: np.ndarray
     center: np.ndarray
     scale: np.ndarray
 
     @property
     def width(self) -> int:
-        return self.X.shape[1]  # pyright: ignore[reportAttributeAccessIssue]
+        return self.X.shape[1]
 
     def gather(self, columns: np.ndarray) -> np.ndarray:
-        return (self.X[:, columns].toarray() - self.center[columns]) / self.scale[columns]  # pyright: ignore
+        chosen = self.X[:, columns]
+        chosen = chosen if isinstance(chosen, np.ndarray) else chosen.toarray()
+        return (chosen - self.center[columns]) / self.scale[columns]
 
-    def against(self, v: np.ndarray, total: float) -> np.ndarray:
-        return (self.X.T @ v[self.slot] - self.center * total) / self.scale  # pyright: ignore
+    def against(self, v: np.ndarray) -> np.ndarray:
+        return (self.X.T @ v[self.slot] - np.outer(self.center, v.sum(0))) / self.scale[:, None]
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class IndexPart:
     def gather(self, columns: np.ndarray) -> np.ndarray:
         return ((self.codes[:, None] == columns) - self.center[columns]) / self.scale[columns]
 
-    def against(self, v: np.ndarray, total: float) -> np.ndarray:
-        sums = np.bincount(self.codes, v[self.slot], minlength=self.width)
-        return (sums - self.center * total) / self.scale
+    def against(self, v: np.ndarray) -> np.ndarray:
+        sums = [np.bincount(self.codes, each[self.slot], minlength=self.width) for each in v.T]
+        return (np.stack(sums, axis=1) - np.outer(self.center, v.sum(0))) / self.scale[:, None]
 
 
 @dataclass(frozen=True)
@@ -114,17 +117,22 @@ class WideColumns:
         return out
 
     def against(self, v: np.ndarray) -> np.ndarray:
-        """X'v (p,) for v (n_slots,), 0 in slots without a row."""
-        total = float(v.sum())
-        return np.concatenate([part.against(v, total) for part in self.parts])
+        """X'v (p, k) for some vectors v (n_slots, k), 0 in slots without a row."""
+        return np.concatenate([part.against(v) for part in self.parts])
 
 
-def sparse_moments(X, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation of the columns of a sparse matrix (n, k)."""
+def matrix_moments(X, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of the columns of a matrix (n, k), scipy.sparse or not."""
     total = weights.sum()
     mean = (X.T @ weights) / total
-    second = (X.multiply(X).T @ weights) / total
-    return mean, np.sqrt(np.maximum(second - mean**2, 0.0))
+    if not isinstance(X, np.ndarray):
+        second = (X.multiply(X).T @ weights) / total
+        return mean, np.sqrt(np.maximum(second - mean**2, 0.0))
+    variance = np.zeros_like(mean)
+    for first in range(0, len(X), _ROWS):
+        apart = X[first : first + _ROWS] - mean
+        variance += np.einsum("i,ij,ij->j", weights[first : first + _ROWS], apart, apart) / total
+    return mean, np.sqrt(variance)
 
 
 def index_moments(codes: np.ndarray, levels: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxglmm.objectives.evaluate import evaluate
+from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.glm import glm_evaluate, row_sums
 from jaxglmm.objectives.marginal import Nodes
 from jaxglmm.ops import fused
@@ -39,7 +39,7 @@ class GroupSpread(NamedTuple):
     largest: Array
 
 
-def evaluate_many(family, shared, own, nodes: Nodes, psi, modes):
+def evaluate_many(family, shared, own, nodes: Nodes, psi, modes, *, determinant=True, second=True):
     """Value (B,), gradient (B, m), exact Hessian (B, m, m) and modes (B, S, n_slots) of every lane.
 
     Parameters
@@ -50,17 +50,21 @@ def evaluate_many(family, shared, own, nodes: Nodes, psi, modes):
         A lane of NaN is not wanted, and ends at once.
     modes : (B, S, n_slots)
         Where the search for the modes begins; kept where the value is not finite.
+    determinant, second : bool
+        As in `objectives.evaluate.evaluate`.
     """
     lane = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), own)
     native = fused.covers(family, eqx.combine(lane, shared))
     if native:
         register()
-    return _evaluate_many(family, shared, own, nodes, psi, modes, native=native)
+    options = {"determinant": determinant, "second": second}
+    return _evaluate_many(family, shared, own, nodes, psi, modes, native=native, **options)
 
 
-@program(static=("family", "native"))
-def _evaluate_many(family, shared, own, nodes, psi, modes, *, native):
-    one = lambda own, psi, start: evaluate(family, eqx.combine(own, shared), nodes, psi, start)
+@program(static=("family", "determinant", "second", "native"))
+def _evaluate_many(family, shared, own, nodes, psi, modes, *, determinant, second, native):
+    options = {"determinant": determinant, "second": second}
+    one = lambda own, psi, start: evaluate(family, eqx.combine(own, shared), nodes, psi, start, **options)
     e = jax.vmap(one)(own, psi, modes)
     return e.value, e.gradient, e.hessian, jnp.where(jnp.isfinite(e.value)[:, None, None], e.modes, modes)
 
@@ -75,6 +79,13 @@ def evaluate_glm_many(family, shared, own, psi) -> tuple[Array, Array, Array]:
         return value + design.constant, gradient, hessian
 
     return _map_lanes(one, shared, own, psi)
+
+
+@program(static=("family", "second"))
+def evaluate_glm_weighted(family, shared, own, psi, *, second=True) -> tuple[Array, Array, Array]:
+    """As `evaluate_glm_many`, for lanes of many rows that differ in their weights: X is read once for all of them."""
+    one = lambda own, psi: evaluate_glm(family, eqx.combine(own, shared), psi, second=second)[:3]
+    return jax.vmap(one)(own, psi)
 
 
 @program(static=("family",))

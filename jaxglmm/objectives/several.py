@@ -206,7 +206,7 @@ def fixed_hessian(design: RowDesign, e: SeveralEvaluation, factors, *, trace: bo
     assert e.rows is not None and e.leverage is not None and e.bend is not None
     X, d = design.X, e.rows
     p = X.shape[1]
-    if e.H is None:
+    if e.H is None or not p:
         return -weighted_gram(X, d.w, np.zeros(p), np.ones(p))
     moved = e.H.solve(-_column_scores(design, factors, d.w, X))
     effects = [_scaled(f, part) for f, part in zip(factors, design.split(moved), strict=True)]

@@ -6,8 +6,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
-
 
 @dataclass(frozen=True)
 class CrossValidation:
@@ -53,19 +51,5 @@ def fold_design(family, design, layout, y, weights, held: np.ndarray):
     """The design without the rows `held` (n,): they keep their slots, with weight zero."""
     left = np.where(held, 0.0, weights)
     constant = jnp.asarray(family.constant(y[~held], weights[~held]))
-    slots = jnp.asarray(layout.scatter(left))
+    slots = jnp.asarray(layout.scatter(left, dtype=design.weights.dtype))
     return eqx.tree_at(lambda d: (d.weights, d.constant), design, (slots, constant))
-
-
-def held_out(solver, i: int, whole) -> float:
-    """Predictive log-likelihood of model i's held-out rows at its solution; `whole` is the design of all rows."""
-    model, point, W = solver.models[i], solver.points[i], solver.working
-    psi = jnp.asarray(np.append(point.beta[W], point.rest))
-
-    def value(design):
-        design = eqx.tree_at(lambda d: d.X, design, solver.X)
-        if model.nodes is None:
-            return float(evaluate_glm(model.family, design, psi, second=False)[0])
-        return float(evaluate(model.family, design, model.nodes, psi, point.modes, second=False).value)
-
-    return value(whole) - value(model.design)

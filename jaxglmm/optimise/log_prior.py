@@ -15,7 +15,7 @@ from jaxglmm.model.priors import AbstractPrior
 
 
 class PriorTerm(eqx.Module):
-    """One density and the parameters that have it, independently: columns, or effects of the grouping factor."""
+    """One density and the parameters that have it, independently: columns, or effects of all factors in turn."""
 
     prior: AbstractPrior
     at: Int[Array, " k"]
@@ -31,12 +31,16 @@ class LogPrior:
     ----------
     terms : tuple of PriorTerm
     scaling : Scaling
-    covariance : Covariance or None
+    covariances : tuple of Covariance
+        Of each grouping factor.
+    z_scales : tuple of (S,)
+        Columns of z are used as z / z_scale.
     """
 
     terms: tuple[PriorTerm, ...]
     scaling: Scaling
-    covariance: Covariance | None
+    covariances: tuple[Covariance, ...] = ()
+    z_scales: tuple[np.ndarray, ...] = ()
 
     def __call__(self, beta, rest, columns):
         """(value, gradient, Hessian) for coefficients of `columns` (k,), all others being zero."""
@@ -46,18 +50,21 @@ class LogPrior:
         if s.intercept is not None:
             T[s.intercept] -= (s.center @ T) / s.scale[s.intercept]
         psi = jnp.asarray(np.append(beta, rest))
-        value, gradient, hessian = _log_prior(self.terms, psi, jnp.asarray(T), jnp.asarray(s.z_scale), self.covariance)
+        value, gradient, hessian = _log_prior(self.terms, psi, jnp.asarray(T), self.z_scales, self.covariances)
         return float(value), np.asarray(gradient), np.asarray(hessian)
 
 
-@functools.partial(jax.jit, static_argnames=("covariance",))
-def _log_prior(terms, psi, T, z_scale, covariance):
+@functools.partial(jax.jit, static_argnames=("covariances",))
+def _log_prior(terms, psi, T, z_scales, covariances):
     def value(psi):
         coefficients = jnp.matmul(T, psi[: T.shape[1]], precision="highest")
-        sds = jnp.zeros(0)
-        if covariance is not None:
-            factor = covariance.raw_factor(psi[T.shape[1] : -1]) / z_scale[:, None]
-            sds = jnp.sqrt(jnp.sum(jnp.square(factor), axis=1))
+        each, first = [jnp.zeros(0)], T.shape[1]
+        for covariance, z_scale in zip(covariances, z_scales, strict=True):
+            last = first + len(covariance.diagonal)
+            factor = covariance.raw_factor(psi[first:last]) / z_scale[:, None]
+            each.append(jnp.sqrt(jnp.sum(jnp.square(factor), axis=1)))
+            first = last
+        sds = jnp.concatenate(each)
         each = [jnp.sum(t.prior.log_density((sds if t.prior.on_sd else coefficients)[t.at])) for t in terms]
         return sum(each, jnp.zeros(()))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.optimise.marginal_fit import fit_glm, fit_marginal, padded_nodes
-from jaxglmm.optimise.path import Model, Point
+from jaxglmm.optimise.path_model import Model, Point
 
 
 @dataclass(frozen=True)

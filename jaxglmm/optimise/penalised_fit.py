@@ -7,7 +7,8 @@ from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, padded_nodes
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
-from jaxglmm.optimise.path import PathSolver, Weights
+from jaxglmm.optimise.path import PathSolver
+from jaxglmm.optimise.path_model import Weights
 
 
 def fit_penalised(

@@ -13,6 +13,7 @@ Numer. Anal. 20, 389; Lee, Battle, Raina & Ng (2007), NIPS 19 (active sets for t
 import functools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -154,14 +155,32 @@ def proximal_newton(
     return ProximalResult(x, loss, gradient, kkt, iterations, kkt <= limit)
 
 
-def drive(steps: Evaluations, evaluate: Callable) -> ProximalResult:
-    """Run one minimiser with `evaluate(x, second, last)`."""
-    try:
-        asked = next(steps)
-        while True:
-            asked = steps.send(evaluate(*asked))
-    except StopIteration as end:
-        return end.value
+def lockstep(steps: dict[Any, Evaluations], evaluate: Callable) -> dict[Any, ProximalResult]:
+    """Run some minimisers, evaluating together what they ask for: {key: x} -> {key: what it is sent}.
+
+    Parameters
+    ----------
+    steps : dict of generators of `proximal_newton`
+    evaluate : callable
+        ({key: x}, second, last) -> {key: (loss, gradient, Hessian)}.
+    """
+    asked, results = {}, {}
+
+    def advance(key, answer):
+        try:
+            asked[key] = steps[key].send(answer)
+        except StopIteration as end:
+            results[key] = end.value
+
+    for key in steps:
+        advance(key, None)
+    while asked:
+        now, asked = asked, {}
+        for second, last in sorted({question[1:] for question in now.values()}):
+            together = {key: question[0] for key, question in now.items() if question[1:] == (second, last)}
+            for key, answer in evaluate(together, second, last).items():
+                advance(key, answer)
+    return results
 
 
 def minimise_model(hessian, gradient, x, penalised: Penalised) -> np.ndarray:

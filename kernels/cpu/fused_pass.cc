@@ -11,12 +11,26 @@
 //   points, log_weights  (..., S, K), (..., K)   quadrature nodes, of which the first `count` (...,) int32
 //   are used value (...), gradient (..., p + U), hessian (..., p + U, p + U), modes (..., S, N)
 //
+// A fit whose psi begins with a NaN is left out: its results are NaN, its modes `start`.
 // Floating-point operands and results are float64 or float32, each as it likes; what is computed is float64.
 // Terms of the log-density that do not depend on eta are left to the caller, but for the negative binomial's.
+#include <cmath>
+#include <limits>
+
 #include "group_operands.h"
 
 namespace jaxglmm {
 namespace {
+
+// What a fit whose psi is not a number gets, without its rows being read: NaN, and the modes where they were.
+void leave_out(int64_t m, int64_t numbers, const Column& start, const MutableColumn& value,
+               const MutableColumn& gradient, const MutableColumn& hessian, const MutableColumn& modes) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  value.set(0, nan);
+  for (int64_t i = 0; i < m; ++i) gradient.set(i, nan);
+  for (int64_t i = 0; i < m * m; ++i) hessian.set(i, nan);
+  for (int64_t i = 0; i < numbers; ++i) modes.set(i, start[i]);
+}
 
 ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset, Any z, Any start, S32 sizes,
                       S32 pieces, Any psi, Any points, Any log_weights, S32 count, Out value, Out gradient,
@@ -30,6 +44,10 @@ ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset
                  modes_ = in.result("modes", modes, {q.effects, q.slots});
     return [=, &handler](Problem& at, int64_t b, bool threaded, const Storage& storage) {
       at.modes = modes_.at(b);
+      if (std::isnan(at.beta[0])) {  // a fit of a batch that is not asked for
+        leave_out(m, at.effects * at.slots, at.start, value_.at(b), gradient_.at(b), hessian_.at(b), at.modes);
+        return;
+      }
       std::vector<double> total;
       handler.sweep(at, threaded, storage, total);
       write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
