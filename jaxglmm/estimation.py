@@ -184,7 +184,7 @@ def _estimate_gaussian(problem, *, reml, factors, **options):
 def _gaussian_posteriors(problem, found):
     counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
     with jax.enable_x64(True):
-        modes = found.effects or [gaussian_modes(problem.cross, found)]
+        modes = found.effects() if found.effects else [gaussian_modes(problem.cross, found)]
     return [normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True)]
 
 

@@ -146,8 +146,10 @@ class _Stage:
         DP = np.einsum("abg,bcg->acg", self.D, self.P)
         if E is None:
             B = DP
-        elif self.couplings is not None:
+        elif self.couplings is not None and blocks:
             B = DP - np.square(self.P) * self.couplings.quadratic(E)
+        elif self.couplings is not None:  # the same summed over levels, at less cost
+            return DP.sum(-1) - np.vdot(E, self.couplings.outer(np.square(self.P[0, 0]))), None
         elif blocks:
             B = DP - _row_products(self.coupled, E, S)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,9 @@ class GaussianFit:
         there are several; not positive at a boundary optimum.
     solver : str
         Several factors: how they were eliminated.
-    effects : list of ((G, S), (G, S, S)) or None
-        Several factors: conditional modes and covariances of each one's effects, in the formula's order.
+    effects : callable or None
+        Several factors: works out a list of ((G, S), (G, S, S)), conditional modes and covariances of each one's
+        effects, in the formula's order.
     """
 
     beta: np.ndarray
@@ -94,7 +96,7 @@ class GaussianFit:
     singular: bool
     score_at_zero: float | None
     solver: str = ""
-    effects: list[tuple[np.ndarray, np.ndarray]] | None = None
+    effects: Callable[[], list[tuple[np.ndarray, np.ndarray]]] | None = None
 
 
 def fit_gaussian(
@@ -336,7 +338,7 @@ class FactorCriterion:
             singular=bool(held.any()),
             score_at_zero=score,
             solver=self.described(),
-            effects=conditional_effects(self.slopes(at.raw), at.beta, at.sigma) if self.several else None,
+            effects=partial(conditional_effects, self.slopes(at.raw), at.beta, at.sigma) if self.several else None,
         )
 
     def _jacobian(self, at: GaussianProfile, held: np.ndarray) -> np.ndarray:
