@@ -17,10 +17,16 @@
 #include <cmath>
 #include <limits>
 
-#include "group_operands.h"
+#include "sweep.h"
 
 namespace jaxglmm {
 namespace {
+
+ffi::Error invalid(const std::string& what) { return ffi::Error::InvalidArgument("fused_pass: " + what); }
+
+using Any = ffi::AnyBuffer;
+using S32 = ffi::Buffer<ffi::S32>;
+using Out = ffi::Result<ffi::AnyBuffer>;
 
 // What a fit whose psi is not a number gets, without its rows being read: NaN, and the modes where they were.
 void leave_out(int64_t m, int64_t numbers, const Column& start, const MutableColumn& value,
@@ -36,25 +42,66 @@ ffi::Error fused_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset
                       S32 pieces, Any psi, Any points, Any log_weights, S32 count, Out value, Out gradient,
                       Out hessian, Out modes, int64_t block, int64_t family, int64_t determinant,
                       int64_t second) {
-  GroupHandler handler("fused_pass", pool, block, family, determinant != 0, second != 0);
-  const auto further = [&](Operands& in, const Problem& q) {
-    const int64_t m = q.columns + q.unknowns();
-    const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
-                 hessian_ = in.result("hessian", hessian, {m, m}),
-                 modes_ = in.result("modes", modes, {q.effects, q.slots});
-    return [=, &handler](Problem& at, int64_t b, bool threaded, const Storage& storage) {
-      at.modes = modes_.at(b);
-      if (std::isnan(at.beta[0])) {  // a fit of a batch that is not asked for
-        leave_out(m, at.effects * at.slots, at.start, value_.at(b), gradient_.at(b), hessian_.at(b), at.modes);
-        return;
-      }
-      std::vector<double> total;
-      handler.sweep(at, threaded, storage, total);
-      write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
-    };
+  if (X.dimensions().size() < 2 || z.dimensions().size() < 2 || points.dimensions().size() < 2)
+    return invalid(
+        "expected X (..., slots, columns), z (..., effects, slots) and points (..., effects, nodes), found " +
+        shape_text(X.dimensions()) + ", " + shape_text(z.dimensions()) + " and " +
+        shape_text(points.dimensions()));
+  if (sizes.dimensions().size() < 1 || pieces.dimensions().size() < 1)
+    return invalid("sizes and pieces need an axis");
+  const auto extent = [](Dimensions dims, int from_last) { return dims[dims.size() - from_last]; };
+  Problem q;
+  q.columns = extent(X.dimensions(), 1), q.slots = extent(X.dimensions(), 2),
+  q.effects = extent(z.dimensions(), 2);
+  q.stride = extent(points.dimensions(), 1);
+  q.block = block, q.determinant = determinant != 0, q.second = second != 0;
+  if (q.effects < 1 || q.effects > kMostEffects)
+    return invalid(std::to_string(q.effects) + " effects a group; expected 1, 2 or 3");
+  if (family < 0 || family >= kFamilies) return invalid("family " + std::to_string(family) + " is not known");
+  q.family = static_cast<Family>(family);
+  const int64_t N = q.slots, p = q.columns, S = q.effects, m = p + q.unknowns();
+  const int64_t n_sizes = extent(sizes.dimensions(), 1), n_pieces = extent(pieces.dimensions(), 1);
+
+  Operands in(value->dimensions());
+  const Numbers X_ = in.numbers("X", X, {N, p}), y_ = in.numbers("y", y, {N}),
+                weight_ = in.numbers("weight", weight, {N}), offset_ = in.numbers("offset", offset, {N}),
+                z_ = in.numbers("z", z, {S, N}), start_ = in.numbers("start", start, {S, N}),
+                psi_ = in.numbers("psi", psi, {m}), points_ = in.numbers("points", points, {S, q.stride}),
+                log_weights_ = in.numbers("log_weights", log_weights, {q.stride});
+  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}),
+                 pieces_ = in.integers("pieces", pieces, {n_pieces}),
+                 count_ = in.integers("count", count, {});
+  const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
+               hessian_ = in.result("hessian", hessian, {m, m}), modes_ = in.result("modes", modes, {S, N});
+  if (!in.wrong().empty()) return invalid(in.wrong() + " beside X " + shape_text(X.dimensions()));
+  const int64_t of_sizes = n_sizes ? static_cast<int64_t>(sizes.element_count()) / n_sizes : 0;
+  const std::string fault = storage_fault(sizes_, of_sizes, n_sizes, n_pieces, block, N);
+  if (!fault.empty()) return invalid(fault);
+  for (size_t i = 0; i < count.element_count(); ++i)
+    if (count.typed_data()[i] < 1 || count.typed_data()[i] > q.stride)
+      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(q.stride) +
+                     " nodes");
+
+  const auto evaluate = [&](int64_t b, bool threaded) {
+    Problem at = q;
+    std::vector<double> parameters(m), nodes(S * q.stride), log_omega(q.stride), total;
+    psi_.at(b).read(0, m, parameters.data());
+    if (std::isnan(parameters[0])) {  // a fit of a batch that is not asked for
+      leave_out(m, S * N, start_.at(b), value_.at(b), gradient_.at(b), hessian_.at(b), modes_.at(b));
+      return;
+    }
+    points_.at(b).read(0, S * q.stride, nodes.data());
+    log_weights_.at(b).read(0, q.stride, log_omega.data());
+    at.X = X_.at(b), at.y = y_.at(b), at.weight = weight_.at(b), at.offset = offset_.at(b), at.z = z_.at(b);
+    at.start = start_.at(b), at.modes = modes_.at(b);
+    at.beta = parameters.data(), at.factor = at.beta + p, at.log_phi = parameters[m - 1];
+    at.points = nodes.data(), at.log_weights = log_omega.data(), at.nodes = *count_.at(b);
+    sweep(pool, threaded, at, sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, total);
+    write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
   };
-  return handler.run(value->dimensions(),
-                     {&X, y, weight, offset, z, start, sizes, pieces, psi, points, log_weights, count}, further);
+  if (!for_each_fit(pool, in.items(), N, evaluate))
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "fused_pass: out of memory");
+  return ffi::Error::Success();
 }
 
 }  // namespace

@@ -20,7 +20,7 @@
 #include <memory>
 
 #include "parents.h"
-#include "group_operands.h"
+#include "sweep.h"
 
 namespace jaxglmm {
 
@@ -143,6 +143,10 @@ void sweep_nested(ffi::ThreadPool& pool, bool threaded, const NestedProblem& q, 
 
 ffi::Error invalid(const std::string& what) { return ffi::Error::InvalidArgument("nested_pass: " + what); }
 
+using Any = ffi::AnyBuffer;
+using S32 = ffi::Buffer<ffi::S32>;
+using Out = ffi::Result<ffi::AnyBuffer>;
+
 ffi::Error nested_pass(ffi::ThreadPool pool, Any X, Any eta, Any y, Any weight, S32 sizes, S32 pieces, S32 group,
                        S32 parent, Any start, Any shift, Any kappa, Any lambda, Any unknowns, Out value, Out gradient, Out hessian,
                        Out modes, Out information,
@@ -151,6 +155,7 @@ ffi::Error nested_pass(ffi::ThreadPool pool, Any X, Any eta, Any y, Any weight, 
       sizes.dimensions().size() < 1 || pieces.dimensions().size() < 1)
     return invalid("expected X (..., slots, columns) and shift (..., parents), found " + shape_text(X.dimensions()) +
                    " and " + shape_text(shift.dimensions()));
+  const auto extent = [](Dimensions dims, int from_last) { return dims[dims.size() - from_last]; };
   const int64_t p = extent(X.dimensions(), 1), N = extent(X.dimensions(), 2), H = extent(shift.dimensions(), 1),
                 G = extent(parent.dimensions(), 1);
   const int64_t n_sizes = extent(sizes.dimensions(), 1), n_pieces = extent(pieces.dimensions(), 1);

@@ -18,8 +18,8 @@
 #include <atomic>
 #include <memory>
 
-#include "group_operands.h"
 #include "parents.h"
+#include "sweep.h"
 
 namespace jaxglmm {
 namespace {
@@ -155,46 +155,81 @@ void sweep_shifts(ffi::ThreadPool& pool, bool threaded, Problem q, const Shifts&
   add_count_terms(pool, threaded, q, total);
 }
 
+ffi::Error invalid(const std::string& what) { return ffi::Error::InvalidArgument("shifted_pass: " + what); }
+
+using Any = ffi::AnyBuffer;
+using S32 = ffi::Buffer<ffi::S32>;
+using Out = ffi::Result<ffi::AnyBuffer>;
+
 ffi::Error shifted_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset, Any z, Any start, S32 sizes,
                         S32 pieces, S32 group, S32 parent, Any shift, Any steps, Any multiplier, Any psi, Any points,
                         Any log_weights, S32 count, Out value, Out gradient, Out hessian, Out modes, Out of_parents,
                         int64_t block, int64_t family) {
-  GroupHandler handler("shifted_pass", pool, block, family, true, true);
-  for (const Dimensions dims : {parent.dimensions(), shift.dimensions(), steps.dimensions()})
-    if (dims.size() < 1) return handler.invalid("parent, shift and steps need an axis");
-  const int64_t G = extent(parent.dimensions(), 1), H = extent(shift.dimensions(), 1),
-                J = extent(steps.dimensions(), 1);
-  const auto further = [&](Operands& in, const Problem& q) {
-    const int64_t N = q.slots, S = q.effects, m = q.columns + q.unknowns();
-    const Numbers shift_ = in.numbers("shift", shift, {H}), steps_ = in.numbers("steps", steps, {J}),
-                  multiplier_ = in.numbers("multiplier", multiplier, {J, H});
-    const Integers group_ = in.integers("group", group, {N}), parent_ = in.integers("parent", parent, {G});
-    const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
-                 hessian_ = in.result("hessian", hessian, {m, m}), modes_ = in.result("modes", modes, {S, N}),
-                 of_parents_ = in.result("of_parents", of_parents, {H, J, m + 2});
-    in.require(of_parents->element_type() == ffi::F64, "of_parents must be float64");
-    const std::string fault = nesting_fault(group, parent, H);
-    in.require(fault.empty(), fault);
-    return [=, &pool](Problem& at, int64_t b, bool threaded, const Storage& of) {
-      const auto read = [&](const Numbers& v, int64_t n) {
-        std::vector<double> out(n);
-        v.at(b).read(0, n, out.data());
-        return out;
-      };
-      const Shifts shifts = {group_.at(b),     parent_.at(b),           read(shift_, H),
-                             read(steps_, J), read(multiplier_, J * H), H};
-      at.modes = modes_.at(b);
-      for (int64_t i = 0; i < S * N; ++i) at.modes.set(i, 0.0);
-      double* out = static_cast<double*>(of_parents_.at(b).at);
-      std::fill_n(out, H * J * (m + 2), 0.0);
-      std::vector<double> total;
-      sweep_shifts(pool, threaded, at, shifts,
-                   tiles_of(shifts, of.sizes, of.n_sizes, of.pieces, of.n_pieces, at.block), total, out);
-      write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
+  for (const Any* v : {&X, &z, &points})
+    if (v->dimensions().size() < 2) return invalid("expected a matrix, found " + shape_text(v->dimensions()));
+  for (const Dimensions dims : {sizes.dimensions(), pieces.dimensions(), parent.dimensions(), shift.dimensions(),
+                                steps.dimensions()})
+    if (dims.size() < 1) return invalid("sizes, pieces, parent, shift and steps need an axis");
+  const auto extent = [](Dimensions dims, int from_last) { return dims[dims.size() - from_last]; };
+  Problem q;
+  q.columns = extent(X.dimensions(), 1), q.slots = extent(X.dimensions(), 2), q.effects = extent(z.dimensions(), 2);
+  q.stride = extent(points.dimensions(), 1), q.block = block, q.determinant = q.second = true;
+  if (q.effects < 1 || q.effects > kMostEffects)
+    return invalid(std::to_string(q.effects) + " effects a group; expected 1, 2 or 3");
+  if (family < 0 || family >= kFamilies) return invalid("family " + std::to_string(family) + " is not known");
+  q.family = static_cast<Family>(family);
+  const int64_t N = q.slots, p = q.columns, S = q.effects, m = p + q.unknowns(), G = extent(parent.dimensions(), 1),
+                H = extent(shift.dimensions(), 1), J = extent(steps.dimensions(), 1);
+  const int64_t n_sizes = extent(sizes.dimensions(), 1), n_pieces = extent(pieces.dimensions(), 1);
+  Operands in(value->dimensions());
+  const Numbers X_ = in.numbers("X", X, {N, p}), y_ = in.numbers("y", y, {N}),
+                weight_ = in.numbers("weight", weight, {N}), offset_ = in.numbers("offset", offset, {N}),
+                z_ = in.numbers("z", z, {S, N}), start_ = in.numbers("start", start, {S, N}),
+                shift_ = in.numbers("shift", shift, {H}), steps_ = in.numbers("steps", steps, {J}),
+                multiplier_ = in.numbers("multiplier", multiplier, {J, H}), psi_ = in.numbers("psi", psi, {m}),
+                points_ = in.numbers("points", points, {S, q.stride}),
+                log_weights_ = in.numbers("log_weights", log_weights, {q.stride});
+  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}), pieces_ = in.integers("pieces", pieces, {n_pieces}),
+                 group_ = in.integers("group", group, {N}), parent_ = in.integers("parent", parent, {G}),
+                 count_ = in.integers("count", count, {});
+  const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
+               hessian_ = in.result("hessian", hessian, {m, m}), modes_ = in.result("modes", modes, {S, N}),
+               of_parents_ = in.result("of_parents", of_parents, {H, J, m + 2});
+  in.require(of_parents->element_type() == ffi::F64, "of_parents must be float64");
+  if (!in.wrong().empty()) return invalid(in.wrong() + " beside X " + shape_text(X.dimensions()));
+  const int64_t of_sizes = n_sizes ? static_cast<int64_t>(sizes.element_count()) / n_sizes : 0;
+  std::string fault = storage_fault(sizes_, of_sizes, n_sizes, n_pieces, block, N);
+  if (fault.empty()) fault = nesting_fault(group, parent, H);
+  if (!fault.empty()) return invalid(fault);
+  for (size_t i = 0; i < count.element_count(); ++i)
+    if (count.typed_data()[i] < 1 || count.typed_data()[i] > q.stride)
+      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(q.stride) + " nodes");
+
+  const auto evaluate = [&](int64_t b, bool threaded) {
+    Problem at = q;
+    const auto read = [&](const Numbers& v, int64_t n) {
+      std::vector<double> out(n);
+      v.at(b).read(0, n, out.data());
+      return out;
     };
+    const std::vector<double> parameters = read(psi_, m), nodes = read(points_, S * q.stride),
+                              log_omega = read(log_weights_, q.stride);
+    const Shifts shifts = {group_.at(b), parent_.at(b), read(shift_, H), read(steps_, J), read(multiplier_, J * H), H};
+    at.X = X_.at(b), at.y = y_.at(b), at.weight = weight_.at(b), at.offset = offset_.at(b), at.z = z_.at(b);
+    at.start = start_.at(b), at.modes = modes_.at(b);
+    at.beta = parameters.data(), at.factor = at.beta + p, at.log_phi = parameters[m - 1];
+    at.points = nodes.data(), at.log_weights = log_omega.data(), at.nodes = *count_.at(b);
+    for (int64_t i = 0; i < S * N; ++i) at.modes.set(i, 0.0);
+    double* out = static_cast<double*>(of_parents_.at(b).at);
+    std::fill_n(out, H * J * (m + 2), 0.0);
+    std::vector<double> total;
+    sweep_shifts(pool, threaded, at, shifts, tiles_of(shifts, sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, block),
+                 total, out);
+    write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
   };
-  return handler.run(value->dimensions(),
-                     {&X, y, weight, offset, z, start, sizes, pieces, psi, points, log_weights, count}, further);
+  if (!for_each_fit(pool, in.items(), N, evaluate))
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "shifted_pass: out of memory");
+  return ffi::Error::Success();
 }
 
 }  // namespace

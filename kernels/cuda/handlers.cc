@@ -82,10 +82,17 @@ struct Given {
            : S == 2 ? device::place_pass<2>(p, scratch)
                     : device::place_pass<3>(p, scratch);
   }
+  template <int S>
+  static cudaError_t run_pass(cudaStream_t stream, const Pass& p) {
+    using namespace device;
+    static constexpr decltype(&device::run_pass<Logit, S>) kRun[kFamilies] = {
+        device::run_pass<Gaussian, S>, device::run_pass<Logit, S>,   device::run_pass<Probit, S>,
+        device::run_pass<Cloglog, S>,  device::run_pass<Poisson, S>, device::run_pass<NegativeBinomial, S>,
+        device::run_pass<Gamma, S>};
+    return kRun[static_cast<int>(p.q.family)](stream, p);
+  }
   static cudaError_t run_pass(int64_t S, cudaStream_t stream, const Pass& p) {
-    return S == 1   ? device::run_pass<1>(stream, p)
-           : S == 2 ? device::run_pass<2>(stream, p)
-                    : device::run_pass<3>(stream, p);
+    return S == 1 ? run_pass<1>(stream, p) : S == 2 ? run_pass<2>(stream, p) : run_pass<3>(stream, p);
   }
 };
 

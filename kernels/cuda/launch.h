@@ -3,15 +3,17 @@
 
 #include <cuda_runtime.h>
 
+#include "jaxglmm/families.h"
 #include "pass.h"
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-// For S = 1, 2, 3 effects: places in scratch memory (run.h), and all steps of one evaluation.
+// Places in scratch memory (run.h), for S = 1, 2, 3 effects.
 template <int S>
 int64_t place_pass(Pass& p, double* scratch);
-template <int S>
+// All steps of one evaluation.
+template <class F, int S>
 cudaError_t run_pass(cudaStream_t stream, const Pass& p);
 
 template <typename T>

@@ -1,4 +1,4 @@
-// The steps of one evaluation, in order, on a grid: a GPU's (effects.cu), or the host's that plays one
+// The steps of one evaluation, in order, on a grid: a GPU's (family.cu), or the host's that plays one
 // (../tests/host_grid.cc). `grid.launch(blocks, body)` has kThreads threads a block.
 #pragma once
 
@@ -15,15 +15,6 @@ void run_family(Grid& grid, const Pass& p) {
   if (p.q.family == Family::negativebinomial) grid.launch(kLongParts, CountRows{p});
   grid.launch(blocks_for(p.sums_of(0).size()), AddSums{p});
   grid.launch(blocks_for(p.parameters() * p.parameters()), Write{p});
-}
-
-template <class Grid, int S>
-void run(Grid& grid, const Pass& p) {
-  static constexpr decltype(&run_family<Grid, Logit, S>) kRun[kFamilies] = {
-      run_family<Grid, Gaussian, S>, run_family<Grid, Logit, S>,   run_family<Grid, Probit, S>,
-      run_family<Grid, Cloglog, S>,  run_family<Grid, Poisson, S>, run_family<Grid, NegativeBinomial, S>,
-      run_family<Grid, Gamma, S>};
-  kRun[static_cast<int>(p.q.family)](grid, p);
 }
 
 // Gives a pass its places in scratch memory, and returns how many doubles they take.

@@ -8,7 +8,7 @@ namespace JAXGLMM_TARGET {
 
 // V, V_x.
 template <class F, int S, class L>
-JAXGLMM_HD void GroupPass<F, S, L>::first_order(const Group& g, V once, int64_t v0, int64_t v1) {
+JAXGLMM_STEP void GroupPass<F, S, L>::first_order(const Group& g, V once, int64_t v0, int64_t v1) {
   const bool laplace = q.nodes == 1;
   V value = g.peak + (laplace ? V{} : log(g.mass));
   if (q.determinant) value -= g.log_root;
@@ -35,7 +35,7 @@ JAXGLMM_HD void GroupPass<F, S, L>::first_order(const Group& g, V once, int64_t 
 
 // V_xy, but for pairs of rows.
 template <class F, int S, class L>
-JAXGLMM_HD void GroupPass<F, S, L>::second_order(Group& g, V once, int64_t v0, int64_t v1) {
+JAXGLMM_STEP void GroupPass<F, S, L>::second_order(Group& g, V once, int64_t v0, int64_t v1) {
   const bool laplace = q.nodes == 1;
   const double delta = q.determinant ? 1.0 : 0.0;
   Symmetric<S> weight;  // R
@@ -197,7 +197,7 @@ JAXGLMM_HD void GroupPass<F, S, L>::second_order(Group& g, V once, int64_t v0, i
 
 // V_xy of the rows of a group: the upper triangle, row by row.
 template <class F, int S, class L>
-JAXGLMM_HD void GroupPass<F, S, L>::fill_pairs(int64_t v0) {
+JAXGLMM_STEP void GroupPass<F, S, L>::fill_pairs(int64_t v0) {
   const bool laplace = q.nodes == 1;
   const V per = 1.0 / form.mass;
   double* pair = pairs + v0;
@@ -223,7 +223,7 @@ JAXGLMM_HD void GroupPass<F, S, L>::fill_pairs(int64_t v0) {
 // The Hessian's product with a direction: its part in eta row by row, and of the unknowns' part what comes
 // from eta.
 template <class F, int S, class L>
-JAXGLMM_HD void GroupPass<F, S, L>::push(const Group& g, int64_t v0, int64_t v1) {
+JAXGLMM_STEP void GroupPass<F, S, L>::push(const Group& g, int64_t v0, int64_t v1) {
   const bool laplace = q.nodes == 1;
   V along_g[kForm] = {}, along_r[kForm] = {}, to[kForm];
   each_row(v0, v1, [&](int64_t i) {

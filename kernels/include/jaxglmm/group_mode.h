@@ -10,7 +10,7 @@ constexpr double kClose = 1e-12;  // Newton decrement at which one more step end
 constexpr int kMostSteps = 100;
 
 template <class F, int S, class L>
-JAXGLMM_HD Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
+JAXGLMM_STEP Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
   Vector<S> u = load_vector(modes, width, v0);
   if constexpr (S == 1) {
     // f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the
@@ -88,7 +88,7 @@ JAXGLMM_HD Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const
 }
 
 template <class F, int S, class L>
-JAXGLMM_HD void GroupPass<F, S, L>::at_mode(Group& g, int64_t v0, int64_t v1) {
+JAXGLMM_STEP void GroupPass<F, S, L>::at_mode(Group& g, int64_t v0, int64_t v1) {
   V l{};
   g.b = shift(g.u);
   each_row(v0, v1, [&](int64_t i) {

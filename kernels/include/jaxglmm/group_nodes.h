@@ -26,7 +26,7 @@ JAXGLMM_HD void GroupPass<F, S, L>::one_node(Group& g) const {
 }
 
 template <class F, int S, class L>
-JAXGLMM_HD void GroupPass<F, S, L>::over_nodes(Group& g, int64_t v0, int64_t v1) {
+JAXGLMM_STEP void GroupPass<F, S, L>::over_nodes(Group& g, int64_t v0, int64_t v1) {
   const int64_t n_pairs = pairs ? size * (size + 1) / 2 : 0;
   each_row(v0, v1, [&](int64_t i) {
     for (int k = R::mean_s; k < R::node_s; ++k) store(r[k] + i, V{});

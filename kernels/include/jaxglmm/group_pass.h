@@ -230,14 +230,14 @@ class GroupPass {
     return H;
   }
 
-  JAXGLMM_HD Vector<S> find_mode(int64_t v0, int64_t v1) const;
-  JAXGLMM_HD void at_mode(Group& g, int64_t v0, int64_t v1);
-  JAXGLMM_HD void over_nodes(Group& g, int64_t v0, int64_t v1);
+  JAXGLMM_STEP Vector<S> find_mode(int64_t v0, int64_t v1) const;
+  JAXGLMM_STEP void at_mode(Group& g, int64_t v0, int64_t v1);
+  JAXGLMM_STEP void over_nodes(Group& g, int64_t v0, int64_t v1);
   JAXGLMM_HD void one_node(Group& g) const;
-  JAXGLMM_HD void first_order(const Group& g, V once, int64_t v0, int64_t v1);
-  JAXGLMM_HD void second_order(Group& g, V once, int64_t v0, int64_t v1);
-  JAXGLMM_HD void fill_pairs(int64_t v0);
-  JAXGLMM_HD void push(const Group& g, int64_t v0, int64_t v1);
+  JAXGLMM_STEP void first_order(const Group& g, V once, int64_t v0, int64_t v1);
+  JAXGLMM_STEP void second_order(Group& g, V once, int64_t v0, int64_t v1);
+  JAXGLMM_STEP void fill_pairs(int64_t v0);
+  JAXGLMM_STEP void push(const Group& g, int64_t v0, int64_t v1);
 };
 
 template <class F, int S, class L>

@@ -13,8 +13,10 @@
 
 #if defined(__CUDACC__)
 #define JAXGLMM_INLINE JAXGLMM_HD __forceinline__
+#define JAXGLMM_STEP JAXGLMM_HD __noinline__  // all steps in one kernel take ptxas hours
 #else
 #define JAXGLMM_INLINE inline __attribute__((always_inline))
+#define JAXGLMM_STEP
 #endif
 
 namespace jaxglmm {
