@@ -17,6 +17,10 @@ class ColumnsError(DataError):
     """The fixed-effect columns have no unique estimate: constant, collinear, or more than the rows."""
 
 
+class ExactFitError(DataError):
+    """The model fits a Gaussian response exactly, or it has one value: the likelihood grows without bound."""
+
+
 class ConvergenceError(RuntimeError):
     """The optimiser stopped before its certificate held."""
 

@@ -11,6 +11,7 @@ from jaxglmm.design.factor_products import dense_order
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
+from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
@@ -18,6 +19,7 @@ from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
     marginal_estimate,
+    marginal_modes,
     marginal_posterior,
     normal_posterior,
 )
@@ -77,7 +79,9 @@ def estimate_problem(
         fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
-    return estimate, Posteriors(lambda: [marginal_posterior(problem, solution)])
+    return estimate, Posteriors(
+        lambda: [marginal_posterior(problem, solution)], lambda: [marginal_modes(problem, solution)]
+    )
 
 
 def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
@@ -113,11 +117,15 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     problem = problem if problem.rows is not None else with_rows(problem)
     frame, design = problem.frame, problem.rows
     assert design is not None
-    solution = fit_several(
-        problem.family, design, choose_solver(design, solver), problem.scaling.intercept, names=frame.names,
-        groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
-        determinant=method != "joint", quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None, **options,
-    )  # fmt: skip
+    way = choose_solver(design, solver)
+    sizes = sorted(t.n_levels * t.n_effects for t in design.terms)
+    with calm(sum(sizes[:-1]) if way.name == "schur" else np.inf):
+        solution = fit_several(
+            problem.family, design, way, problem.scaling.intercept, names=frame.names,
+            groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
+            determinant=method != "joint", quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None,
+            **options,
+        )  # fmt: skip
     if nodes == 1 and method != "joint" and not exact:
         _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=design.nested)
     estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")

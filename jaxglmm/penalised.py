@@ -73,10 +73,10 @@ def choose_likelihood(problem: Problem, *, method, n_agq, theta, log_phi=None) -
 
 
 def estimate_penalised(
-    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, solver="auto",
+    frame, family, *, penalty=None, prior=None, method="auto", n_agq=None, theta=None, log_phi=None, solver="auto",
     precision="double", tol=1e-11, max_iterations=100,
 ):  # fmt: skip
-    """Fit with a penalty or a prior. Needs x64.
+    """Fit with a penalty or a prior; `log_phi` holds the log dispersion. Needs x64.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def estimate_penalised(
         return problem, _reported(estimate, penalty, prior, weights, found), several_posteriors(problem, solution)
     solution, found = fit_penalised(
         family, problem.design, problem.scaling, float(penalty.lam), weights,
-        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta), names=frame.names,
+        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta, log_phi=log_phi), names=frame.names,
         prior=log_prior, tol=tol, max_iterations=max_iterations,
     )  # fmt: skip
     if frame.terms:

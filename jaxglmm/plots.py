@@ -19,7 +19,7 @@ _Z95 = 1.959963984540054
 def caterpillar(fit, group=None, term=None, *, path=None):
     """Group effects in order of size, with 95 % intervals: posterior mean +- 1.96 posterior sd given the parameters.
 
-    Up to 60 levels are named one by one; beyond 200 a band shows where nine in ten intervals of like rank lie, and the
+    Up to 60 levels are named one by one; beyond 200 a band shows the mean interval of like ranks, and the
     ends are drawn apart, so that the picture serves a million levels.
 
     Parameters

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # A design of more bytes is placed on the device once; a smaller one goes there with each evaluation.
 _PLACED_BYTES = 1 << 16
+# Residual standard deviation of a response that is fitted exactly, as a share of its root mean square: without groups,
+# and with them, whose means weigh the square of it beside the rows and would be lost to rounding.
+NOISE, NOISE_OF_GROUPS = 1e-8, 1e-4
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Problem:
 
 
 def make_problem(
-    frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double", devices=None
+    frame: ModelFrame, family, *, estimated: bool = True, precision: str = "double", devices=None, exact: bool = False
 ) -> Problem:
     """Check the columns and lay the rows out.
 
@@ -69,6 +72,8 @@ def make_problem(
         As in `fit`.
     devices : sequence of jax.Device, optional
         To spread the groups over.
+    exact : bool
+        Take a Gaussian response that the model may fit exactly, by the residual variance of `with_noise`.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def make_problem(
         When columns are constant or collinear, or a factor does not group.
     """
     X, found = Columns(frame.columns, len(frame.weights)), frame.moments
-    check_frame(frame, family, estimated=estimated, found=found)
+    check_frame(frame, family, estimated=estimated, found=found, exact=exact)
     linear = is_linear(family)
     if devices is not None and (linear or len(frame.terms) != 1):
         raise NotYetError(
@@ -90,7 +95,7 @@ def make_problem(
             frame.y, frame.X, terms=frame.terms, weights=frame.weights, offset=frame.offset, center=scaling.center,
             scale=scaling.scale,
         )  # fmt: skip
-        return Problem(frame, family, scaling, cross=cross)
+        return Problem(frame, family, scaling, cross=with_noise(cross) if exact else cross)
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
     scaling = column_scaling(X, frame.weights, z, found)
@@ -99,7 +104,7 @@ def make_problem(
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
     if linear:
         cross = cross_products(frame.y, frame.X, center=scaling.center, scale=scaling.scale, **rows)
-        return Problem(frame, family, scaling, cross=cross)
+        return Problem(frame, family, scaling, cross=with_noise(cross) if exact else cross)
     constant = family.constant(frame.y, frame.weights)
     mesh = None if devices is None else jax.sharding.Mesh(np.asarray(devices), ("groups",))
     design, layout = make_design(
@@ -111,6 +116,16 @@ def make_problem(
         # The arrays are aligned and nobody else's: JAX takes them over without a copy.
         design = jax.device_put(design, may_alias=True)
     return Problem(frame, family, scaling, design, layout)
+
+
+def with_noise(cross):
+    """With one more row, of noise that no column and no group takes up: coefficients stay what they are, and a response
+    that is fitted exactly has a residual standard deviation."""
+    coefficients, vtv = np.append(cross.origin, 1.0), np.array(cross.vtv)
+    total = coefficients @ vtv @ coefficients
+    noise = NOISE_OF_GROUPS if cross.n_groups else NOISE
+    vtv[-1, -1] += noise**2 * (total if total > 0 else float(cross.n))
+    return replace(cross, vtv=vtv, n=cross.n + 1)
 
 
 def _problem_of_factors(frame, family, X, found) -> Problem:

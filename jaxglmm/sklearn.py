@@ -19,7 +19,15 @@ from sklearn.utils.validation import (
 )
 
 from jaxglmm.encoder import RandomEffectEncoder as RandomEffectEncoder
-from jaxglmm.errors import ColumnsError, ConvergenceWarning, DataError, SeparationError
+from jaxglmm.errors import (
+    ColumnsError,
+    ConvergenceError,
+    ConvergenceWarning,
+    DataError,
+    ExactFitError,
+    SeparationError,
+)
+from jaxglmm.exact import fit_exactly, fit_exactly_by_ridge
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitting import fit as fit_formula
 from jaxglmm.model.families import Binomial, get_family
@@ -73,22 +81,31 @@ class _GLMM(BaseEstimator):
         fixed = [self._names[name] for name in table if name not in grouping]
         bars = [f"(1 | {self._names[name]})" for name in grouping]
         columns = {self._names[name]: values for name, values in table.items()}
-        arguments = {
-            "formula": f"{response} ~ {' + '.join(['1', *fixed, *bars])}", "data": columns | {response: y},
-            "family": family, "method": self.method, "n_agq": self.n_agq, "theta": self.theta, "weights": weights,
-        }  # fmt: skip
+        formula, data = f"{response} ~ {' + '.join(['1', *fixed, *bars])}", columns | {response: y}
+        options = {"method": self.method, "n_agq": self.n_agq, "theta": self.theta, "weights": weights}
         try:
-            fit = fit_formula(**arguments, penalty=self.penalty)
+            fit = fit_formula(formula, data, family=family, penalty=self.penalty, **options)
+        except ExactFitError as error:
+            if self.penalty is not None:
+                raise
+            _warn(
+                f"the model fits the response exactly ({error}): fitted by least squares, sigma at its rounding floor"
+            )
+            fit = fit_exactly(formula, data, family, theta=self.theta, weights=weights)
         except (ColumnsError, SeparationError) as error:
             if self.penalty is not None:
                 raise
-            warnings.warn(
+            _warn(
                 f"the fixed effects have no unique finite estimate ({error}): fitted with a ridge penalty of "
-                f"{_LITTLE:g} on standardised columns; pass penalty=jg.Ridge(...) to choose another",
-                ConvergenceWarning,
-                stacklevel=3,
+                f"{_LITTLE:g} on standardised columns; pass penalty=jg.Ridge(...) to choose another"
             )
-            fit = fit_formula(**arguments, penalty=Ridge(_LITTLE, standardize=True))
+            ridge = Ridge(_LITTLE, standardize=True)
+            try:
+                fit = fit_formula(formula, data, family=family, penalty=ridge, **options)
+            except ConvergenceError:
+                if family.name != "gaussian" or bars:
+                    raise
+                fit = fit_exactly_by_ridge(formula, data, family, ridge, weights=weights)
         if fit.n_dropped:
             raise DataError(
                 f"{fit.n_dropped} rows of X have missing values ({fit.state.dropped_by}): impute them, or leave these "
@@ -122,6 +139,10 @@ class _GLMM(BaseEstimator):
                 f"for an array; columns: {', '.join(map(str, names))}"
             )
         return list(groups)
+
+
+def _warn(message):
+    warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
 
 def _rows(table, y, rows):

@@ -1,5 +1,7 @@
 """The encoder: features out of fold against separate fits, rows held out by time, scikit-learn's own checks."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -99,6 +101,26 @@ def test_leaving_out_single_rows_is_the_posterior_of_the_other_rows(data):
     mean = np.sum(b * density) / np.sum(density)
     sd = np.sqrt(np.sum((b - mean) ** 2 * density) / np.sum(density))
     np.testing.assert_allclose(found[row], [mean, sd, 1 - sd**2 / tau**2, np.log(counts[row])], rtol=1e-7)
+
+
+def test_leaving_out_single_rows_encodes_the_response():
+    """Within an ID the feature falls strictly as the row's own response rises; out of fold it does not tell."""
+    rng = np.random.default_rng(4)
+    codes = np.repeat(np.arange(200), 20)
+    y = rng.random(4000) < 1 / (1 + np.exp(-rng.normal(0, 1, 200)[codes]))
+    mixed = np.isin(codes, [g for g in range(200) if 0 < y[codes == g].sum() < 20])
+    assert mixed.mean() > 0.9
+    told = {}
+    for cv in ("loo", 5):
+        encoder = RandomEffectEncoder(cv, features=("mean",), random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mean = encoder.fit_transform(codes[:, None], y)[:, 0]
+        middle = np.array([0.5 * (mean[codes == g].min() + mean[codes == g].max()) for g in range(200)])
+        # What a learner that can tell IDs apart makes of one split within each.
+        told[cv] = np.mean((mean < middle[codes])[mixed] == y[mixed])
+    assert told["loo"] == 1
+    assert told[5] < 0.8
 
 
 def test_theta_of_all_rows_may_serve_the_folds(data):

@@ -132,6 +132,9 @@ def test_a_joint_fit_is_ridge_on_dummies(members):
     )  # fmt: skip
     for name in FORMULA.split(" ~ ")[1].split(" + ")[:6]:
         assert ridge.fixef[name] == pytest.approx(joint.fixef[name], abs=1e-9)
+    at_mode = joint.predict(data.assign(g=members.g), effects="mode", kind="link")  # before posteriors are worked out
+    own = sum(members[f"x{j}"] * joint.fixef[f"x{j}"] for j in range(6)) + joint.fixef["Intercept"]
+    np.testing.assert_allclose(at_mode - own, joint.ranef("g")["estimate"].to_numpy()[members.g], atol=1e-9)
     dummies = np.array([ridge.fixef[f"g[{level}]"] for level in range(60)])
     np.testing.assert_allclose(dummies, joint.ranef("g")["estimate"], atol=1e-9)
 

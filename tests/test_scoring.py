@@ -43,38 +43,6 @@ def test_members_of_the_fit_score_as_in_the_fit():
         np.testing.assert_allclose(scored[name], known[name], rtol=1e-7, atol=1e-9)
 
 
-def test_an_update_is_exact_where_the_rows_are_there(tmp_path):
-    """Rows scored in two parts, the first in the fit, against all of them at once."""
-    fit, data = members(), visits().dropna()
-    more = data[data["member"].isin(["m01", "m05"])].assign(x=0.3)
-    more = pd.concat([more, more.iloc[:2].assign(member="zed")])
-    together = fit.score(pd.concat([data, more])).set_index("level").loc[["m01", "m05", "zed"]]
-    updated = fit.update(more)
-    assert updated["level"].tolist() == ["m01", "m05", "zed"] and updated.attrs["update"] == "exact"
-    for name in COLUMNS:
-        np.testing.assert_allclose(updated[name], together[name], rtol=1e-9)
-    fit.save(tmp_path / "rows", rows=True)
-    pd.testing.assert_frame_equal(jg.load(tmp_path / "rows").update(more), updated)
-    fit.save(tmp_path / "none")
-    near = jg.load(tmp_path / "none").update(more)
-    assert near.attrs["update"].startswith("approximate") and near["n"].tolist() == updated["n"].tolist()
-    np.testing.assert_allclose(near["mean"], updated["mean"], atol=0.1)
-    assert np.abs(near["mean"] - updated["mean"]).max() > 1e-6
-
-
-def test_a_gaussian_update_is_exact_without_rows(tmp_path):
-    rng = np.random.default_rng(9)
-    data = pd.DataFrame({"g": np.repeat(np.arange(120), 3)})
-    data["y"] = rng.normal(size=120)[data["g"]] + rng.normal(size=360)
-    fit = jg.fit("y ~ 1 + (1 | g)", data)
-    more = pd.DataFrame({"g": [3, 3, 7, 500], "y": [1.0, 2.0, 0.5, 0.1]})
-    fit.save(tmp_path / "fit")
-    updated = jg.load(tmp_path / "fit").update(more)
-    together = fit.score(pd.concat([data, more])).set_index("level").loc[[3, 7, 500]]
-    for name in COLUMNS:
-        np.testing.assert_allclose(updated[name], together[name], rtol=1e-8)
-
-
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 def test_a_file_scores_as_a_table(history, tmp_path, monkeypatch, ending):
     folder, data = history

@@ -58,7 +58,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backen
 import jax, jax.numpy as jnp, numpy as np, jaxglmm as jg
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxglmm.design.design import make_design
+from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.objectives.params import Params
+from jaxglmm.optimise.marginal_fit import padded_nodes
 
 rng = np.random.default_rng(0)
 codes = np.repeat(np.arange(6), (1, 2, 3, 3, 5, 36))
@@ -69,10 +71,15 @@ with jax.enable_x64(True):
     params = Params(jnp.asarray([0.2, -0.3]), jnp.asarray([-0.4]), jnp.asarray(0.0))
     value = jg.LaplaceMarginal(jg.Binomial())
 
+    def evaluated(params, d):  # by the plain path; the library's whole fit has a test of its own
+        psi = jnp.concatenate([params.beta, jnp.exp(params.theta), params.log_dispersion[None]])
+        return evaluate(jg.Binomial(), d, padded_nodes(3, 1), psi, jnp.zeros_like(d.terms[0].z))[:3]
+
     def all_of(params, y):
         d = type(design)(y, *(getattr(design, k) for k in ("X", "offset", "weights", "terms", "index", "constant")))
         of = lambda p: value(p, d)
-        return of(params), jax.grad(of)(params), jax.hessian(of)(params)
+        more = evaluated(params, d) if os.environ.get("JAXGLMM_KERNELS") == "plain" else ()
+        return of(params), jax.grad(of)(params), jax.hessian(of)(params), more
 
     def part(y, params):
         varied = jax.tree.map(lambda v: jax.lax.pcast(v, ("groups",), to="varying"), params)
@@ -94,6 +101,11 @@ def test_derivatives_inside_of_a_shard_map_that_is_checked(run_python):
     if not use_native():
         pytest.skip(f"native library: {native_status()}")
     assert run_python(CHECKED) == "same"
+
+
+def test_the_plain_path_inside_of_a_shard_map_that_is_checked(run_python):
+    """The same without the library, and the evaluation with its Hessian in closed form."""
+    assert run_python("import os; os.environ['JAXGLMM_KERNELS'] = 'plain'\n" + CHECKED) == "same"
 
 
 def test_parts_are_whole_groups_of_equal_storage():

@@ -157,6 +157,25 @@ def test_least_squares(x64):
     np.testing.assert_allclose(J[:, layout.slot], np.linalg.solve(X.T @ X, X.T), atol=1e-9)
 
 
+def test_second_derivatives(x64):
+    """Of a logistic ridge's coefficient in lambda and a column, against differences of the first ones."""
+    rng = np.random.default_rng(6)
+    X = np.column_stack([np.ones(60), rng.standard_normal(60)])
+    design, _ = make_design((rng.random(60) < 1 / (1 + np.exp(-X[:, 1]))) * 1.0, X)
+    factors, along = jnp.array([0.0, 1.0]), jnp.asarray(rng.standard_normal(design.X.shape))
+
+    def coefficient(v):
+        moved = dataclasses.replace(design, X=design.X + v[1] * along)
+        return jg.solve(jg.LaplaceMarginal(FAMILY), moved, penalty=jg.Ridge(v[0], factors), tol=1e-22).beta[1]
+
+    v, h = jnp.array([0.05, 0.1]), 1e-4
+    slope = jax.jit(jax.grad(coefficient))
+    central = [(slope(v + h * e) - slope(v - h * e)) / (2 * h) for e in jnp.eye(2)]
+    found = jax.jit(jax.hessian(coefficient))(v)
+    np.testing.assert_allclose(found, jnp.stack(central), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, found.T, atol=1e-10)
+
+
 def test_a_prior_of_the_standard_deviation(x64, problem):
     design, _, data = problem
     objective = jg.LaplaceMarginal(FAMILY)

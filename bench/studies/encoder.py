@@ -10,6 +10,7 @@ beside test scores show who was flattered by the response in its own feature.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def simulate(n_ids: int, seed: int):
     X = pd.DataFrame(rng.normal(0, 1, (n, 4)), columns=["a", "b", "c", "d"])
     eta = -0.5 + effect + 0.8 * X["a"] - 0.6 * X["b"] * (X["c"] > 0) + 0.5 * np.sin(2 * X["d"])
     y = (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(int)
-    return X, codes, y.to_numpy(), effect, rng.random(n) < 1 / 3
+    return X, codes, np.asarray(y), effect, rng.random(n) < 1 / 3
 
 
 def features(way, codes, y, effect, test, seed):
@@ -93,18 +94,51 @@ def draw(found: list[dict], path) -> None:
     plt.close(figure)
 
 
+def draw_leak(path) -> None:
+    """The mean of 12 members' effects in each of their 20 rows, rows of either response apart: without the row itself,
+    and without its fold."""
+    import warnings
+
+    from matplotlib.figure import Figure
+
+    from jaxglmm.sklearn import RandomEffectEncoder
+
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(400), 20)
+    y = (rng.random(8000) < 1 / (1 + np.exp(-rng.normal(0, 1, 400)[codes]))).astype(int)
+    shown = codes < 12
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axis, cv, title in zip(
+        figure.subplots(1, 2, sharey=True), ("loo", 5), ("without the row itself", "without its fold"), strict=True
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mean = RandomEffectEncoder(cv, features=("mean",), random_state=0).fit_transform(codes[:, None], y)[:, 0]
+        for value, color, shift in ((0, "#c8553d", -0.12), (1, "#20639b", 0.12)):
+            rows = shown & (y == value)
+            axis.plot(
+                codes[rows] + shift, mean[rows], "o", ms=4, alpha=0.6, color=color, label=f"rows with y = {value}"
+            )
+        axis.set(title=title, xlabel="member", xticks=range(12))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("mean of the member's effect")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ids", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("encoder-study"))
     arguments = parser.parse_args()
-    found = study(arguments.ids, arguments.seeds)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    draw_leak(arguments.out / "leave-one-out.png")
+    found = study(arguments.ids, arguments.seeds)
     (arguments.out / "encoder.json").write_text(json.dumps(found, indent=1))
     draw(found, arguments.out / "encoder.png")
-    means = pd.DataFrame(found).drop(columns="seed").groupby("way").mean().loc[list(WAYS)]
-    print(means.round(4).to_string())
+    means: Any = pd.DataFrame(found).drop(columns="seed").groupby("way").mean()
+    print(means.loc[list(WAYS)].round(4).to_string())
 
 
 if __name__ == "__main__":

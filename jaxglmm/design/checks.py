@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from jaxglmm.design.crossproducts import small_products
-from jaxglmm.errors import ColumnsError, DataError
+from jaxglmm.errors import ColumnsError, DataError, ExactFitError
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import group_counts
 from jaxglmm.ops.measure import Moments, moments
@@ -26,8 +26,9 @@ PERFECT_FIT = (
 
 
 def check_frame(
-    frame, family, *, estimated: bool = True, columns: np.ndarray | None = None, found: Moments | None = None
-) -> None:
+    frame, family, *, estimated: bool = True, columns: np.ndarray | None = None, found: Moments | None = None,
+    exact: bool = False,
+) -> None:  # fmt: skip
     """Refuse data from which the model cannot be estimated.
 
     Parameters
@@ -41,6 +42,8 @@ def check_frame(
 
     found : Moments, optional
         Of all columns, where they have been measured.
+    exact : bool
+        Let a constant response pass.
 
     Raises
     ------
@@ -54,7 +57,8 @@ def check_frame(
     used = frame.weights > 0
     if not used.any():
         raise DataError("no rows are left with a positive weight: a fit needs some")
-    _check_response(frame.y if used.all() else frame.y[used], family, frame)
+    if not exact:
+        _check_response(frame.y if used.all() else frame.y[used], family, frame)
     X, names = Columns(frame.columns, len(frame.y)), frame.names
     if columns is not None and len(columns) < len(names):
         X, names, found = X.only(columns), [names[j] for j in columns], None
@@ -87,7 +91,7 @@ def _check_response(y, family, frame):
         )
     if family.name in ("poisson", "negativebinomial") and low != 0:
         return
-    raise DataError(
+    raise (ExactFitError if family.name == "gaussian" else DataError)(
         f"the response {name!r} has the same value, {low:g}, in every row: nothing is left to explain; check the "
         "column, or which rows are used"
     )

@@ -17,6 +17,8 @@ from jaxglmm.ops.moments import covers, group_effects
 HOW = {
     "delta": "delta method: posterior variance + d'V d, V the covariance of the parameters",
     "integrated": "integrated over the posterior of the parameters, half-t(3, scale 2.5) on the sd between groups",
+    "updated": "not available: after update() posteriors are given the parameters",
+    "approximated": "not available: after update() posteriors are given the parameters and N(mode, curvature)",
     "given": "not available: with several grouping factors posteriors are normal and given the parameters",
 }
 
@@ -35,7 +37,8 @@ class Effects:
         With the parameters' uncertainty.
     how : str
         "delta": variance_eb = variance + d'V d. "integrated": over the posterior of the parameters. "given": several
-        grouping factors, normal posteriors given the parameters, no variance_eb (NaN).
+        grouping factors, normal posteriors given the parameters, no variance_eb (NaN); nor is there one after an update
+        of an exact posterior ("updated") or of a normal one ("approximated").
     """
 
     mean: np.ndarray

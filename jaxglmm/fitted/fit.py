@@ -12,7 +12,7 @@ from jaxglmm.fitted.effects import Kept, effects_of, intervals
 from jaxglmm.fitted.history import history_of
 from jaxglmm.fitted.posterior import check_level, ranef_table, term_index, variance_table
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
-from jaxglmm.fitted.scoring import only_factor, score_table, update_table
+from jaxglmm.fitted.scoring import only_factor, score_table
 from jaxglmm.fitted.state import State, state_of
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.fitted.vcov import Vcov
@@ -223,7 +223,7 @@ class Fit:
         their covariance. "integrated", with fewer than 100 groups or a 95 % profile interval of the standard deviation
         that begins at zero (one effect a group), is the variance over the posterior of the parameters under a half-t
         prior with 3 degrees of freedom and scale 2.5 for that standard deviation (times that of the response for the
-        identity link). "given": none, several factors.
+        identity link). "given": none, several factors. "updated", "approximated": none, see `update`.
         """
         return self._effects(term_index(self.state, group)).how
 
@@ -261,33 +261,35 @@ class Fit:
         """Whether the fit has its rows: it was made in this process, or saved with `rows=True`."""
         return self._problem is not None or self._kept.history is not None
 
-    def update(self, rows, *, interval: float | None = None) -> Any:
-        """Posteriors of members after further rows, the parameters of this fit frozen.
+    def update(self, rows) -> "Fit":
+        """This fit after further rows of its groups, the parameters frozen.
 
-        For members of the fit the new rows come on top of what it knows of them: exactly where it has its rows
-        (`has_rows`) or responses are Gaussian; otherwise a normal prior of conditional mode and curvature stands for
-        their earlier rows, which is an approximation. A pandas table says which in `attrs["update"]`. Other members
-        start from N(0, Sigma).
+        The new rows come on top of what the fit knows of its members: exactly where it has its rows (`has_rows`) or
+        responses are Gaussian; otherwise a normal prior of conditional mode and curvature stands for their earlier
+        rows, which is an approximation. Members that it does not know start from N(0, Sigma). `effects_method` says
+        which; updates one after the other are as one of all rows where they are exact.
 
         Parameters
         ----------
         rows : table, mapping of arrays or path
-        interval : float, optional
-            Level of the posterior intervals `lower`, `upper`.
+            With the response and all columns of the formula.
 
         Returns
         -------
-        table of the kind of `rows`
-            The members of `rows`, columns as of `score`; `n` counts all rows of a member.
+        Fit
+            With the posteriors given all rows, to predict, rank, save and update again. Parameters, standard errors and
+            log-likelihood are those of this fit; it has no training rows for what needs these (residuals, profiles),
+            and no `sd_eb`.
 
         Raises
         ------
         DataError
             Naming the column.
         """
-        if interval is not None:
-            check_level(interval)
-        return update_table(self, rows, interval)
+        from jaxglmm.fitted.update import updated
+
+        state, kept = updated(self, rows)
+        return Fit(state, kept=kept)
 
     def score(self, history, *, interval: float | None = None, out=None) -> Any:
         """Posteriors of members from their own rows, with the parameters of this fit frozen.

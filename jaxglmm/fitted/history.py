@@ -139,8 +139,8 @@ def _native(family, log_phi, history, prior, wide, start, keep):
         found = lattices.posteriors(family, log_phi, rows, groups, mean, sd, start, wide)
         return groups, Posteriors(
             mode=found.mode[None], mean=found.mean[None], curvature=np.square(found.curvature_sd)[None, None],
-            covariance=found.variance[None, None], first=found.first, step=found.step,
-            weights=found.weights.T if keep else None, slopes=None,
+            covariance=found.variance[None, None], root=found.curvature_sd[None, None], first=found.first,
+            step=found.step, weights=found.weights.T if keep else None, slopes=None,
         )  # fmt: skip
 
     yield from in_order(piece, [groups for groups in np.split(by_size, ends) if len(groups)])

@@ -8,6 +8,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.posterior import check_level
 from jaxglmm.fitted.rowwise import average, normal_average, rowwise
 from jaxglmm.fitted.state import State
+from jaxglmm.optimise.estimate import modes_of
 
 
 KINDS = ("response", "link")
@@ -104,7 +105,9 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
         for term, label, new, (z, _) in zip(state.terms, rows.labels, unseen, rows.effects, strict=True):
             _refuse_unseen(term.group, label, new, z)
     several = len(rows.effects) > 1
-    at_mode = rows.eta + _shift(rows, unseen, [posterior.mode for posterior in state.posteriors])
+    alone = kind == "link" or effects == "mode"  # the rest of the posteriors is not needed
+    modes = modes_of(state.posteriors) if alone else [posterior.mode for posterior in state.posteriors]
+    at_mode = rows.eta + _shift(rows, unseen, modes)
     if kind == "link":
         return at_mode
     new = np.logical_or.reduce(unseen)

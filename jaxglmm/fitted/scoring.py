@@ -118,7 +118,6 @@ def score_columns(state: State, history: History, prior: Prior, interval: float 
     curvature, spread = np.zeros((G, S)), np.zeros((G, S))
     ends = np.zeros((G, S, 2))
     tail = None if interval is None else 0.5 * (1 - interval)
-    tail = None if interval is None else 0.5 * (1 - interval)
     if prior.factor.any():
         nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq)
         keep = tail is not None and S == 1 and not normal
@@ -163,50 +162,3 @@ def scores(state: State, history: History, labels, prior: Prior, interval: float
     names = state.terms[0].names
     head = {"level": np.repeat(labels, len(names)), "term": np.tile(text_column(names), len(labels))}
     return head | score_columns(state, history, prior, interval)
-
-
-def update_table(fit, data: Any, interval: float | None = None) -> Any:
-    """Posteriors of members after further rows; see `Fit.update`."""
-    from jaxglmm.fitted.tables import native_table
-    from jaxglmm.formula.table import open_table
-
-    state = fit.state
-    only_factor(state, "update()")
-    new = complete_rows(state, data)
-    if not len(new.y):
-        raise DataError("no row is complete: there is nothing to update with")
-    history, labels = new.history()
-    level = np.full(len(labels), -1)
-    level[history.codes] = new.levels
-    known = level >= 0
-    prior, before = own_prior(state), np.where(known, np.asarray(state.posteriors[0].n)[level], 0)
-    exact = is_normal(state.family) or fit.has_rows
-    if fit.has_rows and not is_normal(state.family):
-        history = _joined(fit._history("update()")[0], history, level)
-    else:
-        posterior = state.posteriors[0]
-        values, vectors = np.linalg.eigh(posterior.covariance[level])
-        roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]
-        prior = Prior(
-            np.where(known[:, None], posterior.mode[level], 0.0),
-            np.where(known[:, None, None], roots, prior.factor),
-        )
-    columns = scores(state, history, labels, prior, interval)
-    if not fit.has_rows or is_normal(state.family):
-        columns["n"] = columns["n"] + np.repeat(before, len(state.terms[0].names))
-    table = native_table(open_table(data).native, columns)
-    if hasattr(table, "attrs"):
-        table.attrs["update"] = "exact" if exact else "approximate: N(mode, curvature) stood for the rows of the fit"
-    return table
-
-
-def _joined(old: History, new: History, level: np.ndarray) -> History:
-    """The rows of the fit of the levels (G,) that `new` has, with the new ones."""
-    code = np.full(old.n_groups, -1)
-    code[level[level >= 0]] = np.flatnonzero(level >= 0)
-    kept = np.flatnonzero(code[old.codes] >= 0)
-    join = lambda a, b: np.concatenate([a[..., kept], b], -1)
-    return History(
-        np.concatenate([code[old.codes[kept]], new.codes]), join(old.y, new.y), join(old.weights, new.weights),
-        join(old.eta, new.eta), join(old.z, new.z), new.n_groups,
-    )  # fmt: skip

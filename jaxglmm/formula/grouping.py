@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError
+from ..errors import DataError, NotYetError
 from .columns import Column
 from .levels import factorize, labels_of_rows, match
 
@@ -55,6 +55,23 @@ class Grouping:
         cell = _cells([np.where(unseen, 0, part) for part in parts], [len(v) for v in self.levels])
         at = np.minimum(np.searchsorted(self.cells, cell), len(self.cells) - 1)
         return np.where(unseen | (self.cells[at] != cell), -1, at).astype(np.int32)
+
+    def extended(self, labels: np.ndarray) -> Grouping:
+        """With further levels behind the others.
+
+        Raises
+        ------
+        NotYetError
+            For an interaction.
+        """
+        if self.cells is not None:
+            raise NotYetError(
+                f"{self.name!r} gets no new combinations yet, such as {str(labels[0])!r}: give the combinations as "
+                "a column of their own, or leave these rows out"
+            )
+        old = self.levels[0]
+        more = labels.astype(object) if old.dtype == object else labels
+        return replace(self, levels=(np.concatenate([old, more]),))
 
     def row_labels(self, columns: Mapping[str, Column]) -> np.ndarray:
         """(m,) label of every row of new data, None where missing."""

@@ -101,6 +101,7 @@ def _newton(total, family, eta, v, y, weight, log_phi, start):
         )
 
     f, step, decrement = evaluate(start)
+    start = vary(start, axes_of(f))
     ones = jnp.ones_like(f)
     u, _, step, decrement, _, _ = lax.while_loop(unfinished, iterate, (start, f, step, decrement, ones, jnp.int32(0)))
     # The last step squares an error that is already small; groups that did not get there keep their best point.

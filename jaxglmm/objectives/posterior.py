@@ -111,6 +111,8 @@ class Posteriors(NamedTuple):
     mode, mean : (S, R)
     curvature, covariance : (S, S, R)
         Lambda H^-1 Lambda' at the mode, and the posterior covariance.
+    root : (S, S, R)
+        root root' = curvature; Gauss-Hermite nodes lie at mode + sqrt(2) root z_k.
     first, step : (R,)
         Lattice: the points are (first + k) step, k = 0 ... K - 1.
     weights : (K, R)
@@ -123,6 +125,7 @@ class Posteriors(NamedTuple):
     mean: Array
     curvature: Array
     covariance: Array
+    root: Array
     first: Array
     step: Array
     weights: Array | None
@@ -198,6 +201,7 @@ def _block(family, nodes, total, rows, log_phi, X, entries, keep):
         mean=mode + mean["b"],
         curvature=jnp.sum(spread[:, None] * spread[None], 2),
         covariance=mean["bb"] - mean["b"][:, None] * mean["b"][None],
+        root=spread,
         first=first,
         step=step,
         weights=weights / sums["1"] if keep else None,

@@ -15,6 +15,7 @@ from jaxglmm.objectives.marginal import gauss_hermite, group_gradient, group_val
 from jaxglmm.objectives.params import Params, check_dtypes
 from jaxglmm.ops import fused, modes
 from jaxglmm.ops.group import map_groups
+from jaxglmm.ops.varying import alike
 
 
 class AdaptiveQuadrature(eqx.Module):
@@ -101,7 +102,9 @@ def _gradient_jvp(family, count, determinant, native, primals, tangents):
         return found, (slope, *_push(family, count, determinant, *primals, *direction))
     # The rule that JAX would find by itself, as a step of its own: reverse over reverse differentiation through the
     # scan would otherwise try to transpose the search for the modes.
-    return jax.jvp(_of_rows(family, count, determinant, primals), primals[:6], _filled(tangents[:6]))
+    # Rows and directions vary over the same axes of a mesh, or the scan's carry would change its type.
+    rows = alike(*primals[:6], *_filled(tangents[:6]))
+    return jax.jvp(_of_rows(family, count, determinant, primals), tuple(rows[:6]), tuple(rows[6:]))
 
 
 def _of_rows(family, count, determinant, primals):

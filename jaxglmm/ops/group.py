@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxglmm.design.groups import LONGEST, SIZES, GroupIndex
-from jaxglmm.ops.varying import zeros_as
+from jaxglmm.ops.varying import alike, axes_of, vary, zeros_as
 
 
 class Totals(abc.ABC):
@@ -104,7 +104,8 @@ class _Block(Totals):
         self._first, self._way = place * index.block, jnp.where(place == 0, 1, -1) * self._run
 
     def __call__(self, v):
-        return _block_total(v, self._run, self._wrap)
+        # All alike in what they vary over before the system is stated, which is traced for itself.
+        return _block_total(*alike(v, self._run, self._wrap))
 
     def _moved(self, v):
         """Slots k runs on of v (..., R), zero beyond the block, as a function of k."""
@@ -150,7 +151,8 @@ def _block_total(v, run, wrap):
     def add(_, v):
         padded = jnp.concatenate([v, jnp.zeros_like(v)], -1)
         shift = lambda k, acc: acc + lax.dynamic_slice_in_dim(padded, k * run, slots, axis=-1)
-        return lax.fori_loop(1, slots // run, shift, v).at[..., wrap].get(mode="promise_in_bounds")
+        one = vary(jnp.ones_like(run), axes_of(run))
+        return lax.fori_loop(one, slots // run, shift, v).at[..., wrap].get(mode="promise_in_bounds")
 
     # The operation is linear and its own transpose. Stating it as the solution of a symmetric linear system is
     # how JAX is told so, for every mode of differentiation: the loop itself cannot be transposed.

@@ -152,18 +152,27 @@ class Posteriors(Sequence[Posterior]):
     ----------
     work_out : callable
         Returns one posterior a term; called once, from whichever thread asks first.
+    modes : callable, optional
+        Returns their modes (G, S) alone, where these take less.
     """
 
-    def __init__(self, work_out: Callable[[], Iterable[Posterior]]):
+    def __init__(self, work_out: Callable[[], Iterable[Posterior]], modes: Callable[[], list] | None = None):
         self._work_out: Callable[[], Iterable[Posterior]] | None = work_out
+        self._modes = modes
         self._lock, self._found = threading.Lock(), ()
+
+    def modes(self) -> list[np.ndarray]:
+        """Mode (G, S) of each; the coefficients of a ridge are no more than these."""
+        with self._lock:
+            modes = self._modes if self._work_out is not None else None
+        return modes() if modes is not None else [posterior.mode for posterior in self]
 
     def work_out(self) -> tuple[Posterior, ...]:
         """All of them."""
         with self._lock:
             if self._work_out is not None:
                 self._found = tuple(self._work_out())
-                self._work_out = None
+                self._work_out = self._modes = None
             return self._found
 
     def __getitem__(self, index):
@@ -174,6 +183,11 @@ class Posteriors(Sequence[Posterior]):
 
     def __reduce__(self):
         return _known, (self.work_out(),)
+
+
+def modes_of(posteriors: Sequence[Posterior]) -> list[np.ndarray]:
+    """Mode (G, S) of each posterior, worked out alone where that takes less."""
+    return posteriors.modes() if isinstance(posteriors, Posteriors) else [posterior.mode for posterior in posteriors]
 
 
 def _known(posteriors: tuple[Posterior, ...]) -> Posteriors:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.design.factor_products import FactorProducts
-from jaxglmm.errors import DataError
+from jaxglmm.errors import ColumnsError, DataError, ExactFitError
 from jaxglmm.objectives.gaussian import conditional_modes
 from jaxglmm.objectives.gaussian_expansion import expand
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
@@ -25,12 +25,9 @@ from jaxglmm.objectives.gaussian_several import (
     expand_factors,
     moment_start,
 )
+from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
 from jaxglmm.optimise.newton import NewtonResult, maximise
-
-
-# Order of a dense matrix from which on BLAS may use all threads.
-_MANY_THREADS = 3_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def fit_gaussian(
     """
     n, p, groups = int(cross.n), cross.p, int(cross.n_groups)
     if n <= p:
-        raise DataError(
+        raise (ExactFitError if n == p else ColumnsError)(
             f"{n} rows with positive weight cannot determine {p} fixed effects and a residual variance; "
             "expected more rows than fixed-effect columns"
         )
@@ -148,7 +145,7 @@ def fit_gaussian(
     vtv, origin = np.asarray(cross.vtv), np.asarray(cross.origin)
     coefficients = np.append(origin, 1.0)  # of the response in X and the residuals
     if is_perfect_fit(vtv[p, p], coefficients @ vtv @ coefficients):
-        raise DataError(PERFECT_FIT)
+        raise ExactFitError(PERFECT_FIT)
     with jax.enable_x64(True), _calm(cross):
         criterion = FactorCriterion(cross, reml)
         if cross.n_effects == 0:
@@ -164,13 +161,7 @@ def fit_gaussian(
 
 
 def _calm(cross):
-    """BLAS in one thread where products are small: on a busy machine its threads wait for each other at each of them,
-    which at order 1,000 was seen to cost twenty times the arithmetic."""
-    if not isinstance(cross, FactorProducts) or cross.n_dense > _MANY_THREADS:
-        return contextlib.nullcontext()
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
+    return calm(cross.n_dense) if isinstance(cross, FactorProducts) else contextlib.nullcontext()
 
 
 def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +218,7 @@ class FactorCriterion:
         try:
             return GaussianProfile(expansion, self.cross, raw, reml=self.reml, log_sigma=log_sigma)
         except np.linalg.LinAlgError:
-            raise DataError(
+            raise ExactFitError(
                 "the residual sum of squares is zero, or the fixed-effect columns are collinear: "
                 "the likelihood has no maximum; expected columns of full rank that leave residual variation. "
                 "Look for duplicate columns, and for a column that determines the response"

@@ -125,6 +125,20 @@ def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
     )
 
 
+def marginal_modes(problem, solution) -> np.ndarray:
+    """Mode (G, S) of every level's effects given the estimates."""
+    design, covariance = problem.design, problem.design.terms[0].covariance
+    p, S, determinant = len(problem.frame.names), covariance.n_effects, solution.convergence.n_agq is not None
+    factor = np.zeros((S, S))
+    factor[covariance.entries] = solution.psi[p : p + len(covariance.diagonal)]
+    with jax.enable_x64(True):  # the program of the fit's own evaluations
+        found = evaluate(
+            problem.family, design, padded_nodes(1, S), solution.psi, solution.modes, determinant=determinant
+        )
+    u = np.asarray(found.modes)[:, problem.layout.first]
+    return (problem.scaling.factor_to_columns(factor) @ u).T
+
+
 def _moments_of_levels(problem, solution, nodes, brief) -> Moments:
     """Moments of u with the levels, in their order, along the last axis."""
     family, design, first = problem.family, problem.design, problem.layout.first

@@ -5,15 +5,18 @@ gradient G(x, data) of what is maximised is zero, so that by the implicit functi
 
     dx = -H^-1 (dG/d data) d data,    H = dG/dx the exact Hessian.
 
-Neither direction of differentiation looks at the iterations: their number changes neither time nor memory of it.
+Neither direction of differentiation looks at the iterations: their number changes neither time nor memory of it. The
+rule is itself made of what can be differentiated, so that it holds for derivatives of any order.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
@@ -91,7 +94,7 @@ def solve(
     design (replace them by `dataclasses.replace(design, y=y)`; rows lie in the slots that `make_design`'s layout
     tells), in `penalty.lam`, in the penalty's factors and in the prior's parameters. Derivatives are those of the
     optimum, by the implicit function theorem: one linear system of the exact Hessian, whatever the iterations were.
-    First derivatives only, in either direction.
+    In either direction, and of higher order as well (`jax.hessian`).
 
     Parameters
     ----------
@@ -178,14 +181,16 @@ def _solve(objective, design, start, ridge, prior, tol, *, max_iterations) -> So
     p, diagonal = design.X.shape[1], covariance.diagonal
     dispersed = family.dispersion_name is not None
     m = p + len(diagonal) + dispersed
-    even = jnp.concatenate([jnp.zeros(p, bool), jnp.asarray(diagonal, bool), jnp.zeros(int(dispersed), bool)])
+    even = np.concatenate([np.zeros(p, bool), diagonal, np.zeros(int(dispersed), bool)])
     psi0, size = _start(family, design, covariance, start)
 
     def split(x):
-        return x[:p], covariance.raw_factor(x[p : p + len(diagonal)]), x[m - 1] if dispersed else psi0[-1]
+        log_dispersion = x[m - 1] if dispersed else jnp.zeros((), dtype)
+        return x[:p], covariance.raw_factor(x[p : p + len(diagonal)]), log_dispersion
 
-    def outside(x):
+    def outside(x, given):
         """What is added to the log-likelihood."""
+        design, ridge, prior = given
         beta, factor, _ = split(x)
         value = jnp.zeros((), dtype)
         if ridge is not None:
@@ -196,59 +201,75 @@ def _solve(objective, design, start, ridge, prior, tol, *, max_iterations) -> So
             value += jnp.sum(prior.log_density(sds))
         return value
 
-    def criterion(x):
-        return objective.at(*split(x), design) + outside(x)
+    def criterion(x, given):
+        return objective.at(*split(x), given[0]) + outside(x, given)
 
-    def expansion(x, modes):
-        psi = jnp.concatenate([x, psi0[m:]])
-        if design.terms:
-            value, gradient, hessian, found = evaluate(family, design, nodes, psi, *modes)
-            modes = (found,)
-        else:
-            value, gradient, hessian, _ = evaluate_glm(family, design, psi)
-        g, H = jax.grad(outside)(x), jax.hessian(outside)(x)
-        return value + outside(x), gradient[:m] + g, hessian[:m, :m] + H, modes
+    def find(given, psi0, tol):
+        design = given[0]
+        nodes = gauss_hermite(objective.nodes, covariance.n_effects).astype(dtype) if design.terms else None
 
-    def find(_, x0):
+        def expansion(x, modes):
+            psi = jnp.concatenate([x, psi0[m:]])
+            if design.terms:
+                value, gradient, hessian, found = evaluate(family, design, nodes, psi, *modes)
+                modes = (found,)
+            else:
+                value, gradient, hessian, _ = evaluate_glm(family, design, psi)
+            g, H = jax.grad(outside)(x, given), jax.hessian(outside)(x, given)
+            return value + outside(x, given), gradient[:m] + g, hessian[:m, :m] + H, modes
+
         modes = (jnp.zeros(design.terms[0].z.shape, dtype),) if design.terms else ()
-        top = maximise_traced(expansion, x0, modes, even=even, tol=tol, max_iterations=max_iterations)
+        top = maximise_traced(expansion, psi0[:m], modes, even=even, tol=tol, max_iterations=max_iterations)
         # The covariance knows no signs of the columns of Lambda.
         factor = covariance.raw_factor(top.x[p : p + len(diagonal)])
         signs = jnp.where(jnp.diagonal(factor) < 0, -1.0, 1.0).astype(dtype)
         raw = (factor * signs)[covariance.entries]
         x = jnp.concatenate([top.x[:p], raw, top.x[p + len(diagonal) :]])
-        # What goes along is differentiated too, to zero, for which it must be floating.
         moving = jnp.abs(jnp.matmul(design.X, top.step[:p], precision="highest")) > _STILL_MOVING
         converged = top.converged & ~jnp.any(moving & (design.weights > 0))
         return x, jnp.stack([top.decrement, converged.astype(dtype), top.iterations.astype(dtype)])
 
-    if design.terms:
-        nodes = gauss_hermite(objective.nodes, covariance.n_effects).astype(dtype)
-    x, certificate = lax.custom_root(jax.grad(criterion), psi0[:m], find, _solve_linear, has_aux=True)
+    given = jax.tree.map(jnp.asarray, (design, ridge, prior))
+    x, certificate = _implicit(jax.grad(criterion), find)(given, psi0, tol)
     beta, factor, log_dispersion = split(x)
     singular = jnp.any(jnp.diagonal(factor) < _NOTHING * size)
     decrement, converged, iterations = certificate
     return Solution(
-        beta, factor, log_dispersion, criterion(x),
+        beta, factor, log_dispersion, criterion(x, given),
         decrement, converged > 0, singular, iterations.astype(jnp.int32), covariance,
     )  # fmt: skip
 
 
-def _solve_linear(product, b):
-    """x with H x = b for the symmetric H that `product` multiplies by, as small as it can be where H is singular.
+def _implicit(gradient: Callable, find: Callable) -> Callable:
+    """`find` (given, ...) -> (x, certificate), with gradient(x, given) = 0, as a differentiable function of `given`."""
+
+    @jax.custom_jvp
+    def root(given, *rest):
+        return find(given, *rest)
+
+    @root.defjvp
+    def _(primals, tangents):
+        given, (x, certificate) = primals[0], root(*primals)
+        _, moved = jax.jvp(lambda given: gradient(x, given), (given,), tangents[:1])
+        return (x, certificate), (-_solve_linear(jax.jacfwd(gradient)(x, given), moved), jnp.zeros_like(certificate))
+
+    return root
+
+
+def _solve_linear(H, b):
+    """x with H x = b for a symmetric H, as small as it can be where H is singular.
 
     Along a column of Lambda whose diagonal entry is zero, the others of it turn into later columns without any change
     of the covariance.
     """
-    H = jax.vmap(product)(jnp.eye(b.shape[0], dtype=b.dtype))
-    d = jnp.abs(jnp.diagonal(H))
+    d = lax.stop_gradient(jnp.abs(jnp.diagonal(H)))
     d = jnp.sqrt(jnp.where(d > 0, d, 1.0))
     scaled = 0.5 * (H + H.T) / (d[:, None] * d)
-    eigenvalues, vectors = jnp.linalg.eigh(scaled)
-    kept = jnp.abs(eigenvalues) > 1e3 * jnp.finfo(b.dtype).eps
-    inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues, 1.0), 0.0)
-    along = jnp.matmul(vectors.T, b / d, precision="highest")
-    return jnp.matmul(vectors, inverse * along, precision="highest") / d
+    eigenvalues, vectors = jnp.linalg.eigh(lax.stop_gradient(scaled))
+    gone = vectors * (jnp.abs(eigenvalues) <= 1e3 * jnp.finfo(b.dtype).eps)
+    null = jnp.matmul(gone, gone.T, precision="highest")
+    b = b / d
+    return jnp.linalg.solve(scaled + null, b - jnp.matmul(null, b, precision="highest")) / d
 
 
 def _start(family, design, covariance, start):

@@ -1,0 +1,127 @@
+"""A fit after further rows of its groups, its parameters frozen: what `Fit.update` returns."""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.effects import Effects, Kept
+from jaxglmm.fitted.history import History, Prior, is_normal, posteriors
+from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, score_columns
+from jaxglmm.fitted.state import State, terms_of
+from jaxglmm.objectives.marginal import Nodes, gauss_hermite
+from jaxglmm.objectives.posterior import node_rule
+from jaxglmm.optimise.estimate import Posterior
+
+
+def updated(fit, data) -> tuple[State, Kept]:
+    """State and effects of a fit with further rows; see `Fit.update`."""
+    state: State = fit.state
+    only_factor(state, "update()")
+    new = complete_rows(state, data)
+    if not len(new.y):
+        raise DataError("no row is complete: there is nothing to update with")
+    state, level = _with_levels(state, new)
+    term, old, exact = state.terms[0], fit.state.posteriors[0], is_normal(state.family) or fit.has_rows
+    more = History(level, new.y, new.weights, new.eta, new.z, len(term.levels))
+    touched = np.unique(level)
+    whole, prior = None, own_prior(state)
+    if fit.has_rows:
+        whole = _joined(fit._history("update()")[0], more)
+        history = _of_levels(whole, touched)
+    else:
+        history, prior = _of_levels(more, touched), _priors(old, prior, touched)
+
+    effects = fit._effects(0)
+    mean, variance = (_grown(v, len(term.levels)) for v in (effects.mean, effects.variance))
+    variance[len(old.n) :] = np.diag(state.covariances[0])
+    scores, shape = score_columns(state, history, prior), (len(touched), len(term.names))
+    mean[touched], variance[touched] = (
+        scores["mean"].reshape(shape),
+        np.square(scores["sd_mean"]).reshape(shape),
+    )
+    approximate = effects.how == "approximated" or not exact
+    how = "approximated" if approximate and not is_normal(state.family) else "updated"
+    kept = Effects(mean, variance, mean, np.full_like(variance, np.nan), how)
+    posterior = _posterior(state, old, history, prior, touched)
+    posterior = replace(posterior, n=_grown(old.n, len(term.levels)) + np.bincount(level, minlength=len(term.levels)))
+    fingerprint = zlib.crc32(
+        np.ascontiguousarray(new.weights), zlib.crc32(np.ascontiguousarray(new.y), state.fingerprint)
+    )
+    state = replace(state, posteriors=(posterior,), n=state.n + len(new.y), fingerprint=fingerprint)
+    return state, Kept({0: kept}, whole)
+
+
+def _with_levels(state: State, new) -> tuple[State, np.ndarray]:
+    """The state with the levels of new members behind the others, and the level of each row."""
+    level, unknown = np.array(new.levels), np.asarray(new.levels) < 0
+    if not unknown.any():
+        return state, level
+    labels, codes = np.unique(new.labels[unknown], return_inverse=True)
+    level[unknown] = len(state.terms[0].levels) + codes
+    spec = state.spec
+    term = replace(spec.terms[0], grouping=spec.terms[0].grouping.extended(labels))
+    spec = replace(spec, terms=(term,))
+    return replace(state, spec=spec, terms=terms_of(spec)), level
+
+
+def _joined(old: History, more: History) -> History:
+    join = lambda a, b: np.concatenate([a, b], -1)
+    return History(
+        join(old.codes, more.codes), join(old.y, more.y), join(old.weights, more.weights), join(old.eta, more.eta),
+        join(old.z, more.z), more.n_groups,
+    )  # fmt: skip
+
+
+def _of_levels(history: History, levels: np.ndarray) -> History:
+    """The rows of some levels, which become 0, 1, ..."""
+    code = np.full(history.n_groups, -1)
+    code[levels] = np.arange(len(levels))
+    rows = np.flatnonzero(code[history.codes] >= 0)
+    return History(
+        code[history.codes[rows]], history.y[rows], history.weights[rows], history.eta[rows], history.z[:, rows],
+        len(levels),
+    )  # fmt: skip
+
+
+def _priors(old: Posterior, prior: Prior, levels: np.ndarray) -> Prior:
+    """N(mode, curvature^-1) of the levels that the fit knows, N(0, Sigma) of others."""
+    known = levels < len(old.n)
+    at = np.where(known, levels, 0)
+    values, vectors = np.linalg.eigh(old.covariance[at])
+    roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]
+    return Prior(np.where(known[:, None], old.mode[at], 0.0), np.where(known[:, None, None], roots, prior.factor))
+
+
+def _posterior(state: State, old: Posterior, history: History, prior: Prior, levels: np.ndarray) -> Posterior:
+    """Posteriors of all levels, those of `levels` from their rows, by the rule of quadrature of the others."""
+    size, S = len(state.terms[0].levels), len(state.terms[0].names)
+    normal, factor = is_normal(state.family), own_prior(state).factor
+    fields = {name: _grown(getattr(old, name), size) for name in ("mode", "covariance", "mean", "covariance_mean")}
+    for name in ("covariance", "covariance_mean"):
+        fields[name][len(old.n) :] = factor @ factor.T
+    rule = node_rule(S, 3)
+    if old.points is not None:
+        rule = gauss_hermite(round(old.points.shape[1] ** (1 / S)), S)
+        rule = Nodes(np.asarray(rule.points), np.asarray(rule.log_weights), np.int32(rule.count))
+        fields |= {"weights": _grown(old.weights, size), "root": _grown(old.root, size)}
+        fields["weights"][levels] = np.exp(rule.log_weights) / np.exp(rule.log_weights).sum()
+    if factor.any():
+        found = posteriors(state.family, state.log_dispersion, history, prior, rule, keep=old.points is not None)
+        for groups, p in found:
+            at = levels[groups]
+            fields["mode"][at], fields["covariance"][at] = p.mode.T, np.moveaxis(p.curvature, -1, 0)
+            fields["mean"][at] = (p.mode if normal else p.mean).T
+            fields["covariance_mean"][at] = np.moveaxis(p.curvature if normal else p.covariance, -1, 0)
+            if p.weights is not None:
+                fields["weights"][at], fields["root"][at] = p.weights.T, np.moveaxis(p.root, -1, 0)
+    return Posterior(**fields, n=old.n, points=old.points)
+
+
+def _grown(values: np.ndarray, size: int) -> np.ndarray:
+    """A copy with zeros for further levels."""
+    values = np.asarray(values)
+    out = np.zeros((size, *values.shape[1:]), values.dtype)
+    out[: len(values)] = values
+    return out
