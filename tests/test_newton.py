@@ -78,3 +78,24 @@ def test_what_is_not_finite_is_told():
 def test_the_limit_is_told():
     r = maximise(rosenbrock, np.array([-1.2, 1.0]), max_iterations=3)
     assert not r.converged and r.reason == "limit" and r.iterations == 3
+
+
+def test_a_foreseen_step_ends_within_its_bound():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([np.ones(20_000), rng.standard_normal((20_000, 3))])
+    y = rng.random(20_000) < 1 / (1 + np.exp(-X @ [-1.0, 0.5, -0.5, 0.2]))
+
+    def logistic(x):
+        eta = X @ x
+        mean = 1 / (1 + np.exp(-eta))
+        return y @ eta - np.logaddexp(0, eta).sum(), X.T @ (y - mean), -(X.T * (mean * (1 - mean))) @ X
+
+    start = np.array([-0.8, 0.4, -0.4, 0.1])
+    seen, foreseen = (maximise(logistic, start, tol=1e-12, foresee=f) for f in (False, True))
+    assert foreseen.converged and foreseen.iterations == seen.iterations - 1
+    _, g, H = logistic(foreseen.x)
+    assert g @ np.linalg.solve(-H, g) < foreseen.decrement <= 1e-12
+    assert foreseen.value == pytest.approx(seen.value, rel=1e-14)
+    np.testing.assert_allclose(foreseen.hessian, H, rtol=1e-5, atol=1e-4)
+    # Two steps in a row are needed to foretell a third.
+    assert maximise(logistic, seen.x + 1e-9, tol=1e-30, foresee=True, max_iterations=1).reason != "converged"

@@ -189,7 +189,9 @@ def fit_marginal(
         factor, free[p : p + q] = fixed_factor, False
     elif near is None:
         factor, extra = _first_factor(family, design, glm, groups, base)
-    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations)
+    # A start near the optimum is one of many rows, where an evaluation costs most. A ridge is compared digit by digit.
+    foresee = near is not None and determinant
+    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations, foresee)
     if near is None:
         assert glm is not None
         x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
@@ -318,13 +320,13 @@ def _check_growth(family, design, raw, convergence):
 class Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
-    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations):
+    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations, foresee=False):
         self.family, self.design, self.determinant, self.callback = family, design, determinant, callback
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
         self.modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
-        self.evaluations = 0
+        self.evaluations, self.foresee = 0, foresee
         # Entries of Lambda_0 R are linear in those of R.
         rows, columns = self.covariance.entries
         self.jacobian = np.eye(len(free))
@@ -348,6 +350,7 @@ class Search:
         return maximise_free(
             lambda x: self.at(x, nodes), x, free, self.even,
             tol=1e-4 if loose else self.tol, max_iterations=steps or self.max_iterations, callback=self.callback,
+            foresee=self.foresee,
         )  # fmt: skip
 
     def agrees(self, result, nodes):
