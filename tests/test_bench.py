@@ -24,6 +24,14 @@ def test_every_suite_says_what_the_command_needs(name):
     assert set(suite.PEERS) <= set(CONTENDERS)
 
 
+@pytest.mark.parametrize("name", ["slopes", "quadrature", "crossed", "nested", "shrinkage"])
+def test_a_case_that_is_over_takes_no_rows_from_the_next(name):
+    """The command frees each case's arrays."""
+    for case in suites.load(name).cases(100):
+        assert {"y", "X", "g"} <= set(case.arrays)
+        case.arrays.clear()
+
+
 def test_a_suite_measures_and_writes_what_it_found(tmp_path):
     """Ours and scikit-learn on the same 60 groups; the model without random effects fits worse."""
     command = [sys.executable, "-m", "bench", "members", "--sizes", "60", "--runs", "1", "--peers", "jaxglmm,sklearn"]
