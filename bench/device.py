@@ -127,7 +127,9 @@ def _fit(family, design, nodes, start, psi):
         modes = e.modes
         return float(e.value), np.asarray(e.gradient, float)[:-1], np.asarray(e.hessian, float)[:-1, :-1]
 
-    return maximise(at, np.asarray(psi, float)[:-1], tol=1e-12 if dtype == np.float64 else 1e-5).x
+    found = maximise(at, np.asarray(psi, float)[:-1], tol=1e-12 if dtype == np.float64 else 1e-5)
+    # The step that the tolerance spares: up to a three-hundredth of a standard error, which is not the device's doing.
+    return found.x - np.linalg.solve(found.hessian, found.gradient)
 
 
 def _timed(call, *given):
