@@ -27,7 +27,7 @@ batches <- list(
     function() list(objective = sum(sapply(parts, function(d) logLik(lme4::glmer(text, d, binomial)))))
   },
   refits = function(arrays, spec) {
-    fit <- lme4::lmer(formula_of(arrays, spec), arrays$frame)
+    fit <- lme4::lmer(formula_of(arrays, spec), arrays$frame, REML = FALSE)
     function() list(objective = sum(apply(arrays$Y, 2, function(y) logLik(lme4::refit(fit, y)))))
   },
   bootstrap = function(arrays, spec) {

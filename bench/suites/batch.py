@@ -5,7 +5,7 @@ import numpy as np
 from bench.suites import Case
 
 
-TITLE = "very many fits of one model, all of them by everyone, one after the other where a package has no batches"
+TITLE = "very many fits of one model: in one batch, or one after the other"
 SIZES = (500,)
 PEERS = ("jaxglmm", "glmm", "glmer")
 
@@ -35,8 +35,9 @@ def cases(size, seed=0):
     X[0] = 1.0
     member = np.repeat(np.arange(500), 10)
     eta = 0.3 * rng.standard_normal((few, 10)) @ X + rng.standard_normal((few, 500))[:, member]
+    Y = np.ascontiguousarray(_binary(rng, eta))
     for way in ("together", "one by one"):
-        arrays = {"Y": np.ascontiguousarray(_binary(rng, eta)), "X": X, "g": member}
+        arrays = {"Y": Y, "y": Y[0], "X": X, "g": member}
         yield Case(f"{few} responses of 5,000 rows {way}", size, "responses", arrays, {"batch": "", "way": way})
 
     eta = -0.5 + 0.4 * X[1, :2000] + 0.5 * rng.standard_normal(60)[member[:2000] % 60]
