@@ -98,6 +98,21 @@ def test_leaving_a_row_out_is_scoring_the_others():
         fit.loo("mean")
 
 
+def test_one_newton_step_without_a_row_is_of_second_order():
+    """From the group's mode: the step's error is |g''| / (2 |g'|) times its square, |g''| at most 0.0963 a row."""
+    fit, data = members(), visits().dropna()
+    table = fit.ranef("member").set_index("level")
+    mode, sd = table["estimate"][data["member"]].to_numpy(), table["sd"][data["member"]].to_numpy()
+    population = fit.predict(kind="link", effects="population")
+    mu = expit(population + mode)
+    step = -((data["sick"] == "yes").to_numpy() - mu) / (1 / sd**2 - mu * (1 - mu))
+    sizes = data["member"].map(data["member"].value_counts()).to_numpy()
+    without = fit.loo("link") - population
+    bound = 0.0963 * (sizes - 1) * (without - mode) ** 2 / (2 * (1 / sd**2 - mu * (1 - mu)))
+    assert (np.abs(mode + step - without) <= bound + 1e-9).all()
+    assert np.abs(step).max() > 0.1
+
+
 def test_the_command_line_gives_intervals(tmp_path):
     from jaxglmm.cli import main
 
