@@ -39,17 +39,21 @@ def test_a_small_design_has_no_sample():
     assert sample.sample_groups(make_design(table["y"], np.ones((len(table["y"]), 1)), codes=table["g"])[0]) is None
 
 
+def both_ways(monkeypatch, formula, method):
+    """The same fit without a sample to start from, and with one."""
+    if not native.use_native():
+        pytest.skip(f"native library: {native.native_status()}")
+    table, fits = members(40_000), []
+    for slots in (1 << 60, 40_000):
+        monkeypatch.setattr(sample, "_MANY_SLOTS", slots)
+        fits.append(jg.fit(formula, table, family="binomial", method=method))
+    return fits
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("method", ["laplace", "auto"])
 def test_the_start_changes_the_way_and_not_the_answer(monkeypatch, method):
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
-    table = members(40_000)
-    fits = []
-    for slots in (1 << 60, 40_000):
-        monkeypatch.setattr(sample, "_MANY_SLOTS", slots)
-        fits.append(jg.fit("y ~ x + (1 | g)", table, family="binomial", method=method))
-    plain, sampled = fits
+    plain, sampled = both_ways(monkeypatch, "y ~ x + (1 | g)", method)
     assert sampled.convergence.passes != round(sampled.convergence.passes)
     assert sampled.convergence.passes < plain.convergence.passes
     assert sampled.convergence.n_agq == plain.convergence.n_agq
@@ -61,15 +65,8 @@ def test_the_start_changes_the_way_and_not_the_answer(monkeypatch, method):
 @pytest.mark.native
 def test_a_variance_of_zero_in_the_sample_is_no_long_way(monkeypatch):
     """The slope does not vary, so that the sample's fit has a correlation of one."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
-    table = members(40_000)
-    fits = []
-    for slots in (1 << 60, 40_000):
-        monkeypatch.setattr(sample, "_MANY_SLOTS", slots)
-        fits.append(jg.fit("y ~ x + (1 + x | g)", table, family="binomial", method="laplace"))
-    plain, sampled = fits
+    plain, sampled = both_ways(monkeypatch, "y ~ x + (1 + x | g)", "laplace")
     assert plain.convergence.singular and sampled.convergence.singular
     assert sampled.convergence.passes < 10 < plain.convergence.passes
     assert sampled.loglik == pytest.approx(plain.loglik, rel=1e-12)
-    assert sampled.loglik >= jg.fit("y ~ x + (1 | g)", table, family="binomial", method="laplace").loglik
+    assert sampled.loglik >= jg.fit("y ~ x + (1 | g)", members(40_000), family="binomial", method="laplace").loglik
