@@ -74,8 +74,8 @@ def estimate_problem(
             family, problem.design, intercept, names=frame.names, start=start.glm, tol=glm_tol, callback=callback
         )
     solution: Solution = fit_marginal(
-        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, base=start.base,
-        passes=start.passes,
+        family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, part=start.part,
+        base=start.base, passes=start.passes,
         fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")

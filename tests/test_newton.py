@@ -80,22 +80,31 @@ def test_the_limit_is_told():
     assert not r.converged and r.reason == "limit" and r.iterations == 3
 
 
-def test_a_foreseen_step_ends_within_its_bound():
+def test_a_sample_foretells_the_end():
     rng = np.random.default_rng(0)
-    X = np.column_stack([np.ones(20_000), rng.standard_normal((20_000, 3))])
-    y = rng.random(20_000) < 1 / (1 + np.exp(-X @ [-1.0, 0.5, -0.5, 0.2]))
+    X = np.column_stack([np.ones(400_000), rng.standard_normal((400_000, 3))])
+    y = rng.random(400_000) < 1 / (1 + np.exp(-X @ [-1.0, 0.5, -0.5, 0.2]))
 
-    def logistic(x):
-        eta = X @ x
-        mean = 1 / (1 + np.exp(-eta))
-        return y @ eta - np.logaddexp(0, eta).sum(), X.T @ (y - mean), -(X.T * (mean * (1 - mean))) @ X
+    def logistic(X, y):
+        def at(x):
+            eta = X @ x
+            mean = 1 / (1 + np.exp(-eta))
+            return y @ eta - np.logaddexp(0, eta).sum(), X.T @ (y - mean), -(X.T * (mean * (1 - mean))) @ X
 
-    start = np.array([-0.8, 0.4, -0.4, 0.1])
-    seen, foreseen = (maximise(logistic, start, tol=1e-12, foresee=f) for f in (False, True))
-    assert foreseen.converged and foreseen.iterations == seen.iterations - 1
-    _, g, H = logistic(foreseen.x)
-    assert g @ np.linalg.solve(-H, g) < foreseen.decrement <= 1e-12
-    assert foreseen.value == pytest.approx(seen.value, rel=1e-14)
-    np.testing.assert_allclose(foreseen.hessian, H, rtol=1e-5, atol=1e-4)
-    # Two steps in a row are needed to foretell a third.
-    assert maximise(logistic, seen.x + 1e-9, tol=1e-30, foresee=True, max_iterations=1).reason != "converged"
+        return at
+
+    whole, part = logistic(X, y), logistic(X[::10], y[::10])
+    start = maximise(part, np.zeros(4), tol=1e-6).x
+    seen, told = maximise(whole, start), maximise(whole, start, part=part)
+    assert told.converged and told.iterations == 1 < seen.iterations
+    _, g, H = whole(told.x)
+    assert g @ np.linalg.solve(-H, g) < told.decrement <= 1e-12
+    assert told.value == pytest.approx(seen.value, rel=1e-14)
+    errors, known = (np.sqrt(np.diag(np.linalg.inv(-h))) for h in (told.hessian, H))
+    np.testing.assert_allclose(errors, known, rtol=1e-7)
+    # A sample of other rows misleads; the answer is the same, by a longer way.
+    other = maximise(whole, start, part=logistic(X[:5000], ~y[:5000]))
+    assert other.converged and other.iterations > 1
+    np.testing.assert_allclose(other.x, seen.x, atol=1e-8)
+    # Nothing is foretold before a correction was seen to be right.
+    assert maximise(whole, seen.x + 1e-7, tol=1e-16, part=part, max_iterations=0).reason == "limit"

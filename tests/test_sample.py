@@ -39,11 +39,11 @@ def test_a_small_design_has_no_sample():
     assert sample.sample_groups(make_design(table["y"], np.ones((len(table["y"]), 1)), codes=table["g"])[0]) is None
 
 
-def both_ways(monkeypatch, formula, method):
+def both_ways(monkeypatch, formula, method, groups=40_000):
     """The same fit without a sample to start from, and with one."""
     if not native.use_native():
         pytest.skip(f"native library: {native.native_status()}")
-    table, fits = members(40_000), []
+    table, fits = members(groups), []
     for slots in (1 << 60, 40_000):
         monkeypatch.setattr(sample, "_MANY_SLOTS", slots)
         fits.append(jg.fit(formula, table, family="binomial", method=method))
@@ -60,6 +60,19 @@ def test_the_start_changes_the_way_and_not_the_answer(monkeypatch, method):
     assert sampled.convergence.kernels == "native"
     assert sampled.loglik == pytest.approx(plain.loglik, rel=1e-12)
     np.testing.assert_allclose(sampled.vcov(), plain.vcov(), rtol=1e-6)
+
+
+@pytest.mark.native
+def test_two_passes_over_all_rows_do(monkeypatch):
+    plain, sampled = both_ways(monkeypatch, "y ~ x + (1 | g)", "laplace", groups=200_000)
+    assert sampled.convergence.iterations == 2 and sampled.convergence.passes < 3
+    assert sampled.convergence.decrement <= 1e-12
+    assert sampled.loglik == pytest.approx(plain.loglik, rel=1e-13)
+    errors = np.array([list(fit.fixef_se.values()) for fit in (plain, sampled)])
+    np.testing.assert_allclose(errors[1], errors[0], rtol=1e-7)
+    beta = np.array([list(fit.fixef.values()) for fit in (plain, sampled)])
+    np.testing.assert_allclose((beta[1] - beta[0]) / errors[0], 0, atol=1e-6)
+    assert sampled.varcorr[0]["sd"] == pytest.approx(plain.varcorr[0]["sd"], rel=1e-8)
 
 
 @pytest.mark.native

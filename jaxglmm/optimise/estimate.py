@@ -16,8 +16,8 @@ class Convergence:
     converged : bool
     decrement : float
         Newton decrement g'(-H)^-1 g at the end: the square of the distance to the optimum in standard errors. Where the
-        fit began at a sample of the groups it may be a bound that the last two steps foretell
-        (`optimise.newton.maximise`, foresee): an evaluation that would only confirm it is left out.
+        fit began at a sample of the groups it may be a bound that the sample foretells (`optimise.newton.maximise`,
+        part): an evaluation that would only confirm it is left out.
     iterations : int
         Evaluations of the likelihood with its derivatives.
     passes : float

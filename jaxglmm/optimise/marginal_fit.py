@@ -103,7 +103,7 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     return result, tuple(np.asarray(v) for v in result.extra[0])
 
 
-def maximise_free(at, x0, free, even, **options) -> NewtonResult:
+def maximise_free(at, x0, free, even, *, part=None, **options) -> NewtonResult:
     """Maximise over the free coordinates, the others held; the result is about all of them."""
     x0, kept = np.asarray(x0, float), np.flatnonzero(free)
     block = (kept[:, None], kept)
@@ -113,12 +113,18 @@ def maximise_free(at, x0, free, even, **options) -> NewtonResult:
         out[kept] = x
         return out
 
-    def restricted(x):
-        value, gradient, hessian, *extra = at(whole(x, x0))
-        return value, gradient[kept], hessian[block], gradient, hessian, *extra
+    def restricted(at):
+        def over_free(x):
+            value, gradient, hessian, *extra = at(whole(x, x0))
+            return value, gradient[kept], hessian[block], gradient, hessian, *extra
 
-    r = maximise(restricted, x0[kept], log_coordinates=even[kept], **options)
+        return over_free
+
+    sampled = None if part is None else restricted(part)
+    r = maximise(restricted(at), x0[kept], log_coordinates=even[kept], part=sampled, **options)
     gradient, hessian, *extra = r.extra
+    hessian = np.array(hessian)
+    hessian[block] = r.hessian
     x, step = whole(r.x, x0), whole(r.step, np.zeros_like(x0))
     return replace(r, x=x, gradient=gradient, hessian=hessian, step=step, extra=tuple(extra))
 
@@ -153,7 +159,7 @@ def check_separation(design, result, names, intercept):
 
 def fit_marginal(
     family, design, glm: NewtonResult | None, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    near=None, base=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
+    near=None, part=None, base=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -171,6 +177,8 @@ def fit_marginal(
         False for the joint likelihood.
     near : (m,), optional
         Where to begin instead, near the optimum with as many nodes as `n_agq` or the ladder's first step says.
+    part : Design, optional
+        With `near`: a sample of the groups, which corrects Newton's steps (`optimise.surrogate`).
     base : (S, S), optional
         Lambda_0, by default from `groups`.
     passes : float
@@ -189,9 +197,10 @@ def fit_marginal(
         factor, free[p : p + q] = fixed_factor, False
     elif near is None:
         factor, extra = _first_factor(family, design, glm, groups, base)
-    # A start near the optimum is one of many rows, where an evaluation costs most. A ridge is compared digit by digit.
-    foresee = near is not None and determinant
-    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations, foresee)
+    sample = None
+    if part is not None and determinant:  # a ridge is compared digit by digit
+        sample = Search(family, part, determinant, None, free, even, base, tol, max_iterations)
+    state = Search(family, design, determinant, callback, free, even, base, tol, max_iterations, sample)
     if near is None:
         assert glm is not None
         x = np.concatenate([glm.x[:p], covariance.raw(factor), glm.x[p:]])
@@ -238,7 +247,7 @@ def fit_marginal(
     if fixed_factor is None:
         _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
-    convergence.passes = float(state.evaluations + (0 if glm is None else glm.iterations + 1 + extra) + passes)
+    convergence.passes = float(state.passes() + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
 
@@ -321,13 +330,13 @@ def _check_growth(family, design, raw, convergence):
 class Search:
     """Evaluations with warm-started modes, and the steps made of them."""
 
-    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations, foresee=False):
+    def __init__(self, family, design, determinant, callback, free, even, base, tol, max_iterations, sample=None):
         self.family, self.design, self.determinant, self.callback = family, design, determinant, callback
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
         self.modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
-        self.evaluations, self.foresee = 0, foresee
+        self.evaluations, self.sample = 0, sample
         # Entries of Lambda_0 R are linear in those of R.
         rows, columns = self.covariance.entries
         self.jacobian = np.eye(len(free))
@@ -347,12 +356,17 @@ class Search:
         return value, J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
 
     def climb(self, x, nodes, *, loose=False, free=None, steps=None):
-        free = self.free if free is None else free
+        free, sample = self.free if free is None else free, self.sample
         return maximise_free(
             lambda x: self.at(x, nodes), x, free, self.even,
             tol=1e-4 if loose else self.tol, max_iterations=steps or self.max_iterations, callback=self.callback,
-            foresee=self.foresee,
+            part=None if sample is None else lambda x: sample.at(x, nodes),
         )  # fmt: skip
+
+    def passes(self) -> float:
+        """Passes over the rows, those over the sample by its share."""
+        part = self.sample
+        return self.evaluations + (0 if part is None else part.evaluations * len(part.design.y) / len(self.design.y))
 
     def agrees(self, result, nodes):
         """More nodes change the log-likelihood by less than 1e-3 and no parameter by 0.01 standard errors."""

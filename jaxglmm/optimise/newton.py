@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxglmm.optimise.surrogate import correct, error_share, foretold
+
 
 LONGEST_LOG_STEP = 2.0
 RADIUS_SHRINKS, RADIUS_GROWS = 0.25, 2.0
 # A step is taken that gains this share of what the model predicts.
 LEAST_GAIN = 1e-4
-# The foretold length of a Newton step is enlarged so much; the Hessian may change by this share on the way.
-_CAUTION, _ALIKE = 100.0, 1e-5
+# So much, relatively, standard errors may be off where a sample foretells their change.
+_SAME_ERRORS = 3e-7
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class NewtonResult:
     hessian : (m, m)
     decrement : float
         g'(-H)^-1 g in the coordinates stepped in; infinite where -H is not positive definite. A bound of it where the
-        last point was `foreseen`.
+        last point was foretold (`maximise`, part).
     iterations : int
         Evaluations after the first.
     converged : bool
@@ -69,7 +71,7 @@ def maximise(
     max_iterations: int = 100,
     log_coordinates: np.ndarray | None = None,
     callback: Callable | None = None,
-    foresee: bool = False,
+    part: Callable | None = None,
 ) -> NewtonResult:
     """Maximise a function by trust-region Newton steps.
 
@@ -85,13 +87,11 @@ def maximise(
         Parameters of which the function is even, that step in the logarithm of their size.
     callback : callable, optional
         Called with (iteration, value, decrement, x) after each accepted evaluation.
-    foresee : bool
-        Leave out an evaluation that would only confirm. Let r be the length of a Newton step in the norm of -H, the
-        root of the decrement. Where -H changes by at most a share 2 c r over such a step, the next one is at most c r^2
-        long (Nesterov & Nemirovskii 1994, section 2.2, where c = 1). c is taken from the last two steps, both full;
-        where a hundred times c r^2 is still within `tol`, and c r below 1e-5, the step is taken without a look at its
-        end. Value and decrement are then the model's and that bound; gradient, Hessian and `extra` are those where it
-        began.
+    part : callable, optional
+        As `evaluate`, of a sample, for a start near the optimum: full Newton steps are corrected for what it tells of
+        higher derivatives (`optimise.surrogate`). Where the error of such a step is foretold to be within `tol`, it is
+        taken without a look at its end, which would only confirm it. Value and Hessian are then the surrogate's,
+        standard errors from it within 3e-7, the decrement is that bound; gradient and `extra` are those where it began.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def maximise(
     any_even = bool(even.any())
     value, gradient, hessian, extra = _checked(evaluate, x)
     radius, iterations, reason = math.inf, 0, "limit"
-    move, lengths = np.zeros_like(x), []
+    move, correction = np.zeros_like(x), None
     if not math.isfinite(value):
         return NewtonResult(x, value, gradient, hessian, np.inf, 0, False, "not finite", move, extra)
     while True:
@@ -115,12 +115,17 @@ def maximise(
         if decrement <= tol:
             reason = "converged"
             break
-        lengths.append(math.sqrt(max(decrement, 0.0)))
-        if foresee and (bound := _foretold(lengths[-3:])) <= tol:
-            step = model.step(math.inf)
-            move = _moved(x, step, logged) - x
-            x, value, decrement, reason = x + move, value + model.gain(step), bound, "converged"
-            break
+        share = math.inf if correction is None else error_share(correction, decrement, hessian)
+        correction = None
+        if part is not None and math.isinf(radius) and model.definite:
+            trial = _moved(x, _shortened(model.step(radius), logged), logged)
+            correction = correct(part, x, (value, gradient, hessian), trial)
+        if correction is not None and math.isfinite(share):
+            bound, apart = foretold(correction, share, hessian)
+            if bound <= tol and apart <= _SAME_ERRORS:
+                move, decrement, reason = correction.x - x, bound, "converged"
+                x, value, hessian = correction.x, correction.value, correction.hessian
+                break
         if iterations >= max_iterations:
             break
         if math.isinf(radius) and not model.definite:
@@ -128,13 +133,9 @@ def maximise(
         rounding = 1e-14 * (abs(value) + 1.0)
         accepted = False
         while iterations < max_iterations:
-            step = model.step(radius)
-            if any_even:
-                longest = np.max(np.abs(step[logged]), initial=0.0)
-                if longest > LONGEST_LOG_STEP:
-                    step = step * (LONGEST_LOG_STEP / longest)
+            step = _shortened(model.step(radius), logged)
             predicted = model.gain(step)
-            trial = _moved(x, step, logged)
+            trial = _moved(x, step, logged) if correction is None else correction.x
             move = trial - x
             new = _checked(evaluate, trial)
             iterations += 1
@@ -142,6 +143,9 @@ def maximise(
             if math.isfinite(gain) and gain >= LEAST_GAIN * predicted - 8 * rounding:
                 accepted = True
                 break
+            if correction is not None:  # misled: the step as the quadratic has it comes first
+                correction = None
+                continue
             radius = RADIUS_SHRINKS * model.norm(step)
             if predicted <= rounding or radius < 1e-14:
                 break
@@ -152,8 +156,6 @@ def maximise(
             radius = RADIUS_SHRINKS * model.norm(step)
         elif gain > 0.75 * predicted and model.norm(step) > 0.9 * radius:
             radius = RADIUS_GROWS * radius
-        if predicted < 0.499 * decrement:  # not the full Newton step
-            lengths.clear()
         x, (value, gradient, hessian, extra) = trial, new
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
     stalled = reason == "stalled" and decrement <= 1e4 * max(tol, np.finfo(float).eps * (1 + abs(value)))
@@ -177,13 +179,10 @@ def _moved(x, step, logged):
     return out
 
 
-def _foretold(lengths):
-    """A bound of the decrement after one more Newton step, from the lengths of the last three in a row."""
-    if len(lengths) < 3 or not all(0 < r < math.inf for r in lengths):
-        return math.inf
-    before, last, now = lengths
-    c = max(last / before**2, now / last**2)
-    return (_CAUTION * c * now**2) ** 2 if c * now <= _ALIKE else math.inf
+def _shortened(step, logged):
+    """No parameter changes by more than a factor of e^2."""
+    longest = np.max(np.abs(step[logged]), initial=0.0)
+    return step * (LONGEST_LOG_STEP / longest) if longest > LONGEST_LOG_STEP else step
 
 
 def _falls_to_zero(x, gradient, hessian):

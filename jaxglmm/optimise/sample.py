@@ -1,20 +1,24 @@
 """Where a fit of very many groups begins: at the fit of a sample of them, which costs a fraction of one pass."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import equinox as eqx
 import numpy as np
 
 from jaxglmm.errors import SeparationError
+from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.ops import fused
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, base_factor, fit_glm, fit_marginal
+from jaxglmm.optimise.marginal_fit import NODE_LADDER, base_factor, fit_glm, fit_marginal, padded_nodes
 
 
 # From this many slots on; a design of so many holds about 50,000 groups of three rows.
 _MANY_SLOTS = 150_000
 # Without a native pass the sample takes a program of its own, whose compilation only more rows repay.
 _MANY_SLOTS_PLAIN = 1_500_000
-_SHARE = 0.02
+_SHARE = 0.01
+# A larger one takes the estimates closer and corrects Newton's steps over all rows: so many slots, or this share.
+_CORRECTING_SLOTS, _CORRECTING_SHARE = 200_000, 0.06
 # A sample has at least this many slots for each column, and blocks enough to hold all common sizes.
 _SLOTS_A_COLUMN = 200
 _FEWEST_BLOCKS = 24
@@ -38,16 +42,25 @@ class Start:
         sample that no direction separates cannot lie within rows that one does.
     passes : float
         What it cost, in passes over all rows.
+    part : Design or None
+        A sample of the groups that corrects steps from `psi` (`optimise.surrogate`).
     """
 
     glm: np.ndarray | None = None
     psi: np.ndarray | None = None
     base: np.ndarray | None = None
     passes: float = 0.0
+    part: Any = None
 
 
-def sample_groups(design):
+def sample_groups(design, share: float = _SHARE):
     """Blocks of short groups spread evenly over the storage, so that every size class has its share.
+
+    Parameters
+    ----------
+    design : Design
+    share : float
+        Of the blocks, at least.
 
     Returns
     -------
@@ -60,7 +73,7 @@ def sample_groups(design):
         return None
     weights = np.asarray(design.weights)
     real = np.flatnonzero(weights[:slots].reshape(index.n_short, -1).any(axis=1))
-    wanted = int(np.ceil(max(_SHARE * slots, _SLOTS_A_COLUMN * design.X.shape[1]) / index.block))
+    wanted = int(np.ceil(max(share * slots, _SLOTS_A_COLUMN * design.X.shape[1]) / index.block))
     wanted = max(wanted, _FEWEST_BLOCKS)
     if 4 * wanted > len(real):
         return None
@@ -111,10 +124,30 @@ def sampled_start(family, design, intercept, *, names, factor=None, determinant=
     effects = part.terms[0].covariance.n_effects
     if not solution.convergence.converged or (solution.convergence.singular and effects == 1):
         return Start(glm.x, passes=passes)
+    base = None
     if factor is not None:
-        return Start(glm.x, solution.psi, np.eye(len(factor)), passes)
-    clear = solution.value - glm.value > _CLEAR
-    return Start(glm.x, solution.psi, _base(part, groups) if clear else None, passes)
+        base = np.eye(len(factor))
+    elif solution.value - glm.value > _CLEAR:
+        base = _base(part, groups)
+    psi, larger = solution.psi, min(_CORRECTING_SLOTS / design.y.shape[0], _CORRECTING_SHARE)
+    if larger > share and (more := sample_groups(design, larger)) is not None:
+        part, passes = more, passes + more.y.shape[0] / design.y.shape[0]
+        psi = _stepped(family, part, padded_nodes(nodes, effects), psi, solution.free, determinant)
+    return Start(glm.x, psi, base, passes, part)
+
+
+def _stepped(family, design, nodes, psi, free, determinant):
+    """After one Newton step, where the function is concave."""
+    modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
+    found = evaluate(family, design, nodes, psi, modes, determinant=determinant)
+    kept = np.flatnonzero(free)
+    try:
+        L = np.linalg.cholesky(-np.asarray(found.hessian)[np.ix_(kept, kept)])
+    except np.linalg.LinAlgError:
+        return psi
+    psi = psi.copy()
+    psi[kept] += np.linalg.solve(L.T, np.linalg.solve(L, np.asarray(found.gradient)[kept]))
+    return psi
 
 
 def _base(part, groups):
