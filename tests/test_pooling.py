@@ -103,7 +103,7 @@ def test_other_random_parts_are_refused(gaussian):
 
 
 def test_hardly_any_shrinkage_is_no_sign_of_an_infinite_variance():
-    """A standard deviation that is held is the caller's, however large: the fit is the one-hot ridge by dense Newton."""
+    """However large the standard deviation that is held: the fit is the one-hot ridge by dense Newton."""
     rng = np.random.default_rng(1)
     g, y = np.repeat(np.arange(12), 10), rng.integers(0, 2, 120)
     fit = jg.fit("y ~ 1 + (1 | g)", {"y": y, "g": g}, family="binomial", method="joint", theta={"g": 300.0})
