@@ -249,7 +249,7 @@ def _check_term(term, used, frame, family, estimated):
     groups = int(np.count_nonzero(sizes))
     if groups == 1:
         raise DataError(
-            f"the grouping factor {term.group!r} has one level only ({term.levels[np.argmax(sizes)]!r}), from which no "
+            f"the grouping factor {term.group!r} has one level only ({str(term.levels[np.argmax(sizes)])!r}), from which no "
             "variance between groups can be estimated: leave the bar out, or check the rows used"
         )
     # Beside other factors an effect of every row is told from the dispersion of other families by its shape.
