@@ -100,3 +100,18 @@ def test_other_random_parts_are_refused(gaussian):
         flat = table.assign(y=np.random.default_rng(7).standard_normal(len(table)))
         flat["y"] -= flat.groupby("g").y.transform("mean")
         jg.compare_shrinkage("y ~ x + (1 | g)", flat)
+
+
+def test_hardly_any_shrinkage_is_no_sign_of_an_infinite_variance():
+    """However large the standard deviation that is held: the fit is the one-hot ridge by dense Newton."""
+    rng = np.random.default_rng(1)
+    g, y = np.repeat(np.arange(12), 10), rng.integers(0, 2, 120)
+    fit = jg.fit("y ~ 1 + (1 | g)", {"y": y, "g": g}, family="binomial", method="joint", theta={"g": 300.0})
+    Z = np.column_stack([np.ones(120), g[:, None] == np.arange(12)])
+    ridge, coef = np.diag([0.0] + [300.0**-2] * 12), np.zeros(13)
+    for _ in range(30):
+        mean = 1 / (1 + np.exp(-Z @ coef))
+        hessian = Z.T @ ((mean * (1 - mean))[:, None] * Z) + ridge
+        coef += np.linalg.solve(hessian, Z.T @ (y - mean) - ridge @ coef)
+    np.testing.assert_allclose(fit.ranef("g")["estimate"], coef[1:], atol=1e-6)
+    assert fit.convergence.converged

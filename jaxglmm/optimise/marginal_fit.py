@@ -246,7 +246,8 @@ def fit_marginal(
     if determinant and used > 1:
         convergence.gap = float(result.value - state.at(result.x, padded_nodes(1, S))[0])
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
-    _check_growth(family, design, psi[p : p + q], convergence)
+    if fixed_factor is None:
+        _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
     convergence.passes = float(state.passes() + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.

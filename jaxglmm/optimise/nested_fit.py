@@ -101,7 +101,8 @@ def fit_nested(
     psi, hessian, free = psi[place], hessian[np.ix_(place, place)], free[place]
     matrices = [psi[search.p + t].reshape(1, 1) for t in range(2)]
     solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence)
-    check_growth(family, design.terms, solution, groups)
+    if factors is None:
+        check_growth(family, design.terms, solution, groups)
     return solution, effects
 
 

@@ -131,5 +131,6 @@ def fit_several_penalised(
         solver=f"{solver.name}: {solver.reason}",
     )  # fmt: skip
     solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence)
-    check_growth(family, design.terms, solution, groups)
+    if factors is None:
+        check_growth(family, design.terms, solution, groups)
     return solution, {"df": df, "kkt": found.kkt}
