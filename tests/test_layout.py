@@ -5,7 +5,7 @@ import pytest
 
 from jaxglmm.design.design import make_design
 from jaxglmm.design.groups import build_index
-from jaxglmm.ops import layout, native
+from jaxglmm.ops import layout, memory, native
 from jaxglmm.ops.codes import whole_codes
 from jaxglmm.ops.columns import PIECE, Columns
 from jaxglmm.ops.measure import moments
@@ -94,7 +94,7 @@ def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):
     slot, found = RNG.permutation(N + 500)[:N], []
     for kernels in ("native", "plain"):
         monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
-        out = layout.aligned_zeros((N + 500, P), dtype)
+        out = memory.aligned_zeros((N + 500, P), dtype)
         layout.scatter_rows(TABLE, slot, out, center=np.arange(float(P)), scale=np.linspace(0.5, 3, P))
         found.append(out)
     assert found[0].ctypes.data % 64 == 0
@@ -107,7 +107,7 @@ def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):
 @pytest.mark.parametrize("kernels", ["", "plain"])
 def test_no_columns_are_nothing_to_copy(monkeypatch, kernels):
     monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
-    layout.scatter_rows([], np.arange(5), layout.aligned_zeros((5, 0), float))
+    layout.scatter_rows([], np.arange(5), memory.aligned_zeros((5, 0), float))
 
 
 @pytest.mark.native
@@ -158,3 +158,41 @@ def test_texts_get_codes_by_their_bytes():
             assert [None if code < 0 else column.labels[code] for code in column.values] == truth
             assert len(set(column.labels.tolist())) == len(column.labels)
             assert (column.missing is not None) == (None in truth)
+
+
+def test_memory_is_used_again_and_never_twice():
+    shape = (300, 1000)
+    one = memory.aligned_empty(shape, float)
+    one[:] = np.nan
+    part, place = one[10:20, ::2].T, one.ctypes.data  # a view keeps all of it
+    assert place % 64 == 0
+    del one
+    other = memory.aligned_zeros(shape, float)
+    assert other.ctypes.data != place and not other.any() and np.isnan(part).all()
+    del part
+    third = memory.aligned_zeros(shape, float)
+    assert third.ctypes.data == place and not third.any()
+    # Much less than was kept, and more, are other memory.
+    assert memory.aligned_empty((150, 1000), float).ctypes.data != place
+    assert memory.aligned_empty((301, 1000), float).shape == (301, 1000)
+
+
+def test_no_more_memory_is_kept_than_said(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST_KEPT", 5 << 20)
+    monkeypatch.setattr(memory, "_kept", {})
+    arrays = [memory.aligned_empty((1 << 21,), np.uint8) for _ in range(4)]
+    del arrays
+    assert 0 < sum(map(len, memory._kept.values())) <= 5 << 20
+
+
+def test_slots_without_a_row_hold_nothing_of_an_earlier_design():
+    codes = np.repeat(np.arange(40_000), 7)
+    X = np.column_stack([np.ones(len(codes)), RNG.standard_normal(len(codes))])
+    for dtype in (np.float64, np.float32):
+        design, rows = make_design(codes % 2, X, codes=codes, weights=1.0 + codes % 3, offset=X[:, 1], dtype=dtype)
+        empty = np.ones(rows.n_slots, bool)
+        empty[rows.slot] = False
+        assert empty.sum() > 1000
+        for values in (design.X, design.offset, design.weights, design.terms[0].z[0]):
+            assert not values[empty].any()
+            values[...] = np.nan

@@ -11,8 +11,9 @@ from jaxglmm.design.shards import place, shared_index
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.ops.columns import Columns
-from jaxglmm.ops.layout import aligned_zeros, scatter_rows
+from jaxglmm.ops.layout import scatter_rows
 from jaxglmm.ops.measure import Moments, all_ones, moments
+from jaxglmm.ops.memory import aligned_empty, aligned_zeros
 
 
 class RandomTerm(eqx.Module):
@@ -220,7 +221,8 @@ def make_design(
 
 def scatter_columns(X, layout, scaling, dtype):
     """Rows of X (n, p) or Columns, scaled if there is a `scaling`, into slots (n_slots, p)."""
-    out = aligned_zeros((layout.n_slots, X.shape[1]), dtype)
+    out = aligned_empty((layout.n_slots, X.shape[1]), dtype)
+    out[layout.empty] = 0.0
     scales = () if scaling is None else (scaling.center, scaling.scale)
     for begin, arrays in Columns.of(X).parts():
         if len(arrays):

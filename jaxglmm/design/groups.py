@@ -9,13 +9,15 @@ by a short sorted sum over pieces. Slots without a row carry weight 0.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxglmm.ops.layout import aligned_zeros, group_counts, scatter_rows, slots_of_rows
+from jaxglmm.ops.layout import group_counts, scatter_rows, slots_of_rows
+from jaxglmm.ops.memory import aligned_empty
 
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
@@ -94,15 +96,23 @@ class Layout:
 
     def scatter(self, values: np.ndarray, fill: float = 0.0, dtype=None) -> np.ndarray:
         """Rows (along the last axis) into slots; slots without a row hold `fill`."""
-        dtype = dtype or values.dtype
-        out = aligned_zeros((*values.shape[:-1], self.n_slots), dtype)
-        if values.size and not any(values.strides) and values.flat[0] == fill == 0:
+        out = aligned_empty((*values.shape[:-1], self.n_slots), dtype or values.dtype)
+        if values.size and not any(values.strides):
+            out.fill(values.flat[0])
+            if values.flat[0] != fill:
+                out[..., self.empty] = fill
             return out
-        if fill:
-            out[...] = fill
+        out.fill(fill)
         flat = out.reshape(-1, self.n_slots)
         for to, row in zip(flat, values.reshape(len(flat), -1), strict=True):
             scatter_rows([row], self.slot, to)
+        return out
+
+    @cached_property
+    def empty(self) -> np.ndarray:
+        """bool (n_slots,): slots without a row."""
+        out = np.ones(self.n_slots, bool)
+        out[self.slot] = False
         return out
 
 

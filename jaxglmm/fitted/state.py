@@ -9,6 +9,7 @@ import numpy as np
 from jaxglmm.formula.spec import ModelSpec
 from jaxglmm.model.covariance import Covariance, side_by_side
 from jaxglmm.model.family import AbstractFamily
+from jaxglmm.ops.measure import all_ones
 from jaxglmm.optimise.estimate import Estimate, Posterior
 
 
@@ -91,6 +92,12 @@ def terms_of(spec: ModelSpec) -> tuple[FittedTerm, ...]:
     return tuple(FittedTerm(term.grouping.name, term.grouping.labels, term.names, term.blocks) for term in spec.terms)
 
 
+def fingerprint(y, weights, before: int = 0) -> int:
+    """Checksum of a response and its weights, behind that of earlier rows; weights of 1 are none."""
+    total = zlib.crc32(np.ascontiguousarray(y), before)
+    return total if all_ones(weights) else zlib.crc32(np.ascontiguousarray(weights), total)
+
+
 def state_of(problem, estimate: Estimate, posteriors: Sequence[Posterior]) -> State:
     """Gather what is kept of a fit."""
     frame = problem.frame
@@ -105,7 +112,7 @@ def state_of(problem, estimate: Estimate, posteriors: Sequence[Posterior]) -> St
         dropped_by={name: int(count) for name, count in frame.dropped_by.items()},
         modelled=frame.modelled,
         native=frame.native,
-        fingerprint=zlib.crc32(np.ascontiguousarray(frame.weights), zlib.crc32(np.ascontiguousarray(frame.y))),
-        mean_response=float(np.average(frame.y, weights=frame.weights)),
+        fingerprint=fingerprint(frame.y, frame.weights),
+        mean_response=float(np.average(frame.y, weights=None if all_ones(frame.weights) else frame.weights)),
         effect_squares=tuple(term.z @ term.z.T / term.z.shape[1] for term in frame.terms),
     )

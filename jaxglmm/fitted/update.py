@@ -1,6 +1,5 @@
 """A fit after further rows of its groups, its parameters frozen: what `Fit.update` returns."""
 
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Effects, Kept
 from jaxglmm.fitted.history import History, Prior, is_normal, posteriors
 from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, score_columns
-from jaxglmm.fitted.state import State, terms_of
+from jaxglmm.fitted.state import State, fingerprint, terms_of
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.objectives.posterior import node_rule
 from jaxglmm.optimise.estimate import Posterior
@@ -46,10 +45,8 @@ def updated(fit, data) -> tuple[State, Kept]:
     kept = Effects(mean, variance, mean, np.full_like(variance, np.nan), how)
     posterior = _posterior(state, old, history, prior, touched)
     posterior = replace(posterior, n=_grown(old.n, len(term.levels)) + np.bincount(level, minlength=len(term.levels)))
-    fingerprint = zlib.crc32(
-        np.ascontiguousarray(new.weights), zlib.crc32(np.ascontiguousarray(new.y), state.fingerprint)
-    )
-    state = replace(state, posteriors=(posterior,), n=state.n + len(new.y), fingerprint=fingerprint)
+    checksum = fingerprint(new.y, new.weights, state.fingerprint)
+    state = replace(state, posteriors=(posterior,), n=state.n + len(new.y), fingerprint=checksum)
     return state, Kept({0: kept}, whole)
 
 

@@ -20,7 +20,7 @@ from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import Blocks, matrix, product, sum_by, transposed
 from jaxglmm.modes.elimination import Elimination
 from jaxglmm.modes.solver import AbstractFactorisation, AbstractSolver
-from jaxglmm.ops.layout import aligned_zeros
+from jaxglmm.ops.memory import aligned_zeros
 from jaxglmm.ops.pairs import sampled_product
 from jaxglmm.ops.programs import program
 

@@ -11,17 +11,7 @@ from jaxglmm.ops import native
 from jaxglmm.ops.memory import at, described_columns, i64, threads
 
 
-_ALIGN = 64  # what JAX asks of memory that it takes over without a copy
 _PIECE = 1 << 16  # rows that the plain form holds a second time
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """`numpy.zeros` that begins at a multiple of 64 bytes."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(size + _ALIGN, np.uint8)
-    start = -memory.ctypes.data % _ALIGN
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def group_counts(codes: np.ndarray, groups: int) -> np.ndarray:

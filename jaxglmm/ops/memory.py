@@ -1,7 +1,8 @@
-"""The caller's arrays as native code takes them."""
+"""Arrays of a design, in memory that is used again, and the caller's arrays as native code takes them."""
 
 import ctypes
 import os
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,46 @@ import numpy as np
 # What native code reads as it is; other types are converted.
 TYPES = {np.dtype(t): k for k, t in enumerate(("f8", "f4", "i8", "i4", "i2", "i1", "u1", "u2", "u4"))}
 TYPES[np.dtype(bool)] = TYPES[np.dtype("u1")]
+_ALIGN = 64  # what JAX asks of memory that it takes over without a copy
+# The first touch of fresh memory takes as long as all that is written to it. Pieces from this size on are kept for the
+# next array when theirs is gone, up to so many bytes.
+_LARGE, _MOST_KEPT = 1 << 20, 1 << 30
+_kept: dict[int, np.ndarray] = {}
+
+
+def aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """`numpy.empty` that begins at a multiple of 64 bytes, where it can in the memory of an earlier one."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = _memory(size + _ALIGN)
+    start = -memory.ctypes.data % _ALIGN
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """As `aligned_empty`, of zeros."""
+    out = aligned_empty(shape, dtype)
+    out.fill(0)
+    return out
+
+
+def _memory(size: int) -> np.ndarray:
+    if size < _LARGE:
+        return np.empty(size, np.uint8)
+    fitting = [piece for piece in list(_kept.values()) if size <= len(piece) <= size + size // 4]
+    piece = min(fitting, key=len, default=None)
+    piece = None if piece is None else _kept.pop(id(piece), None)  # None where another thread was faster
+    if piece is None:
+        piece = np.empty(size, np.uint8)
+    held = np.frombuffer(memoryview(piece), np.uint8)  # what every view keeps alive
+    weakref.finalize(held, _keep, piece).atexit = False
+    return held
+
+
+def _keep(piece: np.ndarray) -> None:
+    _kept[id(piece)] = piece
+    while sum(map(len, list(_kept.values()))) > _MOST_KEPT:
+        _kept.pop(next(iter(_kept)), None)
 
 
 def threads() -> int:

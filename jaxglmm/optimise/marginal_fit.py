@@ -10,12 +10,14 @@ import math
 from dataclasses import dataclass, replace
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from jaxglmm.errors import DataError, SeparationError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import fused
+from jaxglmm.ops.memory import aligned_zeros
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.newton import NewtonResult, maximise
 
@@ -335,7 +337,8 @@ class Search:
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
-        self.modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
+        start = aligned_zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
+        self.modes = jax.device_put(start, may_alias=True)
         self.evaluations, self.sample = 0, sample
         # Entries of Lambda_0 R are linear in those of R.
         rows, columns = self.covariance.entries

@@ -4,11 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from jaxglmm.errors import SeparationError
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.ops import fused
+from jaxglmm.ops.memory import aligned_empty, aligned_zeros
 from jaxglmm.optimise.marginal_fit import NODE_LADDER, base_factor, fit_glm, fit_marginal, padded_nodes
 
 
@@ -71,32 +73,37 @@ def sample_groups(design, share: float = _SHARE):
     slots = index.n_short * index.block
     if index.mesh is not None or slots < max(_MANY_SLOTS, index.n_long * index.block):
         return None
-    weights = np.asarray(design.weights)
-    real = np.flatnonzero(weights[:slots].reshape(index.n_short, -1).any(axis=1))
+    real = np.flatnonzero(
+        np.asarray(index.head)[: slots : index.block]
+    )  # where a group begins a block, as in all but pads
     wanted = int(np.ceil(max(share * slots, _SLOTS_A_COLUMN * design.X.shape[1]) / index.block))
     wanted = max(wanted, _FEWEST_BLOCKS)
     if 4 * wanted > len(real):
         return None
     chosen = real[((np.arange(wanted) + 0.5) * len(real) / wanted).astype(int)]
 
-    def rows(v):
-        blocks = np.asarray(v)[..., :slots].reshape(*v.shape[:-1], index.n_short, index.block)
-        return blocks[..., chosen, :].reshape(*v.shape[:-1], -1)
+    def rows(v, axis=-1):
+        v = np.asarray(v)
+        before, after = v.shape[:axis], v.shape[axis:][1:]
+        blocks = v[(*[slice(None)] * len(before), slice(slots))].reshape(*before, index.n_short, index.block, *after)
+        out = aligned_empty((*before, wanted, index.block, *after), v.dtype)
+        np.take(blocks, chosen, axis=len(before), out=out, mode="clip")  # in place, as mode="raise" is not
+        return out.reshape(*before, -1, *after)
 
     part = replace(
         index, kind=np.asarray(index.kind)[chosen], piece=None, head=rows(index.head), n_short=wanted, n_long=0,
         n_long_groups=0,
     )  # fmt: skip
-    X = np.asarray(design.X)[:slots].reshape(index.n_short, index.block, -1)[chosen]
     terms = tuple(replace(term, index=part, z=rows(term.z)) for term in design.terms)
-    return eqx.tree_at(
+    made = eqx.tree_at(
         lambda d: (d.y, d.X, d.offset, d.weights, d.terms, d.index, d.constant),
         design,
         (
-            rows(design.y), X.reshape(wanted * index.block, -1), rows(design.offset), rows(design.weights), terms, part,
+            rows(design.y), rows(design.X, 0), rows(design.offset), rows(design.weights), terms, part,
             np.zeros_like(design.constant),
         ),
     )  # fmt: skip
+    return jax.device_put(made, may_alias=True)  # once, and not with each evaluation
 
 
 def sampled_start(family, design, intercept, *, names, factor=None, determinant=True, n_agq=1, auto=False) -> Start:
@@ -138,7 +145,7 @@ def sampled_start(family, design, intercept, *, names, factor=None, determinant=
 
 def _stepped(family, design, nodes, psi, free, determinant):
     """After one Newton step, where the function is concave."""
-    modes = np.zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
+    modes = aligned_zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
     found = evaluate(family, design, nodes, psi, modes, determinant=determinant)
     kept = np.flatnonzero(free)
     try:
