@@ -80,7 +80,8 @@ class Gaussian(AbstractFamily):
 
     def check_response(self, y, weight, column: str, rows=None) -> None:
         y = np.asarray(y, np.float64)
-        refuse(~np.isfinite(y) & (np.asarray(weight) > 0), y, column, rows, "Gaussian", "finite", "Drop or recode the row.")
+        bad = ~np.isfinite(y) & (np.asarray(weight) > 0)
+        refuse(bad, y, column, rows, "Gaussian", "finite", "Drop or recode the row.")
 
     def start(self, y, weight) -> tuple[float, float]:
         mean, variance = _moments(y, weight)
@@ -161,7 +162,8 @@ class Gamma(AbstractFamily):
     def check_response(self, y, weight, column: str, rows=None) -> None:
         y = np.asarray(y, np.float64)
         refuse(
-            (np.asarray(weight) > 0) & ~((y > 0) & np.isfinite(y)), y, column, rows, "gamma", "greater than 0 and finite",
+            (np.asarray(weight) > 0) & ~((y > 0) & np.isfinite(y)), y, column, rows, "gamma",
+            "greater than 0 and finite",
             "Model zeros apart (family='binomial' on y > 0), or use family='gaussian' where values may be negative.",
         )  # fmt: skip
 
