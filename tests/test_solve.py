@@ -113,7 +113,9 @@ def test_a_second_call_traces_nothing_and_the_backward_pass_knows_no_iterations(
         run = lambda X: jg.solve(objective, dataclasses.replace(design, X=X), max_iterations=limit).beta
         kept = sum(v.size for v in jax.tree.leaves(jax.eval_shape(lambda X: jax.vjp(run, X)[1], design.X)))
         compiled = jax.jit(jax.grad(lambda X: run(X).sum())).lower(design.X).compile()
-        return kept, compiled.memory_analysis().temp_size_in_bytes  # XLA's plan, whatever the loop then does
+        plan = compiled.memory_analysis()  # XLA's, whatever the loop then does
+        assert plan is not None
+        return kept, plan.temp_size_in_bytes
 
     assert memory(200) == memory(2)
     assert memory(2)[1] > design.X.nbytes  # which is there to be counted
