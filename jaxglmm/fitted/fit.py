@@ -9,16 +9,17 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Kept, effects_of, intervals
+from jaxglmm.fitted.estimates import Estimates
 from jaxglmm.fitted.history import history_of
-from jaxglmm.fitted.posterior import check_level, ranef_table, term_index, variance_table
+from jaxglmm.fitted.posterior import check_level, ranef_table, term_index
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
+from jaxglmm.fitted.refits import Refits
 from jaxglmm.fitted.scoring import only_factor, score_table
 from jaxglmm.fitted.state import State, state_of
 from jaxglmm.fitted.tables import native_table
-from jaxglmm.fitted.vcov import Vcov
 
 
-class Fit:
+class Fit(Estimates, Refits):
     """A fitted generalized linear mixed model, made by `jaxglmm.fit` or `jaxglmm.load`.
 
     Attributes
@@ -58,129 +59,7 @@ class Fit:
         """From the optimiser's results (see `jaxglmm.fitting`)."""
         return cls(state_of(problem, estimate, posteriors), problem)
 
-    # --- What was fitted -----------------------------------------------------------------------------------
-
-    @property
-    def formula(self) -> str:
-        return self.state.spec.formula
-
-    @property
-    def family(self):
-        return self.state.family
-
-    @property
-    def method(self) -> str:
-        return self.state.estimate.method
-
-    @property
-    def n_agq(self) -> int | None:
-        return self.state.estimate.n_agq
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.state.spec.fixed.names)
-
-    @property
-    def n(self) -> int:
-        return self.state.n
-
-    @property
-    def n_dropped(self) -> int:
-        return self.state.n_dropped
-
-    @property
-    def groups(self) -> dict[str, int]:
-        return {term.group: len(term.levels) for term in self.state.terms}
-
-    @property
-    def modelled(self) -> str | None:
-        return self.state.modelled
-
-    @property
-    def convergence(self):
-        return self.state.estimate.convergence
-
-    # --- Estimates -----------------------------------------------------------------------------------------
-
-    @property
-    def fixef(self) -> dict[str, float]:
-        """Fixed effects on the link scale, by name."""
-        return dict(zip(self.names, self.state.estimate.beta.tolist(), strict=True))
-
-    @property
-    def fixef_se(self) -> dict[str, float]:
-        """Their standard errors: square roots of the diagonal of `vcov`."""
-        return dict(zip(self.names, np.sqrt(np.diag(self.vcov)).tolist(), strict=True))
-
-    @cached_property
-    def vcov(self) -> Vcov:
-        """Covariance of the fixed effects (p, p).
-
-        From the observed information of all parameters together; under REML given the variance parameters, as lmer
-        has it. An array that may also be called: `fit.vcov("cluster")` is the cluster-robust covariance (see
-        `jaxglmm.inference.cluster`), `fit.vcov("model")` the array itself.
-        """
-        p = len(self.names)
-        return Vcov.of(self.state.estimate.covariance[:p, :p], self._vcov)
-
-    def _vcov(self, kind: str = "model") -> np.ndarray:
-        if kind == "model":
-            return np.array(self.vcov)
-        if kind != "cluster":
-            raise DataError(f"kind must be 'model' or 'cluster'; found {kind!r}")
-        from jaxglmm.inference.cluster import cluster_vcov
-
-        self._training("the cluster-robust covariance")
-        self._unpenalised("the cluster-robust covariance")
-        return cluster_vcov(self.state, self._problem)
-
-    @property
-    def loglik(self) -> float:
-        return float(self.state.estimate.loglik)
-
-    @property
-    def deviance(self) -> float:
-        """-2 loglik (not lme4's conditional deviance)."""
-        return -2 * self.loglik
-
-    @property
-    def penalised(self) -> Any:
-        """Of a penalty or prior, a dict: "text", "df", "kkt", "lam", "alpha" (see `Estimate`); else None."""
-        return self.state.estimate.penalised
-
-    @property
-    def df(self) -> float:
-        estimate = self.state.estimate
-        if estimate.penalised is not None:
-            return float(estimate.penalised["df"])
-        estimated = np.diag(estimate.covariance) > 0
-        # What the caller held has no variance either, but it was not estimated.
-        return int(np.sum(estimated | (estimate.boundary & estimate.convergence.singular)))
-
-    @property
-    def aic(self) -> float:
-        """-2 loglik + 2 df."""
-        return -2 * self.loglik + 2 * self.df
-
-    @property
-    def bic(self) -> float:
-        """-2 loglik + df log n, n the number of rows."""
-        return -2 * self.loglik + math.log(self.n) * self.df
-
-    @property
-    def varcorr(self) -> list[dict]:
-        """Random effects: a list of {group, name, variance, sd, corr: {other: r}}, on the link scale."""
-        return variance_table(self.state)
-
-    @property
-    def dispersion(self) -> dict | None:
-        """{name, value}, or None for families without one.
-
-        "sigma": residual sd (Gaussian). "theta": Var = mu + mu^2/theta (negative binomial). "shape": Var = mu^2/shape
-        (gamma). "phi": Var = mu(1-mu)/(1+phi) (beta).
-        """
-        value = self.state.estimate.dispersion
-        return None if value is None else {"name": self.family.dispersion_name, "value": float(value)}
+    # --- Effects of the groups ---------------------------------------------------------------------------
 
     def ranef(self, group: str | None = None, *, interval: float | None = None, uncertainty: bool = True) -> Any:
         """Effects of every level of a grouping factor given the estimated parameters.
@@ -452,92 +331,6 @@ class Fit:
 
     # --- Inference -----------------------------------------------------------------------------------------
 
-    def bootstrap(self, n: int = 1000, kind: str = "parametric", *, seed=None, progress=None):
-        """Fit replicates of the data, all together.
-
-        Parameters
-        ----------
-        n : int
-            Number of replicates.
-        kind : {"parametric", "cases"}
-            "parametric": responses simulated from the fit, random effects drawn anew. "cases": as many groups as there
-            are, drawn with replacement, each draw a group of its own; rows, without random effects.
-        seed : int or numpy.random.Generator, optional
-        progress : bool, optional
-
-        Returns
-        -------
-        Replicates
-            `table()` has bias, standard errors and percentile intervals.
-
-        Raises
-        ------
-        DataError, NotYetError
-            For fits that were loaded, and for those with several grouping factors, held parameters or penalties.
-        """
-        from jaxglmm.inference.bootstrap import bootstrap
-
-        return bootstrap(self, n, kind, seed, progress)
-
-    def jackknife(self, *, progress=None):
-        """Fit the data without each of the groups in turn (each row, without random effects), all together.
-
-        Returns
-        -------
-        Replicates
-            `table()` has bias, standard errors and normal intervals.
-        """
-        from jaxglmm.inference.bootstrap import jackknife
-
-        return jackknife(self, progress)
-
-    def cross_validate(self, folds=5, by: str = "rows", *, seed=None):
-        """Fit the data without each of some folds, all together, and tell the density of what was left out.
-
-        Parameters
-        ----------
-        folds : int or (n,)
-            Their number, drawn at random; or the fold of each row of the fit.
-        by : {"rows", "groups"}
-            What is drawn: rows, whose groups are known from their other rows; or whole groups, which then are new.
-        seed : int or numpy.random.Generator, optional
-
-        Returns
-        -------
-        CrossValidation
-            `total` is the log predictive density of all rows; `table()` has each fold's.
-
-        Raises
-        ------
-        DataError, NotYetError
-            As `bootstrap`.
-        """
-        from jaxglmm.inference.cross_validation import cross_validate
-
-        return cross_validate(self, folds, by, seed)
-
-    def multistart(self, n: int = 20, *, seed=None):
-        """Climb from n random places at once, to see whether the fit's optimum is the best one.
-
-        Parameters
-        ----------
-        n : int
-        seed : int or numpy.random.Generator, optional
-
-        Returns
-        -------
-        Starts
-            `is_best`, `best`, and `table()` of where each has ended.
-
-        Raises
-        ------
-        DataError, NotYetError
-            As `bootstrap`, and for fits by REML.
-        """
-        from jaxglmm.inference.starts import multistart
-
-        return multistart(self, n, seed)
-
     def summary(self):
         """What was fitted and found, in the manner of lme4; prints as a table, shows as HTML in notebooks."""
         from jaxglmm.fitted.summary import summarise
@@ -621,31 +414,6 @@ class Fit:
             f"<jaxglmm.Fit {self.formula!r}, {self.family.name}({self.family.link}), {self.method}, "
             f"loglik {self.loglik:.4f}>"
         )
-
-    def _unpenalised(self, what: str) -> None:
-        """Refuse what is defined for maximum likelihood.
-
-        Raises
-        ------
-        DataError
-        """
-        if self.penalised is not None:
-            raise DataError(f"{what} is defined for fits by maximum likelihood; this one has a penalty or a prior")
-
-    def _training(self, what: str):
-        """The rows of the fit.
-
-        Raises
-        ------
-        DataError
-            When the fit was loaded from a file.
-        """
-        if self._problem is None:
-            raise DataError(
-                f"{what} needs the rows of the fit, which a saved model does not hold: pass the data to predict(), or "
-                "fit again"
-            )
-        return self._problem.frame
 
 
 def _family_name(family) -> str:
