@@ -204,7 +204,8 @@ from jaxglmm.ops.layout import scatter_rows
 from jaxglmm.ops.measure import moments
 rng = np.random.default_rng(0)
 for n in (1, 63, 64, 3001):
-    columns = [rng.standard_normal(n), rng.integers(-9, 9, n), np.broadcast_to(3.0, n), rng.standard_normal((n, 2))[:, 1]]
+    columns = [rng.standard_normal(n), rng.integers(-9, 9, n), np.broadcast_to(3.0, n)]
+    columns.append(rng.standard_normal((n, 2))[:, 1])
     X = np.column_stack(columns * 9)
     out = np.full((n, 36), np.nan)
     scatter_rows(columns * 9, rng.permutation(n), out, np.arange(36.0), np.arange(1.0, 37))

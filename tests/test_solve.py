@@ -108,12 +108,17 @@ def test_a_second_call_traces_nothing_and_the_backward_pass_knows_no_iterations(
     with_ridge(objective, dataclasses.replace(design, offset=design.offset + 0.1), 2 * RIDGE)
     assert programs() == before
 
-    def kept(limit):
-        """Numbers that the forward pass leaves for the backward one."""
+    def memory(limit):
+        """Numbers that the forward pass leaves for the backward one; bytes that both take once compiled."""
         run = lambda X: jg.solve(objective, dataclasses.replace(design, X=X), max_iterations=limit).beta
-        return sum(v.size for v in jax.tree.leaves(jax.eval_shape(lambda X: jax.vjp(run, X)[1], design.X)))
+        kept = sum(v.size for v in jax.tree.leaves(jax.eval_shape(lambda X: jax.vjp(run, X)[1], design.X)))
+        compiled = jax.jit(jax.grad(lambda X: run(X).sum())).lower(design.X).compile()
+        plan = compiled.memory_analysis()  # XLA's, whatever the loop then does
+        assert plan is not None
+        return kept, plan.temp_size_in_bytes
 
-    assert kept(200) == kept(2)
+    assert memory(200) == memory(2)
+    assert memory(2)[1] > design.X.nbytes  # which is there to be counted
 
 
 def test_a_variance_of_zero_is_flagged_and_stays_there(x64):

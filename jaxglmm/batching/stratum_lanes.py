@@ -113,7 +113,7 @@ class StratumLanes:
         frame = self.strata.frame_of(i)
 
         def check():
-            self.family.check_response(frame.y, frame.weights, frame.spec.formula.split("~")[0].strip())
+            self.family.check_response(frame.y, frame.weights, frame.spec.formula.split("~")[0].strip(), frame.rows)
             check_frame(frame, self.family)
 
         return reason_of(check)

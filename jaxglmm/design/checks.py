@@ -248,9 +248,10 @@ def _check_term(term, used, frame, family, estimated):
     sizes = group_counts(term.codes if n == len(used) else term.codes[used], len(term.levels))
     groups = int(np.count_nonzero(sizes))
     if groups == 1:
+        level = str(term.levels[np.argmax(sizes)])
         raise DataError(
-            f"the grouping factor {term.group!r} has one level only ({term.levels[np.argmax(sizes)]!r}), from which no "
-            "variance between groups can be estimated: leave the bar out, or check the rows used"
+            f"the grouping factor {term.group!r} has one level only ({level!r}), from which no variance "
+            "between groups can be estimated: leave the bar out, or check the rows used"
         )
     # Beside other factors an effect of every row is told from the dispersion of other families by its shape.
     alone = len(frame.terms) == 1 and family.name in ("gamma", "beta")

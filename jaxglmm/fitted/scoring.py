@@ -74,7 +74,7 @@ def complete_rows(state: State, data: Any) -> CompleteRows:
     kept = np.flatnonzero(known)
     if len(kept):
         name = spec.response.text if spec.response else "response"
-        state.family.check_response(y[kept], weights[kept], " ".join(name.split()))
+        state.family.check_response(y[kept], weights[kept], " ".join(name.split()), kept)
     return CompleteRows(_sortable(label[kept]), levels[kept], y[kept], weights[kept], rows.eta[kept], z[:, kept])
 
 

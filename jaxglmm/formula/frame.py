@@ -133,7 +133,7 @@ def model_frame(
     data
         pandas, polars or pyarrow table, mapping of arrays, or a path to CSV(.gz) or Parquet.
     family
-        Has `name` and `check_response(y, weights, column)`.
+        Has `name` and `check_response(y, weights, column, rows)`.
     weights, offset
         A column's name, or one number a row of the table.
     levels
@@ -224,7 +224,7 @@ def model_frame(
         response, y, trials = read_response(response, variables, rows, family.name)
         if trials is not None:
             prior = prior * trials
-        family.check_response(y, prior, " ".join(response.text.split()))
+        family.check_response(y, prior, " ".join(response.text.split()), rows)
     spec = ModelSpec(
         formula=formula,
         family=family.name,

@@ -66,19 +66,19 @@ class Binomial(AbstractFamily):
         successes = weight * y
         return float(np.sum(gammaln(weight + 1) - gammaln(successes + 1) - gammaln(weight - successes + 1)))
 
-    def check_response(self, y, weight, column: str) -> None:
+    def check_response(self, y, weight, column: str, rows=None) -> None:
         y, weight = np.asarray(y, np.float64), np.asarray(weight, np.float64)
         if (weight == 1).all() and ((y == 0) | (y == 1)).all():
             return
         live = weight > 0
         refuse(
-            live & ~((y >= 0) & (y <= 1)), y, column, "binomial", "0, 1 or a proportion between them",
+            live & ~((y >= 0) & (y <= 1)), y, column, rows, "binomial", "0, 1 or a proportion between them",
             "For counts use cbind(successes, failures), or the proportion with weights= the number of trials; for a "
             "count without a known number of trials use family='poisson'.",
         )  # fmt: skip
         between = (y > 0) & (y < 1)
         refuse(
-            (weight == 1) & between, y, column, "binomial", "0 or 1 where the weight is 1",
+            (weight == 1) & between, y, column, rows, "binomial", "0 or 1 where the weight is 1",
             "Pass weights= with the number of trials or use cbind(successes, failures); for a measured fraction "
             "without trials use family='beta'.",
         )  # fmt: skip
@@ -88,7 +88,7 @@ class Binomial(AbstractFamily):
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             refuse(
-                bad, y, column, "binomial", "a proportion of a whole number of trials",
+                bad, y, column, rows, "binomial", "a proportion of a whole number of trials",
                 f"There weight * proportion = {weight[row]:g} * {y[row]:g} = {successes[row]:g}: weights= must hold "
                 "whole numbers of trials, and their product with the proportion must be whole; or use "
                 "cbind(successes, failures).",

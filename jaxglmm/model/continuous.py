@@ -78,9 +78,10 @@ class Gaussian(AbstractFamily):
         live = live[live > 0]
         return 0.5 * float(np.sum(np.log(live))) - 0.5 * live.size * math.log(2 * math.pi)
 
-    def check_response(self, y, weight, column: str) -> None:
+    def check_response(self, y, weight, column: str, rows=None) -> None:
         y = np.asarray(y, np.float64)
-        refuse(~np.isfinite(y) & (np.asarray(weight) > 0), y, column, "Gaussian", "finite", "Drop or recode the row.")
+        bad = ~np.isfinite(y) & (np.asarray(weight) > 0)
+        refuse(bad, y, column, rows, "Gaussian", "finite", "Drop or recode the row.")
 
     def start(self, y, weight) -> tuple[float, float]:
         mean, variance = _moments(y, weight)
@@ -158,10 +159,11 @@ class Gamma(AbstractFamily):
         live = weight > 0
         return -float(np.sum(weight[live] * np.log(y[live])))
 
-    def check_response(self, y, weight, column: str) -> None:
+    def check_response(self, y, weight, column: str, rows=None) -> None:
         y = np.asarray(y, np.float64)
         refuse(
-            (np.asarray(weight) > 0) & ~((y > 0) & np.isfinite(y)), y, column, "gamma", "greater than 0 and finite",
+            (np.asarray(weight) > 0) & ~((y > 0) & np.isfinite(y)), y, column, rows, "gamma",
+            "greater than 0 and finite",
             "Model zeros apart (family='binomial' on y > 0), or use family='gaussian' where values may be negative.",
         )  # fmt: skip
 
@@ -256,10 +258,10 @@ class Beta(AbstractFamily):
         y, weight = y[weight > 0], weight[weight > 0]
         return -float(np.sum(weight * (np.log(y) + np.log1p(-y))))
 
-    def check_response(self, y, weight, column: str) -> None:
+    def check_response(self, y, weight, column: str, rows=None) -> None:
         y = np.asarray(y, np.float64)
         refuse(
-            (np.asarray(weight) > 0) & ~((y > 0) & (y < 1)), y, column, "beta", "strictly between 0 and 1",
+            (np.asarray(weight) > 0) & ~((y > 0) & (y < 1)), y, column, rows, "beta", "strictly between 0 and 1",
             "For proportions of whole trials use family='binomial' with weights= trials; exact 0s and 1s may be moved "
             "inside by (y (n - 1) + 1/2)/n (Smithson & Verkuilen 2006).",
         )  # fmt: skip

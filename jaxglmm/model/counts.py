@@ -13,16 +13,16 @@ from jaxglmm.model.family import AbstractFamily, Derivatives, refuse
 from jaxglmm.model.special import exp_capped, lgamma_rise, log1pmx
 
 
-def _check_counts(family, y, weight, column):
+def _check_counts(family, y, weight, column, rows):
     y = np.asarray(y, np.float64)
     live = np.asarray(weight) > 0
     refuse(
-        live & ~(y >= 0), y, column, family, "a count of 0 or more",
+        live & ~(y >= 0), y, column, rows, family, "a count of 0 or more",
         "Check the column for codes that stand for missing values; a response that may be negative needs "
         "family='gaussian'.",
     )  # fmt: skip
     refuse(
-        live & (y != np.floor(y)), y, column, family, "a whole number",
+        live & (y != np.floor(y)), y, column, rows, family, "a whole number",
         "For a rate model the count with offset(log(exposure)); for a positive measurement use family='gamma'.",
     )  # fmt: skip
 
@@ -81,8 +81,8 @@ class Poisson(AbstractFamily):
 
         return -float(np.sum(np.asarray(weight) * gammaln(np.asarray(y, np.float64) + 1)))
 
-    def check_response(self, y, weight, column: str) -> None:
-        _check_counts("Poisson", y, weight, column)
+    def check_response(self, y, weight, column: str, rows=None) -> None:
+        _check_counts("Poisson", y, weight, column, rows)
 
     def start(self, y, weight) -> tuple[float, float]:
         mu = _mean_count(y, weight)
@@ -160,8 +160,8 @@ class NegativeBinomial(AbstractFamily):
 
         return -float(np.sum(np.asarray(weight) * gammaln(np.asarray(y, np.float64) + 1)))
 
-    def check_response(self, y, weight, column: str) -> None:
-        _check_counts("negative binomial", y, weight, column)
+    def check_response(self, y, weight, column: str, rows=None) -> None:
+        _check_counts("negative binomial", y, weight, column, rows)
 
     def start(self, y, weight) -> tuple[float, float]:
         mu = _mean_count(y, weight)

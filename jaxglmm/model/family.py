@@ -166,8 +166,11 @@ class AbstractFamily(eqx.Module):
         """Sum over rows of the data-only terms that `derivatives` leaves out (numpy, float64)."""
 
     @abc.abstractmethod
-    def check_response(self, y, weight, column: str) -> None:
-        """Raise DataError with the column and the first row (from 0) where the response is outside of the support."""
+    def check_response(self, y, weight, column: str, rows=None) -> None:
+        """Raise DataError with the column and the first row (from 0) where the response is outside of the support.
+
+        `rows` (n,) are the rows' numbers in the table, if not 0, ..., n - 1.
+        """
 
     @abc.abstractmethod
     def start(self, y, weight) -> tuple[float, float]:
@@ -239,11 +242,12 @@ def first_bad(bad, y):
     return None if rows.size == 0 else (int(rows[0]), float(np.asarray(y)[rows[0]]), rows.size)
 
 
-def refuse(bad, y, column, family, expected, remedy):
+def refuse(bad, y, column, rows, family, expected, remedy):
     """Raise DataError for the rows marked ``bad``, naming the first of them."""
     found = first_bad(bad, y)
     if found is not None:
         row, value, count = found
+        row = row if rows is None else int(rows[row])
         more = f" ({count} such rows)" if count > 1 else ""
         raise DataError(
             f"column {column!r}, row {row} (counting from 0){more}: found {value:g}, but a {family} response must be "
