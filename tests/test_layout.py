@@ -196,3 +196,26 @@ def test_slots_without_a_row_hold_nothing_of_an_earlier_design():
         for values in (design.X, design.offset, design.weights, design.terms[0].z[0]):
             assert not values[empty].any()
             values[...] = np.nan
+
+
+TARGETS = """
+import numpy as np
+from jaxglmm.ops.layout import scatter_rows
+from jaxglmm.ops.measure import moments
+rng = np.random.default_rng(0)
+for n in (1, 63, 64, 3001):
+    columns = [rng.standard_normal(n), rng.integers(-9, 9, n), np.broadcast_to(3.0, n)]
+    columns.append(rng.standard_normal((n, 2))[:, 1])
+    X = np.column_stack(columns * 9)
+    out = np.full((n, 36), np.nan)
+    scatter_rows(columns * 9, rng.permutation(n), out, np.arange(36.0), np.arange(1.0, 37))
+    found = moments(X)
+    print(*out.sum(0), *found.low, *found.high, *found.mean, *found.variance)
+"""
+
+
+@pytest.mark.native
+def test_every_target_reads_the_same(run_python):
+    numbers = [np.array(run_python(TARGETS, JAXGLMM_SIMD=simd).split(), float) for simd in ("", "avx2", "baseline")]
+    for other in numbers[1:]:
+        np.testing.assert_allclose(other, numbers[0], rtol=1e-12, atol=1e-12)

@@ -13,14 +13,14 @@ namespace jaxglmm {
 // The order of _TYPES in jaxglmm/ops/layout.py.
 enum Type : int32_t { kF64, kF32, kI64, kI32, kI16, kI8, kU8, kU16, kU32 };
 
-struct Column {
+struct HostColumn {
   const char* at;
   int64_t stride;  // bytes; 0 for a constant
   int32_t type;
 };
 
-inline std::vector<Column> columns_of(int64_t count, const void* const* at, const int64_t* stride, const int32_t* type) {
-  std::vector<Column> found;
+inline std::vector<HostColumn> columns_of(int64_t count, const void* const* at, const int64_t* stride, const int32_t* type) {
+  std::vector<HostColumn> found;
   for (int64_t j = 0; j < count; ++j) found.push_back({static_cast<const char*>(at[j]), stride[j], type[j]});
   return found;
 }

@@ -1,5 +1,5 @@
 // Where rows go in tile storage, and their way there. See jaxglmm/ops/layout.py.
-#include "host.h"
+#include "rows.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -9,26 +9,10 @@ namespace jaxglmm {
 namespace {
 
 constexpr int64_t kPiece = 4096;  // rows that a thread takes at once
-constexpr int64_t kRows = 64;     // of which so many are turned at a time: their part of each column is in cache
-constexpr int64_t kColumns = 32;
+constexpr int64_t kColumns = 32;  // and turns together
 constexpr int64_t kLine = 64;     // bytes that memory is read and written by
 constexpr int64_t kLongest = 32;  // rows of a piece of a long group
 constexpr int64_t kAhead = 24;    // rows whose group is asked for before it is needed
-
-// Rows begin ... begin + m of a column, scaled, into every `step`-th place.
-template <typename T>
-void turn(const Column& c, int64_t begin, int64_t m, double center, double scale, T* out, int64_t step) {
-  with_type(c.type, [&](auto zero) {
-    using V = decltype(zero);
-    const char* at = c.at + begin * c.stride;
-    double v[kRows];
-    if (c.stride == sizeof(V))
-      for (int64_t i = 0; i < m; ++i) v[i] = (static_cast<double>(value<V>(at + i * sizeof(V))) - center) / scale;
-    else
-      for (int64_t i = 0; i < m; ++i) v[i] = (static_cast<double>(value<V>(at + i * c.stride)) - center) / scale;
-    for (int64_t i = 0; i < m; ++i) out[i * step] = static_cast<T>(v[i]);
-  });
-}
 
 // Whole lines of memory are written without being read first, which random places would otherwise cost; short rows have
 // too few of them.
@@ -39,10 +23,19 @@ inline void put_line(const char* from, char* to) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(to + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k)));
 }
 inline void finish() { _mm_sfence(); }
+// A few numbers: a call, or an instruction for any length, takes longer than the copying.
+inline void put_some(const char* from, char* to, int64_t bytes) {
+  int64_t b = 0;
+  for (; b + 16 <= bytes; b += 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + b), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + b)));
+  if (bytes & 8) std::memcpy(to + b, from + b, 8), b += 8;
+  if (bytes & 4) std::memcpy(to + b, from + b, 4);
+}
 #else
 constexpr bool kStream = false;
 inline void put_line(const char* from, char* to) { std::memcpy(to, from, kLine); }
 inline void finish() {}
+inline void put_some(const char* from, char* to, int64_t bytes) { std::memcpy(to, from, bytes); }
 #endif
 
 inline int64_t to_line(const void* at, int64_t bytes) {
@@ -63,41 +56,50 @@ inline void put(const void* from, void* to, int64_t bytes) {
   const char* source = static_cast<const char*>(from);
   char* at = static_cast<char*>(to);
   if (!kStream || bytes < 2 * kLine) {
-    std::memcpy(at, source, bytes);
+    put_some(source, at, bytes);
     return;
   }
   int64_t b = to_line(at, bytes);
-  std::memcpy(at, source, b);
+  put_some(source, at, b);
   for (; b + kLine <= bytes; b += kLine) put_line(source + b, at + b);
-  std::memcpy(at + b, source + b, bytes - b);
+  put_some(source + b, at + b, bytes - b);
+}
+
+inline void turn(const HostColumn* column, int64_t columns, int64_t begin, int64_t m, const double* center,
+                 const double* scale, double* out) {
+  best_rows_target().turn(column, columns, begin, m, center, scale, out);
+}
+
+inline void turn(const HostColumn* column, int64_t columns, int64_t begin, int64_t m, const double* center,
+                 const double* scale, float* out) {
+  best_rows_target().turn_single(column, columns, begin, m, center, scale, out);
 }
 
 template <typename T>
-void scatter_one(int64_t rows, const Column& c, double center, double scale, const int64_t* slot, T* out,
+void scatter_one(int64_t rows, const HostColumn& c, double center, double scale, const int64_t* slot, T* out,
                  int64_t threads) {
   for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
-    T turned[kRows];
-    for (int64_t i0 = begin; i0 < end; i0 += kRows) {
-      const int64_t m = std::min(kRows, end - i0);
-      turn(c, i0, m, center, scale, turned, 1);
+    T turned[kTurned];
+    for (int64_t i0 = begin; i0 < end; i0 += kTurned) {
+      const int64_t m = std::min(kTurned, end - i0);
+      turn(&c, 1, i0, m, &center, &scale, turned);
       for (int64_t i = 0; i < m; ++i) out[slot[i0 + i]] = turned[i];
     }
   });
 }
 
 template <typename T>
-void scatter(int64_t rows, int64_t columns, const Column* column, const double* center, const double* scale,
+void scatter(int64_t rows, int64_t columns, const HostColumn* column, const double* center, const double* scale,
              const int64_t* slot, T* out, int64_t threads) {
   if (columns == 1) return scatter_one(rows, *column, *center, *scale, slot, out, threads);
   for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
-    T turned[kRows * kColumns];
-    for (int64_t i0 = begin; i0 < end; i0 += kRows)
+    T turned[kTurned * kColumns];
+    for (int64_t i0 = begin; i0 < end; i0 += kTurned)
       for (int64_t j0 = 0; j0 < columns; j0 += kColumns) {
-        const int64_t m = std::min(kRows, end - i0), p = std::min(kColumns, columns - j0);
+        const int64_t m = std::min(kTurned, end - i0), p = std::min(kColumns, columns - j0);
         // What of the rows' places shares a line with others comes into cache while the values are worked out.
         for (int64_t i = 0; i < m; ++i) expect(out + slot[i0 + i] * columns + j0, p * sizeof(T));
-        for (int64_t j = 0; j < p; ++j)
-          turn(column[j0 + j], i0, m, center[j0 + j], scale[j0 + j], turned + j, p);
+        turn(column + j0, p, i0, m, center + j0, scale + j0, turned);
         for (int64_t i = 0; i < m; ++i) put(turned + i * p, out + slot[i0 + i] * columns + j0, p * sizeof(T));
       }
     finish();

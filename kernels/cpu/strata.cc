@@ -139,7 +139,7 @@ bool suspect_columns(const StratumRows& q, const double* X, int64_t n, double le
   return false;
 }
 
-void read_stratum(const StratumRows& q, const std::vector<Column>& columns, int64_t b, double least,
+void read_stratum(const StratumRows& q, const std::vector<HostColumn>& columns, int64_t b, double least,
                   Measured& measured) {
   const int64_t begin = q.begin[b], n = q.begin[b + 1] - begin, p = q.columns, S = q.effects;
   const int64_t* rows = q.order + begin;

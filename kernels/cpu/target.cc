@@ -4,21 +4,25 @@
 
 #include "fused_pass.h"
 #include "lane_pass.h"
+#include "rows.h"
 
 namespace jaxglmm {
 
 namespace baseline {
 extern const Target target;
 extern const LaneTarget lane_target;
+extern const RowsTarget rows_target;
 }
 #if defined(JAXGLMM_X86)
 namespace avx2 {
 extern const Target target;
 extern const LaneTarget lane_target;
+extern const RowsTarget rows_target;
 }
 namespace avx512 {
 extern const Target target;
 extern const LaneTarget lane_target;
+extern const RowsTarget rows_target;
 }
 #endif
 
@@ -55,6 +59,16 @@ const LaneTarget& best_lane_target() {
 #endif
   (void)target;
   return baseline::lane_target;
+}
+
+const RowsTarget& best_rows_target() {
+  const Target& target = best_target();
+#if defined(JAXGLMM_X86)
+  if (&target == &avx512::target) return avx512::rows_target;
+  if (&target == &avx2::target) return avx2::rows_target;
+#endif
+  (void)target;
+  return baseline::rows_target;
 }
 
 }  // namespace jaxglmm
