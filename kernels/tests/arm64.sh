@@ -19,7 +19,7 @@ flags=(-std=c++17 -O1 -ffp-contract=fast -fno-math-errno -Wall -Wextra -Iinclude
        -DJAXGLMM_LANES=2)
 objects=$scratch/build/CMakeFiles/jaxglmm_baseline.dir
 $cross-g++ "${flags[@]}" tests/sweep_driver.cc cpu/lane_pass.cc cpu/target.cc "$objects"/baseline_*.o \
-  "$objects"/cpu/{fused,lane}_target.cc.o -pthread -static -o "$scratch/driver-arm64"
+  "$objects"/cpu/{fused,lane,rows}_target.cc.o -pthread -static -o "$scratch/driver-arm64"
 here=()
 build() { # build NAME SOURCE FLAG...: for this machine
   here+=("$scratch/$1.o")
@@ -27,7 +27,7 @@ build() { # build NAME SOURCE FLAG...: for this machine
 }
 for effects in 1 2 3; do build $effects cpu/fused_effects.cc -DJAXGLMM_EFFECTS=$effects; done
 for effects in 1 2; do build lanes-$effects cpu/lane_effects.cc -DJAXGLMM_EFFECTS=$effects; done
-"${CXX:-c++}" "${flags[@]}" tests/sweep_driver.cc cpu/{fused_target,lane_target,lane_pass,target}.cc "${here[@]}" \
+"${CXX:-c++}" "${flags[@]}" tests/sweep_driver.cc cpu/{fused_target,lane_target,rows_target,lane_pass,target}.cc "${here[@]}" \
   -pthread -o "$scratch/driver"
 
 "$scratch/driver" >"$scratch/here"
