@@ -73,9 +73,8 @@ def sample_groups(design, share: float = _SHARE):
     slots = index.n_short * index.block
     if index.mesh is not None or slots < max(_MANY_SLOTS, index.n_long * index.block):
         return None
-    real = np.flatnonzero(
-        np.asarray(index.head)[: slots : index.block]
-    )  # where a group begins a block, as in all but pads
+    # A group begins every block but those that only fill up.
+    real = np.flatnonzero(np.asarray(index.head)[: slots : index.block])
     wanted = int(np.ceil(max(share * slots, _SLOTS_A_COLUMN * design.X.shape[1]) / index.block))
     wanted = max(wanted, _FEWEST_BLOCKS)
     if 4 * wanted > len(real):

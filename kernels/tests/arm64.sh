@@ -27,8 +27,8 @@ build() { # build NAME SOURCE FLAG...: for this machine
 }
 for effects in 1 2 3; do build $effects cpu/fused_effects.cc -DJAXGLMM_EFFECTS=$effects; done
 for effects in 1 2; do build lanes-$effects cpu/lane_effects.cc -DJAXGLMM_EFFECTS=$effects; done
-"${CXX:-c++}" "${flags[@]}" tests/sweep_driver.cc cpu/{fused_target,lane_target,rows_target,lane_pass,target}.cc "${here[@]}" \
-  -pthread -o "$scratch/driver"
+"${CXX:-c++}" "${flags[@]}" tests/sweep_driver.cc cpu/{fused_target,lane_target,rows_target,lane_pass,target}.cc \
+  "${here[@]}" -pthread -o "$scratch/driver"
 
 "$scratch/driver" >"$scratch/here"
 qemu-aarch64 "$scratch/driver-arm64" >"$scratch/arm64"

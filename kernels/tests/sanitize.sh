@@ -20,8 +20,8 @@ for kind in "${@:-address undefined thread}"; do
       objects+=("$scratch/$sanitizer-lanes-$effects.o")
       "${CXX:-c++}" "${flags[@]}" "${check[@]}" "-DJAXGLMM_EFFECTS=$effects" -c cpu/lane_effects.cc -o "${objects[-1]}"
     done
-    "${CXX:-c++}" "${flags[@]}" "${check[@]}" cpu/fused_target.cc cpu/lane_target.cc cpu/rows_target.cc cpu/lane_pass.cc cpu/target.cc \
-      tests/sweep_driver.cc "${objects[@]}" \
+    "${CXX:-c++}" "${flags[@]}" "${check[@]}" cpu/fused_target.cc cpu/lane_target.cc cpu/rows_target.cc \
+      cpu/lane_pass.cc cpu/target.cc tests/sweep_driver.cc "${objects[@]}" \
       -pthread -o "$scratch/driver-$sanitizer"
     echo "== $sanitizer"
     "$scratch/driver-$sanitizer"
