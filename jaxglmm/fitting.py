@@ -110,8 +110,8 @@ def fit(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
     framed = laid_out = time.perf_counter()
-    # Cross products of a Gaussian response are of all rows; other responses' systems are of the columns.
-    order = np.inf if is_linear(family) else len(frame.names)
+    # Systems are of the columns here; where there are larger ones, `estimate_problem` knows of their order.
+    order = np.inf if is_linear(family) or len(frame.terms) > 1 else len(frame.names)
     with jax.enable_x64(True), calm(order), Progress(progress) as line:
         if penalty is not None or prior is not None:
             if devices is not None:
