@@ -131,16 +131,18 @@ class Worker:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=variables,
                 cwd=folder,
             )  # fmt: skip
+        assert self.process.stdin and self.process.stdout
+        self.orders, self.answers = self.process.stdin, self.process.stdout
 
     def answer(self) -> dict[str, Any]:
         """The next line of the protocol; {"status": "failed: ..."} when there is none."""
         import selectors
 
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self.answers, selectors.EVENT_READ)
             if not selector.select(self.limit):
                 return {"status": f"failed: longer than {self.limit:g} s"}
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if line:
             return json.loads(line)
         self.process.wait()
@@ -151,8 +153,8 @@ class Worker:
     def run(self) -> dict[str, Any]:
         """Do the task once."""
         try:
-            self.process.stdin.write("run\n")
-            self.process.stdin.flush()
+            self.orders.write("run\n")
+            self.orders.flush()
         except OSError:
             return {"status": "failed: the process ended"}
         return self.answer()
