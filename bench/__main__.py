@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "--reach", type=float, default=60, help="a contender that took more seconds is left out at larger sizes (60)"
     )
     top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--plain", action="store_true", help="measure ours even without its native library")
+    top.add_argument("--plain", action="store_true", help="measure ours even where plain JAX computes")
     top.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for NAME.json and NAME.png")
     return top
 
@@ -80,7 +80,7 @@ def main(arguments=None) -> int:
                 case.arrays.clear()  # the next case may need the memory
                 measured.append((case, entries))
     except NotNative as error:
-        console.print(f"{error}\nA source folder without its library is not measured unless asked: --plain")
+        console.print(f"{error}\nPlain JAX is not measured in the native kernels' place unless asked for: --plain")
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
     report.write_json(options.out / f"{options.suite}.json", options.suite, settings, measured)

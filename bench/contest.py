@@ -42,7 +42,7 @@ class Settings:
     reach : float
         Seconds: a contender whose run took longer is left out at larger sizes.
     plain : bool
-        Whether ours may be measured without its native library.
+        Whether ours may be measured in plain JAX.
     """
 
     runs: int = 3
@@ -131,16 +131,18 @@ class Worker:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=variables,
                 cwd=folder,
             )  # fmt: skip
+        assert self.process.stdin and self.process.stdout
+        self.orders, self.answers = self.process.stdin, self.process.stdout
 
     def answer(self) -> dict[str, Any]:
         """The next line of the protocol; {"status": "failed: ..."} when there is none."""
         import selectors
 
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self.answers, selectors.EVENT_READ)
             if not selector.select(self.limit):
                 return {"status": f"failed: longer than {self.limit:g} s"}
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if line:
             return json.loads(line)
         self.process.wait()
@@ -151,8 +153,8 @@ class Worker:
     def run(self) -> dict[str, Any]:
         """Do the task once."""
         try:
-            self.process.stdin.write("run\n")
-            self.process.stdin.flush()
+            self.orders.write("run\n")
+            self.orders.flush()
         except OSError:
             return {"status": "failed: the process ended"}
         return self.answer()
@@ -197,7 +199,14 @@ def missing(name: str, settings: Settings) -> str:
 
 
 class NotNative(Exception):
-    """Ours runs without its native library."""
+    """Ours computes in plain JAX."""
+
+
+def refuse_plain(name: str, describe: dict[str, Any], settings: Settings) -> None:
+    """Raise NotNative where a contender computes in plain JAX, and neither its name nor the settings ask for that."""
+    asked = settings.plain or CONTENDERS[name].environment.get("JAXGLMM_KERNELS") == "plain"
+    if (why := describe.get("plain")) and not asked:
+        raise NotNative(f"{name} computes in plain JAX: {why}")
 
 
 def out_of_reach(name: str, case: Case, measured: list[tuple[Case, list[Entry]]], settings: Settings) -> str:
@@ -230,7 +239,8 @@ def contest(case: Case, names, settings: Settings, note=lambda text: None, measu
     Raises
     ------
     NotNative
-        When ours lacks its library and `settings.plain` is not set.
+        When ours computes in plain JAX, unasked: without its library or by JAXGLMM_KERNELS, and `settings.plain` is not
+        set.
     """
     entries, workers = [], {}
     with tempfile.TemporaryDirectory(prefix="jaxglmm-bench-") as folder:
@@ -244,8 +254,7 @@ def contest(case: Case, names, settings: Settings, note=lambda text: None, measu
                 worker = workers[name] = Worker(CONTENDERS[name], case.task, folder, settings)
                 ready = worker.answer()
                 entry.status, entry.describe = ready["status"], ready.get("describe", {})
-                if "not loaded" in entry.describe.get("native", "") and not settings.plain:
-                    raise NotNative(entry.describe["native"])
+                refuse_plain(name, entry.describe, settings)
             running = [entry for entry in entries if entry.status == "ready"]
             for entry in running:
                 if CONTENDERS[entry.contender].compiles:

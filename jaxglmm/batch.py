@@ -27,6 +27,7 @@ from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
 from jaxglmm.ops.layout import threads
+from jaxglmm.ops.threads import calm
 from jaxglmm.problem import make_problem
 from jaxglmm.progress import Tally
 
@@ -237,7 +238,7 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
         part = parts.load(k, chunks[k])
         if part is not None:
             return part, True
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), calm():
             part = solve(chunks[k])
         parts.save(k, chunks[k], part)
         return part, False
@@ -256,6 +257,6 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
 
 
 def _fit_alone(frame: ModelFrame, family, options: Options) -> Fit:
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), calm():
         problem = make_problem(frame, family)
         return Fit.from_training(problem, *estimate_problem(problem, **asdict(options)))

@@ -160,10 +160,10 @@ def _cuda() -> Check:
 
 
 def _kernels() -> Check:
-    from jaxglmm.ops.native import NativeError, use_native
+    from jaxglmm.ops.native import NativeError, why_plain
 
     try:
-        return Check("kernels in use", "ok", "native" if use_native() else "plain JAX")
+        return Check("kernels in use", "ok", f"plain JAX ({why})" if (why := why_plain()) else "native")
     except (NativeError, ValueError) as error:
         return Check("kernels in use", "problem", str(error))
 

@@ -113,13 +113,14 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
     nodes = 1 if exact else nodes
     if problem.nested is not None and method != "joint" and solver in ("auto", "separable"):
-        return _estimate_nested(problem, factors, nodes, **options)
+        with calm():
+            return _estimate_nested(problem, factors, nodes, **options)
     problem = problem if problem.rows is not None else with_rows(problem)
     frame, design = problem.frame, problem.rows
     assert design is not None
     way = choose_solver(design, solver)
     sizes = sorted(t.n_levels * t.n_effects for t in design.terms)
-    with calm(sum(sizes[:-1]) if way.name == "schur" else np.inf):
+    with calm(sum(sizes[:-1]) if way.name == "schur" else 0.0):
         solution = fit_several(
             problem.family, design, way, problem.scaling.intercept, names=frame.names,
             groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),

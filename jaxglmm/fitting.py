@@ -11,7 +11,8 @@ from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.objectives.marginal import MOST_NODES
-from jaxglmm.problem import make_problem
+from jaxglmm.ops.threads import calm
+from jaxglmm.problem import is_linear, make_problem
 from jaxglmm.progress import Progress
 
 
@@ -109,7 +110,9 @@ def fit(
         formula, data, family=family, weights=weights, offset=offset, levels=levels, full_rank=full_rank
     )
     framed = laid_out = time.perf_counter()
-    with jax.enable_x64(True), Progress(progress) as line:
+    # Systems are of the columns here; where there are larger ones, `estimate_problem` knows of their order.
+    order = np.inf if is_linear(family) or len(frame.terms) > 1 else len(frame.names)
+    with jax.enable_x64(True), calm(order), Progress(progress) as line:
         if penalty is not None or prior is not None:
             if devices is not None:
                 raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")

@@ -16,6 +16,7 @@ from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
 from jaxglmm.fitted.leave_one_out import without_each_row
+from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.refit import refit_marginal
 from jaxglmm.optimise.report import marginal_estimate, marginal_posterior
@@ -91,7 +92,7 @@ def group_effects(problem: Problem, weights: np.ndarray | None = None, **options
     **options
         Of `estimate_problem`.
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), calm():
         if weights is not None:
             problem = reweighted(problem, weights)
         estimate, (posterior,) = estimate_problem(problem, **options)
@@ -112,7 +113,7 @@ def effects_near(problem: Problem, weights: np.ndarray, near: Estimate | None, *
     """
     if near is None or problem.design is None:
         return None
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), calm():
         problem = reweighted(problem, weights)
         solution = refit_marginal(problem, near, held=held)
         if solution is None:

@@ -11,6 +11,7 @@ from jaxglmm.fitting import check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.model.penalties import ElasticNet, check_alpha
+from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
@@ -96,7 +97,7 @@ def fit_path(
     if scale == "rss" and frame.terms:
         raise DataError("scale='rss' is for models without random effects: leave it out, or the bar")
     fold = fold_labels(frame, cv, cv_by, seed, len(frame.rows) + frame.n_dropped)
-    with jax.enable_x64(True), Progress(progress) as line:
+    with jax.enable_x64(True), calm(), Progress(progress) as line:
         laid = lay_out_path(
             frame, family, data, alpha=alpha, factors=factors, standardize=standardize, X=X, X_names=X_names,
             dummies=dummies, estimated=theta is None, precision=precision,

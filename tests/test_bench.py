@@ -102,11 +102,17 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path):
     assert "missing: no Rscript" in console.export_text()
 
 
-def test_ours_without_its_library_is_refused_unless_plain_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXGLMM_NATIVE", "off")
+@pytest.mark.parametrize(("variable", "word"), [("JAXGLMM_NATIVE", "off"), ("JAXGLMM_KERNELS", "plain")])
+def test_ours_in_plain_jax_is_refused_unless_asked_for(monkeypatch, variable, word):
+    """A contender that is plain by its name is asked for, and so is --plain."""
+    monkeypatch.delenv("JAXGLMM_KERNELS", raising=False)
+    monkeypatch.setenv(variable, word)
     case = suites.Case("tiny", 10, "mixed", members(10, columns=2), {"family": "binomial"})
-    with pytest.raises(contest.NotNative, match="JAXGLMM_NATIVE=off"):
+    with pytest.raises(contest.NotNative, match=f"plain JAX: {variable}={word}"):
         contest.contest(case, ["jaxglmm"], contest.Settings(runs=1, patience=0))
+    describe = {"plain": f"{variable}={word}"}
+    contest.refuse_plain("jaxglmm", describe, contest.Settings(plain=True))
+    contest.refuse_plain("jaxglmm-plain", describe, contest.Settings())
 
 
 def test_a_worse_objective_is_remarked():

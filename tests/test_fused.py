@@ -29,13 +29,6 @@ MIXED = (1, 1, 2, 3, 3, 5, 7, 8, 11, 16, 24, 32, 33, 40, 70)
 pytestmark = pytest.mark.native
 
 
-@pytest.fixture(autouse=True)
-def library():
-    """Need the library: an error where the environment insists on it, else a skip that says why."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
-
-
 def problem(family, counts, columns=4, seed=0, effects=1, **storage):
     """A design with weights of 0 to 3, effects' columns that are not constant, and fixed effects near its own."""
     rng = np.random.default_rng(seed)

@@ -5,17 +5,10 @@ import pytest
 
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.gaussian_lanes import LaneProducts, _profile, profile
-from jaxglmm.ops import native
 from jaxglmm.optimise.batch_gaussian import fit_gaussian_lanes
 
 
 B, G, N = 12, 9, 8
-
-
-@pytest.fixture(autouse=True)
-def needs_the_library():
-    if not native.use_native():
-        pytest.skip("the native library is not there")
 
 
 def products_of(blocks, shared, seed=0):

@@ -17,7 +17,6 @@ from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.scoring import own_prior, score_columns
 from jaxglmm.inference.likelihood import coordinates, raw_covariance
 from jaxglmm.model.families import Binomial, Gaussian, get_family
-from jaxglmm.ops import native
 
 
 PROBABILITIES = np.array([0.005, 0.025, 0.5, 0.8, 0.975])
@@ -126,8 +125,6 @@ def test_the_parameters_add_d_V_d():
 @pytest.mark.parametrize("name", ["binomial", "negativebinomial", "gamma"])
 def test_native_effects_are_those_of_the_plain_way(monkeypatch, name):
     """On an effect of a column and of a group of 100 rows too."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     rng = np.random.default_rng(5)
     codes = np.repeat(np.arange(120), [*rng.integers(1, 9, 119), 100])
     x, z, n = rng.normal(size=len(codes)), rng.uniform(0.5, 1.5, len(codes)), len(codes)

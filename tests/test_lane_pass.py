@@ -9,7 +9,7 @@ from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.objectives.glm import glm_evaluate
 from jaxglmm.objectives.marginal import gauss_hermite
-from jaxglmm.ops import lane_pass, native
+from jaxglmm.ops import lane_pass
 from jaxglmm.optimise.batch_lanes import RowLanes
 from jaxglmm.optimise.batch_newton import maximise_many
 
@@ -37,12 +37,6 @@ def lanes_of(family, blocks, shared, seed=0):
         begin=group_begins(counts), shared=shared, threads=2,
     )  # fmt: skip
     return RowLanes(family, rows, Covariance(blocks), rng.normal(size=B)), rng
-
-
-@pytest.fixture(autouse=True)
-def needs_the_library():
-    if not native.use_native():
-        pytest.skip("the native library is not there")
 
 
 @pytest.mark.parametrize("shared", [False, True])

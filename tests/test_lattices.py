@@ -15,8 +15,6 @@ pytestmark = pytest.mark.native
 @pytest.fixture
 def piece():
     """Normal densities of three spacings."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     rng = np.random.default_rng(0)
     mean, sd = rng.normal(0, 2, 300), rng.uniform(0.2, 1.5, 300)
     return next(iter(normal_pieces(mean, sd)))

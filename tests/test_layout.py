@@ -5,7 +5,7 @@ import pytest
 
 from jaxglmm.design.design import make_design
 from jaxglmm.design.groups import build_index
-from jaxglmm.ops import layout, memory, native
+from jaxglmm.ops import layout, memory
 from jaxglmm.ops.codes import whole_codes
 from jaxglmm.ops.columns import PIECE, Columns
 from jaxglmm.ops.measure import moments
@@ -89,8 +89,6 @@ def test_whole_numbers_get_codes_in_their_order(monkeypatch, kernels, dtype):
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     slot, found = RNG.permutation(N + 500)[:N], []
     for kernels in ("native", "plain"):
         monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
@@ -113,8 +111,6 @@ def test_no_columns_are_nothing_to_copy(monkeypatch, kernels):
 @pytest.mark.native
 def test_native_slots_are_those_of_sorting(monkeypatch):
     """Groups of one row to thousands, in random order."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     codes, found = RNG.permutation(np.repeat(np.arange(400), RNG.zipf(1.6, 400).clip(max=3000))).astype(np.int32), []
     for kernels in ("native", "plain"):
         monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
@@ -139,8 +135,6 @@ def test_jax_takes_the_design_over_without_a_copy():
 def test_texts_get_codes_by_their_bytes():
     """Of all lengths, some missing, in several chunks and from the middle of an array; enough for several parts."""
     pa = pytest.importorskip("pyarrow")
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     from jaxglmm.formula.columns import read_column
 
     words = np.array(["é" * (k % 5) + "member-"[: k % 8] + str(k // 7) for k in range(9000)], object)

@@ -15,13 +15,6 @@ from jaxglmm.ops import fused, modes, native
 pytestmark = pytest.mark.native
 
 
-@pytest.fixture(autouse=True)
-def library():
-    """Need the library: an error where the environment insists on it, else a skip that says why."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
-
-
 def problem(family, effects=1, longest=36, dtype=np.float64):
     rng = np.random.default_rng(effects)
     codes = np.repeat(np.arange(6), (1, 2, 3, 3, 5, longest))

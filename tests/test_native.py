@@ -11,13 +11,6 @@ import pytest
 from jaxglmm.ops import native
 
 
-@pytest.fixture
-def library():
-    """Need the library: an error where the environment insists on it, else a skip that says why."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
-
-
 def test_the_library_is_loaded_where_it_is_required():
     if os.environ.get("JAXGLMM_NATIVE") != "require":
         pytest.skip("JAXGLMM_NATIVE is not require")
@@ -63,7 +56,7 @@ def example(lead=(), blocks=7, slots=480, dtype=np.float64, seed=1):
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("lead, blocks", [((), 1), ((), 7), ((), 700), ((3,), 5), ((2, 3), 70)])
-def test_group_total(library, x64, lead, blocks, dtype):
+def test_group_total(x64, lead, blocks, dtype):
     v, sizes = example(lead, blocks, dtype=dtype)
     total = group_total(v, sizes)
     assert total.dtype == dtype
@@ -72,12 +65,12 @@ def test_group_total(library, x64, lead, blocks, dtype):
 
 
 @pytest.mark.native
-def test_group_total_of_nothing(library, x64):
+def test_group_total_of_nothing(x64):
     assert group_total(np.zeros((0, 480)), np.zeros(0, np.int32)).shape == (0, 480)
 
 
 @pytest.mark.native
-def test_group_total_under_jit_and_nested_vmap(library, x64):
+def test_group_total_under_jit_and_nested_vmap(x64):
     import jax
 
     v, sizes = example((2, 3), 5)
@@ -94,7 +87,7 @@ def test_group_total_under_jit_and_nested_vmap(library, x64):
 
 @pytest.mark.native
 @pytest.mark.parametrize("bad", [0, -3, 7, 481, 2**30])
-def test_group_total_names_a_bad_size(library, x64, bad):
+def test_group_total_names_a_bad_size(x64, bad):
     v, sizes = example()
     sizes[4] = bad
     with pytest.raises(kernel_errors(), match=rf"sizes\[4\] = {bad} does not divide .* 480 slots"):
@@ -113,7 +106,7 @@ def test_group_total_names_a_bad_size(library, x64, bad):
         ((3, 7, 480), (7,), (2, 7, 480)),
     ],
 )
-def test_group_total_names_bad_shapes(library, x64, v_shape, sizes_shape, out_shape):
+def test_group_total_names_bad_shapes(x64, v_shape, sizes_shape, out_shape):
     import jax
 
     out = jax.ShapeDtypeStruct(out_shape, np.float64)
@@ -122,7 +115,7 @@ def test_group_total_names_bad_shapes(library, x64, v_shape, sizes_shape, out_sh
 
 
 @pytest.mark.native
-def test_group_total_passes_nan_through_its_group_only(library, x64):
+def test_group_total_passes_nan_through_its_group_only(x64):
     v, sizes = np.ones((1, 12)), np.array([3], np.int32)
     v[0, 1] = np.nan  # first row of the second of four groups
     total = np.asarray(group_total(v, sizes)).reshape(3, 4)
@@ -131,7 +124,7 @@ def test_group_total_passes_nan_through_its_group_only(library, x64):
 
 @pytest.mark.native
 @pytest.mark.parametrize("threads", [1, 2])
-def test_group_total_has_the_same_bits_for_any_number_of_threads(library, run_python, threads):
+def test_group_total_has_the_same_bits_for_any_number_of_threads(run_python, threads):
     code = f"""
 import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
 import jax, numpy as np
@@ -212,6 +205,7 @@ def test_an_unknown_word_in_the_environment_is_named(monkeypatch):
 
 def test_a_library_for_cuda_is_registered_with_cuda_alone(monkeypatch):
     """Its handlers only; and only what it has is asked of it."""
+    monkeypatch.delenv("JAXGLMM_KERNELS", raising=False)
     import types
 
     import jax

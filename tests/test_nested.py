@@ -18,7 +18,6 @@ from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
 from jaxglmm.objectives.nested_quadrature import NestedQuadrature
 from jaxglmm.objectives.several import evaluate_several
-from jaxglmm.ops import native
 from jaxglmm.ops.nested import nested_pass
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.marginal_fit import padded_nodes
@@ -37,13 +36,6 @@ SIZES = np.tile((1, 1, 2, 3, 3, 5, 7, 8, 11, 16, 24, 32, 33, 40, 70), 3)
 PARENTS, P = 6, 3
 
 pytestmark = pytest.mark.native
-
-
-@pytest.fixture(autouse=True)
-def library():
-    """Need the library: an error where the environment insists on it, else a skip that says why."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
 
 
 def arrays(family, seed=1, sizes=SIZES, parents=PARENTS, sds=(0.7, 0.5)):

@@ -7,17 +7,14 @@ import pytest
 
 from jaxglmm.design.groups import round_up
 from jaxglmm.design.pairs import find_pairs, level_order, padded
-from jaxglmm.ops import native
 from jaxglmm.ops.pairs import pair_outer, pair_product, row_sums, sampled_product
 
 
 S, R, LEVELS, OTHERS = 2, 3, 41, 10
 
 
-@pytest.fixture(params=["native", "plain"], autouse=True)
+@pytest.fixture(params=[pytest.param("native", marks=pytest.mark.native), "plain"], autouse=True)
 def kernels(request, monkeypatch):
-    if request.param == "native" and not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     monkeypatch.setenv("JAXGLMM_KERNELS", request.param)
     with jax.enable_x64(True):
         yield request.param

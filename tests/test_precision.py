@@ -31,11 +31,9 @@ def double(data):
     return fitted(data, "double")
 
 
-@pytest.mark.parametrize("kernels", ["native", "plain"])
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=pytest.mark.native), "plain"])
 @pytest.mark.parametrize(("precision", "errors"), [("mixed", 1e-4), ("single", 1e-2)])
 def test_float32_gives_what_float64_gives(data, double, monkeypatch, kernels, precision, errors):
-    if kernels == "native" and double.convergence.kernels != "native":
-        pytest.skip("needs the native library")
     monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
     found = fitted(data, precision)
     assert found.convergence.kernels == kernels and found.convergence.converged

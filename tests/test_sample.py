@@ -6,7 +6,6 @@ import pytest
 
 import jaxglmm as jg
 from jaxglmm.design.design import make_design
-from jaxglmm.ops import native
 from jaxglmm.optimise import sample
 
 
@@ -44,8 +43,6 @@ def test_a_small_design_has_no_sample():
 
 def both_ways(monkeypatch, formula, method, groups=40_000):
     """The same fit without a sample to start from, and with one."""
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
     table, fits = members(groups), []
     for slots in (1 << 60, 40_000):
         monkeypatch.setattr(sample, "_MANY_SLOTS", slots)

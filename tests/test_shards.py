@@ -7,7 +7,6 @@ import pytest
 
 import jaxglmm as jg
 from jaxglmm.design.shards import shared_index
-from jaxglmm.ops.native import native_status, use_native
 
 
 FOUR_DEVICES = """
@@ -98,8 +97,6 @@ with jax.enable_x64(True):
 @pytest.mark.native
 def test_derivatives_inside_of_a_shard_map_that_is_checked(run_python):
     """The functional core, by the native kernels: what it returns varies as its operands do."""
-    if not use_native():
-        pytest.skip(f"native library: {native_status()}")
     assert run_python(CHECKED) == "same"
 
 

@@ -28,10 +28,8 @@ def table():
     }  # fmt: skip
 
 
-@pytest.fixture(params=["native", "plain"])
+@pytest.fixture(params=[pytest.param("native", marks=pytest.mark.native), "plain"])
 def way(request, monkeypatch):
-    if request.param == "native" and not native.use_native():
-        pytest.skip("the native library is not there")
     monkeypatch.setattr(native, "use_native", lambda *_: request.param == "native")
 
 
@@ -98,9 +96,8 @@ def test_rows(table, way, plain):
     assert {int(b) for b in which[rows.suspect]} == suspect
 
 
+@pytest.mark.native
 def test_both_ways_are_the_same(table, monkeypatch):
-    if not native.use_native():
-        pytest.skip("the native library is not there")
     source = Source(table["y"], table["columns"], table["weights"], table["offset"], table["z"], 2, 0)
     found = []
     for way in (True, False):

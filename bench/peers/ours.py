@@ -4,10 +4,11 @@ import numpy as np
 
 
 def describe():
-    """Version, and whether the native library is loaded."""
+    """Version, whether the native library is loaded, and why plain JAX computes where it does."""
     import jaxglmm
+    from jaxglmm.ops.native import why_plain
 
-    return {"version": jaxglmm.__version__, "native": str(jaxglmm.native_status())}
+    return {"version": jaxglmm.__version__, "native": str(jaxglmm.native_status()), "plain": why_plain()}
 
 
 def table(arrays):

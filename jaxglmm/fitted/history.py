@@ -12,8 +12,8 @@ from jaxglmm.objectives.posterior import WIDE, Lattice, Posteriors, Rows, group_
 from jaxglmm.ops import lattices
 
 
-# Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB.
-_PIECE = 64
+# Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB. Of more points, fewer blocks.
+_PIECE, _POINTS = 64, 161
 _COARSE = 6.0
 _HERMITE = {2: 15, 3: 9}  # nodes a dimension for several effects, at least
 _NATIVE_PIECE = 1 << 15  # rows and groups of a native piece, together
@@ -122,7 +122,7 @@ def posteriors(
             here = heads[low:high] - begin
             return groups, jax.tree.map(lambda v: np.asarray(v)[..., here], found)
 
-    yield from in_order(piece, _pieces(index))
+    yield from in_order(piece, _pieces(index, max(_PIECE * _POINTS // max(nodes.points.shape[1], _POINTS), 1)))
 
 
 def _native(family, log_phi, history, prior, wide, start, keep):
@@ -166,10 +166,10 @@ def _gather(history, prior, start, at, n_slots):
     ), extra
 
 
-def _pieces(index: GroupIndex):
+def _pieces(index: GroupIndex, blocks: int):
     """Parts of an index that are evaluated on their own: (index, first slot, slot behind the last)."""
     R = index.block
-    most = min(_PIECE, index.n_short)
+    most = min(blocks, index.n_short)
     kind, head = np.asarray(index.kind), np.asarray(index.head)
     for first in range(0, index.n_short, max(most, 1)):
         last = min(first + most, index.n_short)

@@ -207,13 +207,14 @@ def _resampler(fit, frame, options, wanted, groups, draw: Callable) -> Callable:
 def _replicates(fit, kind, wanted, solve, n, most, progress) -> Replicates:
     import jax
 
+    from jaxglmm.ops.threads import calm
     from jaxglmm.progress import Tally
 
     parts, failed = [], {}
     with Tally(n, progress) as line:
         for begin in range(0, n, most):
             which = np.arange(begin, min(begin + most, n))
-            with jax.enable_x64(True):
+            with jax.enable_x64(True), calm():
                 found = solve(which)
             parts.append(found.estimate)
             failed |= {int(k): reason for k, reason in zip(which, found.reasons, strict=True) if reason is not None}

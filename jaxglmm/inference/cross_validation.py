@@ -12,6 +12,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import prepare
 from jaxglmm.objectives.quadrature import AdaptiveQuadrature
+from jaxglmm.ops.threads import calm
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def cross_validate(fit, folds, by: str, seed) -> CrossValidation:
         frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows], terms=terms,
         columns=tuple(column[rows] for column in frame.columns), rows=np.arange(len(rows)), unweighted=None,
     )  # fmt: skip
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), calm():
         found = solve_strata(Strata(others, np.arange(K), code, {}), fit.family, options, wanted)
         loglik = _densities(fit, frame, wanted, found.estimate, kept)
     failed = {k: reason for k, reason in enumerate(found.reasons) if reason is not None}

@@ -29,7 +29,7 @@ from jaxglmm.ops.programs import program
 # are fewer: more without log-concavity, where a flat tail may begin beside a sharp peak.
 WIDE = 9.0
 _LATTICE = 160  # intervals: with WIDE a spacing of at most 0.23 prior sds and 0.45 sds of the curvature
-_COARSEST = 0.5  # of the lattice, on the scale of eta: the poles of a logistic curve are pi away
+_COARSEST = 0.125  # of the lattice, on the scale of eta; up to twice that, as spacings are powers of two
 _MOST_INTERVALS = 1280
 
 

@@ -109,6 +109,17 @@ def use_native(platform: str = "cpu") -> bool:
     return status.loaded
 
 
+def why_plain(platform: str = "cpu") -> str:
+    """Return why operations are computed in plain JAX; nothing where they call the native library.
+
+    Raises as `use_native` does.
+    """
+    if use_native(platform):
+        return ""
+    asked = _setting("JAXGLMM_KERNELS", ("native", "plain")) == "plain"
+    return "JAXGLMM_KERNELS=plain" if asked else native_status(platform).reason
+
+
 def call(kernel: str, result, *operands, **attributes):
     """Call one kernel on the CPU or GPU; ask `use_native` first, since this raises NativeError without a library.
 

@@ -95,14 +95,26 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
         x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
     x0[p] = log_phi0
 
+    native = fused.covers(family, design)
+    if native:  # the pass of the fit itself, at Lambda = 0
+        nodes, term = padded_nodes(1, design.terms[0].z.shape[0]), design.terms[0]
+        modes = jax.device_put(aligned_zeros(term.z.shape, term.z.dtype), may_alias=True)
+        place = np.append(np.arange(p), p + len(term.covariance.diagonal))
+
     def at(x):
-        value, gradient, hessian, groups = evaluate_glm(family, design, x)
-        return float(value), np.asarray(gradient), np.asarray(hessian), groups
+        if not native:
+            value, gradient, hessian, groups = evaluate_glm(family, design, x)
+            return float(value), np.asarray(gradient), np.asarray(hessian), groups
+        psi = np.zeros(place[-1] + 1)
+        psi[place] = x
+        value, gradient, hessian, _ = evaluate(family, design, nodes, psi, modes)
+        return float(value), np.asarray(gradient)[place], np.asarray(hessian)[np.ix_(place, place)]
 
     x0 = x0 if start is None else start
     result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
     check_separation(design, result, names, intercept)
-    return result, tuple(np.asarray(v) for v in result.extra[0])
+    (groups,) = result.extra or (evaluate_glm(family, design, result.x, second=False)[3],)
+    return result, tuple(np.asarray(v) for v in groups)
 
 
 def maximise_free(at, x0, free, even, *, part=None, **options) -> NewtonResult:

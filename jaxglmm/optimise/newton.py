@@ -24,7 +24,7 @@ RADIUS_SHRINKS, RADIUS_GROWS = 0.25, 2.0
 # A step is taken that gains this share of what the model predicts.
 LEAST_GAIN = 1e-4
 # So much, relatively, standard errors may be off where a sample foretells their change.
-_SAME_ERRORS = 3e-7
+_SAME_ERRORS = 2e-5
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def maximise(
         As `evaluate`, of a sample, for a start near the optimum: full Newton steps are corrected for what it tells of
         higher derivatives (`optimise.surrogate`). Where the error of such a step is foretold to be within `tol`, it is
         taken without a look at its end, which would only confirm it. Value and Hessian are then the surrogate's,
-        standard errors from it within 3e-7, the decrement is that bound; gradient and `extra` are those where it began.
+        standard errors from it within 2e-5, the decrement is that bound; gradient and `extra` are those where it began.
 
     Returns
     -------

@@ -298,7 +298,8 @@ class PathSolver:
         needed = np.any([needed, *(point.beta != 0 for point in self.points)], axis=0)
         gradients = [point.gradient[: len(l1)] for point in self.points if point.gradient is not None]
         nearness = np.max(np.abs(gradients), axis=0, initial=0.0) if gradients else np.zeros(len(l1))
-        if self.set.cover(np.flatnonzero(needed), nearness / np.maximum(l1, 1e-300)):
+        nearness = np.divide(nearness, l1, out=np.full(len(l1), np.inf), where=l1 > 0)
+        if self.set.cover(np.flatnonzero(needed), nearness):
             for point in self.points:
                 point.curvature = Curvature()
 
