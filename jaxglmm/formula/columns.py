@@ -258,7 +258,7 @@ def _from_arrow(name: str, array: Any) -> Column:
         valid, offsets, data = texts.buffers()
         codes, first = text_codes(
             len(texts), offsets.address + 8 * texts.offset if offsets else 0, data.address if data else 0,
-            valid.address if valid else 0, texts.offset,
+            data.size if data else 0, valid.address if valid else 0, texts.offset,
         )  # fmt: skip
         return _coded(name, kind, codes, texts.take(pa.array(first)).to_pylist())
     if kind == "text":

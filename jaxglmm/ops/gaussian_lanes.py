@@ -8,7 +8,7 @@ import ctypes
 import numpy as np
 
 from jaxglmm.ops import native
-from jaxglmm.ops.memory import i64, threads
+from jaxglmm.ops.memory import i64, need, threads
 
 
 MOST_EFFECTS = 3
@@ -81,8 +81,19 @@ def climb(
 
 
 def _call(which: str, products, reml, fits, scale, free=slice(None), **given):
+    """ValueError where arrays do not fit together."""
     p, S, G = products.ztx.shape[:3]
+    B, q = scale.shape
+    cores = {"ztz": (S, S, G), "ztx": (p, S, G), "ztr": (S, G), "xx": (p, p), "xr": (p,)}
+    for name in _PRODUCTS:
+        array = getattr(products, name)
+        need(name, array, *cores.get(name, ()), None if np.shape(array)[-1:] == (1,) else B)
+    need("x", given["x"], B, q)
+    need("even", given.get("even"), q)
     rows, columns = (np.ascontiguousarray(v[free], np.int64) for v in products.covariance.entries)
+    need("entries of the factor", rows, q)
+    if products.covariance.n_effects != S:
+        raise ValueError(f"products of {S} effects, and a covariance of {products.covariance.n_effects}")
     held = {name: np.ascontiguousarray(getattr(products, name), float) for name in _PRODUCTS}
     arrays = {}
     for name, v in held.items():

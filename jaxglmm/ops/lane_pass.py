@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxglmm.ops import fused, native
+from jaxglmm.ops.memory import need
 
 
 FAMILIES = (("binomial", "logit"), ("binomial", "probit"), ("binomial", "cloglog"), ("poisson", "log"))
@@ -52,6 +53,23 @@ class LaneRows:
     begin: np.ndarray
     shared: bool
     threads: int
+
+    def __post_init__(self):
+        """ValueError where arrays do not fit together, or rows of a fit are not there."""
+        n, B, begin = len(self.X), len(self.design_row), self.begin
+        need("X", self.X, n, None)
+        need("y", self.y, None)
+        need("response_row", self.response_row, B)
+        need("weights", self.weights, n)
+        need("offset", self.offset, n)
+        need("z", self.z, self.effects, n)
+        need("begin", begin, 1 if len(begin) == 1 else B, None)
+        falls = begin[:, 0].any() or (begin[:, 1:] < begin[:, :-1]).any()
+        ends = begin[:, -1].astype(np.int64)
+        outside = (self.design_row < 0) | (self.design_row + ends > n)
+        outside |= (self.response_row < 0) | (self.response_row + ends > len(self.y))
+        if falls or outside.any():
+            raise ValueError(f"fits have rows that are not there, of {n:,} in the design and {len(self.y):,} responses")
 
     @property
     def groups(self) -> int:
@@ -142,10 +160,12 @@ class _Problem(ctypes.Structure):
 
 def _call(family, rows: LaneRows, which, psi, points, log_weights, nodes, modes, spread):
     which, psi = np.ascontiguousarray(which, np.int64), np.ascontiguousarray(psi, float)
+    triangle = 0 if modes is None else rows.effects * (rows.effects + 1) // 2
+    need("psi", psi, len(which), rows.X.shape[1] + triangle + 1)
     k, m = psi.shape
     value, gradient, hessian = np.empty(k), np.empty((k, m)), np.empty((k, m, m))
     told = np.empty((k, spread)) if spread else None
-    problem = _problem(family, rows, points, log_weights, nodes, modes)
+    problem = _problem(family, rows, which, points, log_weights, nodes, modes)
     problem.which, problem.fits, problem.psi = _at(which), k, _at(psi)
     problem.value, problem.gradient, problem.hessian, problem.spread = map(_at, (value, gradient, hessian, told))
     if native.library().jaxglmm_lanes(ctypes.byref(problem), ctypes.c_int64(rows.threads)):
@@ -157,8 +177,16 @@ def _at(array):
     return None if array is None else array.ctypes.data
 
 
-def _problem(family, rows: LaneRows, points, log_weights, nodes, modes) -> _Problem:
-    """Without the fits, points and results."""
+def _problem(family, rows: LaneRows, which, points, log_weights, nodes, modes) -> _Problem:
+    """Without the fits' numbers, parameters and results. ValueError where what there is does not fit."""
+    B = len(rows.design_row)
+    if len(which) and not 0 <= which.min() <= which.max() < B:
+        raise ValueError(f"fits must lie in 0..{B - 1}; found {which.min()}..{which.max()}")
+    need("modes", modes, B, rows.groups, rows.effects)
+    need("points", points, rows.effects, None)
+    need("log_weights", log_weights, None)
+    if points is not None and not 1 <= nodes <= min(points.shape[1], len(log_weights)):
+        raise ValueError(f"{nodes} nodes of {points.shape[1]} points and {len(log_weights)} weights")
     return _Problem(
         X=_at(rows.X), y=_at(rows.y), weight=_at(rows.weights), offset=_at(rows.offset), z=_at(rows.z),
         design_row=_at(rows.design_row), response_row=_at(rows.response_row), begin=_at(rows.begin),
@@ -240,8 +268,12 @@ def climb(
         points, log_weights = np.ascontiguousarray(nodes.points), np.ascontiguousarray(nodes.log_weights)
         count = int(nodes.count)
     block = None if block is None else np.ascontiguousarray(block, float)
+    p, S = rows.X.shape[1], rows.effects
+    need("x", x, len(which), p if block is None else None)
+    need("even", even, m)
+    need("block", block, k, S * (S + 1) // 2, m - p)
     problem = _Climb(
-        lanes=_problem(family, rows, points, log_weights, count, modes), which=_at(which), fits=k,
+        lanes=_problem(family, rows, which, points, log_weights, count, modes), which=_at(which), fits=k,
         entries=0 if block is None else block.shape[2], triangle=0 if block is None else block.shape[1],
         block=_at(block), unknowns=m, even=_at(even), tol=tol, iterations=iterations,
         watched=m - 1 if nothing > 0 else -1, nothing=nothing,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxglmm.ops import native
 from jaxglmm.ops.fused import FAMILIES
 from jaxglmm.ops.layout import scatter_rows, slots_of_rows
+from jaxglmm.ops.memory import need
 
 
 # Spacing: at most so many standard deviations of the curvature, and so much on the scale of eta. The poles of a
@@ -93,8 +94,18 @@ def posteriors(family, log_phi: float, rows: SortedRows, groups, mean, sd, start
         Modes to begin at, (b - mean) / sd.
     wide : float
         Weights below a hundredth of exp(-wide^2/2) of the largest are left out.
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, or groups or their rows are not there.
     """
-    g, own = len(groups), np.ndim(sd) > 0
+    g, G, own = len(groups), len(rows.begin) - 1, np.ndim(sd) > 0
+    for name, column in zip(rows._fields[:4], rows, strict=False):
+        need(name, column, len(rows.y))
+    need("start", start, G)
+    if own:
+        need("sd", sd, G)
     mean, sd = (np.ascontiguousarray(np.broadcast_to(v, np.shape(sd) or 1), np.float64) for v in (mean, sd))
     start = None if start is None else np.ascontiguousarray(start, np.float64)
     groups = np.ascontiguousarray(groups, np.int64)
@@ -104,7 +115,8 @@ def posteriors(family, log_phi: float, rows: SortedRows, groups, mean, sd, start
 
     def run(weights):
         return library.jaxglmm_lattices(
-            *map(_at, rows), _at(groups), _i64(g), _at(mean), _at(sd), _i32(own), None if start is None else _at(start),
+            *map(_at, rows), _i64(len(rows.y)), _i64(G), _at(groups), _i64(g), _at(mean), _at(sd), _i32(own),
+            None if start is None else _at(start),
             _i32(FAMILIES[family.name, family.link]), _f64(log_phi), _f64(0.01 * np.exp(-0.5 * wide**2)), _f64(_BY_SD),
             _f64(_BY_ETA), _i64(weights.shape[1]), _at(mode), _at(curvature), _at(average),
             _at(variance), _at(first), _at(step), _at(weights),
@@ -114,6 +126,8 @@ def posteriors(family, log_phi: float, rows: SortedRows, groups, mean, sd, start
     if needed > weights.shape[1]:
         weights = np.empty((g, -(-needed // 8) * 8))
         needed = run(weights)
+    if needed == -2:
+        raise ValueError(f"posteriors are asked for of groups that are none of {G:,}, or whose rows are not there")
     if needed < 0:
         raise MemoryError("no memory for the posteriors of groups")
     return Found(mode, curvature, average, variance, first, step, weights)
@@ -128,14 +142,27 @@ def expect(weights, first, level, tables: Tables) -> np.ndarray:
     first : int64 (g,)
     level : int32 (g,)
         Spacing, as the tables have them.
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, or a level or its values are not there.
     """
-    (g, K), T = weights.shape, tables.origin.shape[1]
+    (g, K), (L, T) = weights.shape, tables.origin.shape
+    need("first", first, g)
+    need("level", level, g)
+    need("at", tables.at, L, T)
+    need("length", tables.length, L, T)
     if native.use_native():
         out = np.empty((T, g))
         weights, first, level = _plain(weights, np.float64), _plain(first, np.int64), _plain(level, np.int32)
-        _library().jaxglmm_lattice_expect(
-            _i64(g), _i64(K), _at(weights), _at(first), _at(level), _i64(T), *map(_at, tables), _at(out)
-        )
+        plain = (_plain(v, np.int64) for v in tables[:3])
+        origin, at, length, flat = *plain, _plain(tables.flat, np.float64)
+        if _library().jaxglmm_lattice_expect(
+            _i64(g), _i64(K), _at(weights), _at(first), _at(level), _i64(L), _i64(T), _at(origin), _at(at), _at(length),
+            _at(flat), _i64(len(flat)), _at(out),
+        ):  # fmt: skip
+            raise ValueError(f"levels must be of {L}, and have {K} values or more among {len(flat):,}")
         return out
     out, first = np.zeros((T, g)), first.astype(np.int64)
     for t in range(T):
@@ -155,13 +182,24 @@ def add(weights, first, level, origin, at, mass) -> None:
     level : int32 (g,)
     origin, at : int64 (L,)
     mass : (M,)
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, a level is not there or masses lie outside, of which some may have been added then.
     """
     g, K = weights.shape
+    need("first", first, g)
+    need("level", level, g)
+    need("at", at, len(origin))
     if native.use_native():
         weights, first, level = _plain(weights, np.float64), _plain(first, np.int64), _plain(level, np.int32)
-        _library().jaxglmm_lattice_add(
-            _i64(g), _i64(K), _at(weights), _at(first), _at(level), _at(origin), _at(at), _at(mass)
-        )
+        origin, at = _plain(origin, np.int64), _plain(at, np.int64)
+        if _library().jaxglmm_lattice_add(
+            _i64(g), _i64(K), _at(weights), _at(first), _at(level), _i64(len(at)), _at(origin), _at(at), _at(mass),
+            _i64(len(mass)),
+        ):  # fmt: skip
+            raise ValueError(f"levels must be of {len(at)}, and {K} masses from each place on among {len(mass):,}")
         return
     place = at[level] + first.astype(np.int64) - origin[level]
     for k in range(K):
@@ -181,13 +219,30 @@ def quantiles(weights, first, step, kernel, probabilities) -> np.ndarray:
     kernel : (16, 2 K - 1)
         K(s / 16 + K - 1 - j) in row s, place j.
     probabilities : (Q,)
+
+    Raises
+    ------
+    ValueError
+        When lengths differ, or there are fewer than two points.
     """
     g, K = weights.shape
+    need("first", first, g)
+    need("step", step, g)
+    need("kernel", kernel, _PARTS, 2 * max(K, 2) - 1)
     p = _plain(probabilities, np.float64)
     weights, first, step = _plain(weights, np.float64), _plain(first, np.int64), _plain(step, np.float64)
-    out = np.empty((g, len(p)))
+    kernel, out = _plain(kernel, np.float64), np.empty((g, len(p)))
     _library().jaxglmm_lattice_quantiles(
-        _i64(g), _i64(K), _at(weights), _at(first), _at(step), _i64(_PARTS), _at(kernel), _i64(len(p)), _at(p), _at(out)
+        _i64(g),
+        _i64(K),
+        _at(weights),
+        _at(first),
+        _at(step),
+        _i64(_PARTS),
+        _at(kernel),
+        _i64(len(p)),
+        _at(p),
+        _at(out),
     )
     return out
 
@@ -200,8 +255,8 @@ def fine_kernel(kernel, K: int) -> np.ndarray:
 def _library():
     library = native.library()
     library.jaxglmm_lattices.restype = ctypes.c_int64
-    for name in ("expect", "add", "quantiles"):
-        getattr(library, f"jaxglmm_lattice_{name}").restype = None
+    library.jaxglmm_lattice_expect.restype = library.jaxglmm_lattice_add.restype = _i32
+    library.jaxglmm_lattice_quantiles.restype = None
     return library
 
 

@@ -8,7 +8,7 @@ import ctypes
 import numpy as np
 
 from jaxglmm.ops import native
-from jaxglmm.ops.memory import at, described_columns, i64, threads
+from jaxglmm.ops.memory import at, described_columns, i64, need, threads
 
 
 _PIECE = 1 << 16  # rows that the plain form holds a second time
@@ -30,7 +30,7 @@ def group_counts(codes: np.ndarray, groups: int) -> np.ndarray:
         outside = n and (codes.min() < 0 or codes.max() >= groups)
         found = None if outside else np.bincount(codes, minlength=groups)
     if outside or found is None:
-        raise ValueError(f"group codes must lie in 0..{groups - 1}; found {int(codes.min())}..{int(codes.max())}")
+        raise _outside(codes, groups)
     return found.astype(np.int64)
 
 
@@ -50,13 +50,22 @@ def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -
     Returns
     -------
     int64 (n,)
+
+    Raises
+    ------
+    ValueError
+        When a code is outside its range.
     """
     n = len(codes)
+    need("codes", codes, None)
+    need("stride", stride, len(first))
     if native.use_native():
         codes, slot = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64)
-        _library().jaxglmm_slots(
+        first, stride = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(stride, np.int64)
+        if _library().jaxglmm_slots(
             i64(n), at(codes), i64(len(first)), at(first), at(stride), i64(across), i64(block), i64(base), at(slot)
-        )
+        ):
+            raise _outside(codes, len(first))
         return slot
     order = np.argsort(codes, kind="stable")
     counts = np.bincount(codes, minlength=len(first))
@@ -82,26 +91,40 @@ def scatter_rows(columns, slot, out, center=None, scale=None) -> None:
         C-contiguous, float64 or float32.
     center, scale : (p,), optional
         Zeros and ones by default.
+
+    Raises
+    ------
+    ValueError
+        When lengths differ or a slot is outside `out`, of which some rows may have been written then.
     """
     n, p = len(slot), len(columns)
     if not p:
         return
+    need("out", out, *((None,) if p == 1 and out.ndim == 1 else (None, p)))
+    need("center", center, p)
+    need("scale", scale, p)
     center = np.zeros(p) if center is None else np.asarray(center, np.float64)
     scale = np.ones(p) if scale is None else np.asarray(scale, np.float64)
     if native.use_native() and out.dtype in (np.float64, np.float32):
-        _alive, *described = described_columns(columns)
-        _library().jaxglmm_scatter(
-            i64(n), i64(len(columns)), *described, at(center), at(scale), at(slot),
+        _alive, *described = described_columns(columns, n)
+        slot = np.ascontiguousarray(slot, np.int64)
+        if _library().jaxglmm_scatter(
+            i64(n), i64(len(columns)), *described, at(center), at(scale), at(slot), i64(len(out)),
             ctypes.c_int32(out.dtype == np.float32), at(out), i64(threads()),
-        )  # fmt: skip
+        ):  # fmt: skip
+            raise ValueError(f"slots must lie in 0..{len(out) - 1}; found {slot.min()}..{slot.max()}")
         return
     for begin in range(0, n, _PIECE):
         rows = np.stack([c[begin : begin + _PIECE] for c in columns], 1, dtype=np.float64, casting="unsafe")
         out.reshape(len(out), p)[slot[begin : begin + _PIECE]] = (rows - center) / scale
 
 
+def _outside(codes, groups: int) -> ValueError:
+    return ValueError(f"group codes must lie in 0..{groups - 1}; found {int(codes.min())}..{int(codes.max())}")
+
+
 def _library():
     library = native.library()
-    library.jaxglmm_slots.restype = library.jaxglmm_scatter.restype = None
-    library.jaxglmm_counts.restype = ctypes.c_int32
+    for name in ("slots", "scatter", "counts"):
+        getattr(library, f"jaxglmm_{name}").restype = ctypes.c_int32
     return library

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxglmm.ops import native
 from jaxglmm.ops.columns import PIECE, Columns
-from jaxglmm.ops.memory import at, described_columns, i64, threads
+from jaxglmm.ops.memory import at, described_columns, i64, need, threads
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def sums(columns: Sequence[np.ndarray], n: int, weights: np.ndarray | None = Non
     n : int
     weights : (n,), optional
     """
+    need("weights", weights, n)
     weights = None if weights is None or all_ones(weights) else np.asarray(weights, np.float64)
     if native.use_native():
         out = np.empty((len(columns), 5))
-        _alive, *described = described_columns(columns)
+        _alive, *described = described_columns(columns, n)
         w = (None, i64(0)) if weights is None else (at(weights), i64(weights.strides[0]))
         _library().jaxglmm_column_moments(i64(n), i64(len(columns)), *described, *w, at(out), i64(threads()))
         return out

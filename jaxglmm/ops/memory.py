@@ -58,13 +58,25 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def described_columns(columns: Sequence[np.ndarray]):
-    """Columns as native code takes them: what must be kept alive, addresses, strides and types."""
+def described_columns(columns: Sequence[np.ndarray], n: int):
+    """Columns of n rows as native code takes them: what must be kept alive, addresses, strides and types."""
+    for j, column in enumerate(columns):
+        need(f"column {j}", column, n)
     held = [c if c.dtype in TYPES else c.astype(np.float64) for c in columns]
     strides = np.array([c.strides[0] for c in held], np.int64)
     types = np.array([TYPES[c.dtype] for c in held], np.int32)
     pointers = (ctypes.c_void_p * len(held))(*(c.ctypes.data for c in held))
     return (held, strides, types), pointers, at(strides), at(types)
+
+
+def need(name: str, array: np.ndarray | None, *shape: int | None) -> None:
+    """ValueError where an array, if there is one, is not of this shape, in which None is any length."""
+    if array is None:
+        return
+    found = np.shape(array)
+    if len(found) != len(shape) or any(want not in (None, have) for have, want in zip(found, shape, strict=True)):
+        expected = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name}: found shape {found}, expected ({expected})")
 
 
 def at(array: np.ndarray):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-KERNELS = 15  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
+KERNELS = 16  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
 
 LIBRARIES = {"cpu": "cpu", "cuda": "CUDA"}  # platforms, and what JAX calls them where kernels are registered
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxglmm.ops import lanes, native
-from jaxglmm.ops.memory import at, described_columns, i64
+from jaxglmm.ops.memory import at, described_columns, i64, need
 
 
 # Below this share of a column's size, what other columns leave of it is to be looked at closely.
@@ -35,7 +35,10 @@ class Segments:
     """
 
     def __init__(self, stratum: np.ndarray, codes: np.ndarray, B: int, threads: int):
-        """Sort rows (n,) of B strata by their group's code."""
+        """Sort rows (n,) of B strata by their group's code. ValueError where a stratum is none of them."""
+        need("codes", codes, len(stratum))
+        if len(stratum) and stratum.max() >= B:
+            raise ValueError(f"strata must lie in 0..{B - 1}; found {stratum.min()}..{stratum.max()}")
         self.rows = np.bincount(stratum, minlength=B)
         self.begin = np.cumsum(self.rows) - self.rows
         sort = _sort_natively if native.use_native() else _sort
@@ -76,8 +79,9 @@ def _sort_natively(stratum, codes, rows, begin, threads):
     order, size, groups = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(B, np.int64)
     ends = np.append(begin, n).astype(np.int64)
     segments = native.library().jaxglmm_segments
-    segments.restype = None
-    segments(i64(n), at(stratum), at(codes), i64(B), at(ends), at(order), at(size), at(groups), i64(threads))
+    segments.restype = ctypes.c_int32
+    if segments(i64(n), at(stratum), at(codes), i64(B), at(ends), at(order), at(size), at(groups), i64(threads)):
+        raise ValueError(f"{n:,} rows are not those of {B:,} strata that begin at {ends}")
     return order, size[size > 0].astype(np.int64), groups
 
 
@@ -152,9 +156,17 @@ class StratumRows:
 
 
 def gather(source: Source, order: np.ndarray, rows: np.ndarray, threads: int) -> StratumRows:
-    """The rows `order` (N,) of a table, `rows` (B,) of them for each stratum."""
+    """The rows `order` (N,) of a table, `rows` (B,) of them for each stratum. ValueError where one is not there."""
     begin = np.append(0, np.cumsum(rows)).astype(np.int64)
     N, B, p, S = len(order), len(rows), len(source.columns), source.effects
+    n = len(source.y)
+    need("weights", source.weights, n)
+    need("offset", source.offset, n)
+    need("z", source.z, S, n)
+    if begin[-1] != N or (rows < 0).any() or (N and (order.min() < 0 or order.max() >= n)):
+        raise ValueError(f"strata of {begin[-1]:,} rows, by {N:,} numbers of rows of a table of {n:,}")
+    if not -1 <= (-1 if source.intercept is None else source.intercept) < p:
+        raise ValueError(f"column {source.intercept} of {p} is no intercept")
     take = lambda v, *shape: None if v is None else np.empty((*shape, N))
     out = StratumRows(
         begin, np.empty(N), np.empty((N, p)), take(source.weights), take(source.offset), take(source.z, S),
@@ -176,7 +188,7 @@ class _Problem(ctypes.Structure):
 
 
 def _gather_natively(source: Source, order, out: StratumRows, threads):
-    _alive, columns, strides, types = described_columns(source.columns)
+    _alive, columns, strides, types = described_columns(source.columns, len(source.y))
     whole = lambda v: None if v is None else np.ascontiguousarray(v, float)
     given = [whole(v) for v in (source.y, source.weights, source.offset, source.z)]
     where = lambda v: None if v is None else v.ctypes.data
@@ -188,8 +200,9 @@ def _gather_natively(source: Source, order, out: StratumRows, threads):
         where(out.suspect),
     )  # fmt: skip
     stratum_rows = native.library().jaxglmm_stratum_rows
-    stratum_rows.restype = None
-    stratum_rows(ctypes.byref(problem), ctypes.c_double(SUSPECT), i64(threads))
+    stratum_rows.restype = ctypes.c_int32
+    if stratum_rows(ctypes.byref(problem), ctypes.c_double(SUSPECT), i64(threads)):
+        raise ValueError("rows of strata that are not there")
 
 
 def _gather(source: Source, order, out: StratumRows, _):

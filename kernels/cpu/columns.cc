@@ -50,28 +50,35 @@ JAXGLMM_EXPORT void jaxglmm_column_moments(int64_t rows, int64_t columns, const 
   }
 }
 
-// Which whole numbers from `low` on occur, as bits (words,), zero at the start; and how many.
+// Which whole numbers from `low` on occur, as bits (words,), zero at the start; and how many, -1 where one lies outside.
 JAXGLMM_EXPORT int64_t jaxglmm_whole_present(int64_t rows, const void* at, int64_t stride, int32_t type,
                                              const uint8_t* missing, int64_t low, int64_t words, uint64_t* bits,
                                              int64_t threads) {
   using namespace jaxglmm;
+  std::atomic<bool> outside{false};
   with_type(type, [&](auto zero) {
     const Whole<decltype(zero)> number{static_cast<const char*>(at), stride, low};
     for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (missing && missing[i]) continue;
         const uint64_t v = number(i), bit = uint64_t{1} << v % 64;
+        if (v / 64 >= static_cast<uint64_t>(words)) {
+          outside = true;
+          return;
+        }
         if (!(__atomic_load_n(bits + v / 64, __ATOMIC_RELAXED) & bit))
           __atomic_fetch_or(bits + v / 64, bit, __ATOMIC_RELAXED);
       }
     });
   });
+  if (outside) return -1;
   int64_t count = 0;
   for (int64_t k = 0; k < words; ++k) count += ones(bits[k]);
   return count;
 }
 
-// The rank of each row's number among those that occur, -1 where missing[i] (null: nowhere), and those numbers in order.
+// The rank of each row's number among those that occur, -1 where missing[i] (null: nowhere), and those numbers in order;
+// after jaxglmm_whole_present, of the same rows.
 JAXGLMM_EXPORT void jaxglmm_whole_codes(int64_t rows, const void* at, int64_t stride, int32_t type,
                                         const uint8_t* missing, int64_t low, int64_t words, const uint64_t* bits,
                                         int32_t* codes, int64_t* labels, int64_t threads) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "threads.h"
@@ -39,6 +40,22 @@ void with_type(int32_t type, const Body& body) {
     case kU32: return body(uint32_t{});
     default: return body(uint8_t{});
   }
+}
+
+// Whether numbers lie in 0 ... limit - 1; without branches, so that it costs next to nothing.
+template <typename T>
+inline bool within(const T* index, int64_t count, int64_t limit) {
+  std::make_unsigned_t<T> largest = 0;  // a negative number is larger than any limit
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<std::make_unsigned_t<T>>(index[i]));
+  return !count || static_cast<uint64_t>(largest) < static_cast<uint64_t>(limit);
+}
+
+// Whether numbers rise, or stay, from 0 at least to `limit` at most; (count + 1,).
+template <typename T>
+inline bool rises(const T* begin, int64_t count, int64_t limit) {
+  bool falls = begin[0] < 0;
+  for (int64_t i = 0; i < count; ++i) falls |= begin[i] > begin[i + 1];
+  return !falls && begin[count] <= limit;
 }
 
 // A value that need not lie at a multiple of its size.

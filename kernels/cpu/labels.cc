@@ -70,10 +70,11 @@ int64_t codes_of_part(const Texts& text, Entry* entry, int64_t rows, int32_t* co
 }  // namespace jaxglmm
 
 // codes (rows,), -1 where missing, and the first row of each code, first (rows,) of which as many are written as the
-// result says. Texts are offset (rows + 1,) into bytes; `valid` as Arrow has it, or null. The order of codes depends on the
-// texts alone, not on threads.
-JAXGLMM_EXPORT int64_t jaxglmm_text_codes(int64_t rows, const int64_t* offset, const char* bytes, const uint8_t* valid,
-                                          int64_t valid_first, int32_t* codes, int32_t* first, int64_t threads) {
+// result says; -1 where offsets do not rise within the bytes. Texts are offset (rows + 1,) into bytes (size,); `valid` as
+// Arrow has it, or null. The order of codes depends on the texts alone, not on threads.
+JAXGLMM_EXPORT int64_t jaxglmm_text_codes(int64_t rows, const int64_t* offset, const char* bytes, int64_t size,
+                                          const uint8_t* valid, int64_t valid_first, int32_t* codes, int32_t* first,
+                                          int64_t threads) {
   using namespace jaxglmm;
   const Texts text{offset, bytes, valid, valid_first};
   int64_t parts = 1;
@@ -87,9 +88,15 @@ JAXGLMM_EXPORT int64_t jaxglmm_text_codes(int64_t rows, const int64_t* offset, c
 
   // Rows go to their parts in order: how many of each chunk there are, where they begin, and then the rows.
   std::vector<int64_t> begin(chunks * parts + 1);
+  std::atomic<bool> fits{true};
   for_each(chunks, threads, [&](int64_t c) {
+    if (!rises(offset + c * kChunk, std::min(kChunk, rows - c * kChunk), size)) {
+      fits = false;
+      return;
+    }
     rows_of(c, [&](int64_t, uint64_t hash) { ++begin[c * parts + part_of(hash)]; });
   });
+  if (!fits) return -1;
   std::vector<int64_t> part_begin(parts + 1);
   int64_t total = 0;
   for (int64_t p = 0; p < parts; ++p) {

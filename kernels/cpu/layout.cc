@@ -75,10 +75,23 @@ inline void turn(const HostColumn* column, int64_t columns, int64_t begin, int64
   best_rows_target().turn_single(column, columns, begin, m, center, scale, out);
 }
 
-template <typename T>
-void scatter_one(int64_t rows, const HostColumn& c, double center, double scale, const int64_t* slot, T* out,
-                 int64_t threads) {
+// Calls body(begin, end) for pieces of rows; false where a slot of one, which is then left out, is none.
+template <typename Body>
+bool for_slots(int64_t rows, const int64_t* slot, int64_t slots, int64_t threads, const Body& body) {
+  std::atomic<bool> fits{true};
   for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
+    if (within(slot + begin, end - begin, slots))
+      body(begin, end);
+    else
+      fits = false;
+  });
+  return fits;
+}
+
+template <typename T>
+bool scatter_one(int64_t rows, const HostColumn& c, double center, double scale, const int64_t* slot, int64_t slots,
+                 T* out, int64_t threads) {
+  return for_slots(rows, slot, slots, threads, [&](int64_t begin, int64_t end) {
     T turned[kTurned];
     for (int64_t i0 = begin; i0 < end; i0 += kTurned) {
       const int64_t m = std::min(kTurned, end - i0);
@@ -89,10 +102,10 @@ void scatter_one(int64_t rows, const HostColumn& c, double center, double scale,
 }
 
 template <typename T>
-void scatter(int64_t rows, int64_t columns, const HostColumn* column, const double* center, const double* scale,
-             const int64_t* slot, T* out, int64_t threads) {
-  if (columns == 1) return scatter_one(rows, *column, *center, *scale, slot, out, threads);
-  for_pieces(rows, kPiece, threads, [&](int64_t begin, int64_t end) {
+bool scatter(int64_t rows, int64_t columns, const HostColumn* column, const double* center, const double* scale,
+             const int64_t* slot, int64_t slots, T* out, int64_t threads) {
+  if (columns == 1) return scatter_one(rows, *column, *center, *scale, slot, slots, out, threads);
+  return for_slots(rows, slot, slots, threads, [&](int64_t begin, int64_t end) {
     T turned[kTurned * kColumns];
     for (int64_t i0 = begin; i0 < end; i0 += kTurned)
       for (int64_t j0 = 0; j0 < columns; j0 += kColumns) {
@@ -120,11 +133,12 @@ JAXGLMM_EXPORT int32_t jaxglmm_counts(int64_t rows, const int32_t* codes, int64_
 
 // slot[i] of each row: first[g] + k stride[g] for the k-th row of its group g; where stride[g] is 0, the group
 // lies in pieces of 32 rows, of which first[g] is the number of the first, `across` to a block of `block`
-// slots, from slot `base` on. Codes are in range.
-JAXGLMM_EXPORT void jaxglmm_slots(int64_t rows, const int32_t* codes, int64_t groups, const int64_t* first,
-                                  const int64_t* stride, int64_t across, int64_t block, int64_t base,
-                                  int64_t* slot) {
+// slots, from slot `base` on. Returns 1 where a code is out of range, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_slots(int64_t rows, const int32_t* codes, int64_t groups, const int64_t* first,
+                                     const int64_t* stride, int64_t across, int64_t block, int64_t base,
+                                     int64_t* slot) {
   using namespace jaxglmm;
+  if (!within(codes, rows, groups)) return 1;
   struct Group {  // what a row asks of its group, in one place
     int64_t next;
     int32_t stride, seen;
@@ -142,17 +156,19 @@ JAXGLMM_EXPORT void jaxglmm_slots(int64_t rows, const int32_t* codes, int64_t gr
     const int64_t k = g.seen++, piece = g.next + k / kLongest;
     slot[i] = base + piece / across * block + k % kLongest * across + piece % across;
   }
+  return 0;
 }
 
 // out[slot[i], j] = (column j, row i - center[j]) / scale[j], rows of `out` having `columns` entries of float64,
-// or float32 where `single` is not 0.
-JAXGLMM_EXPORT void jaxglmm_scatter(int64_t rows, int64_t columns, const void* const* at, const int64_t* stride,
-                                    const int32_t* type, const double* center, const double* scale,
-                                    const int64_t* slot, int32_t single, void* out, int64_t threads) {
+// or float32 where `single` is not 0. Returns 1 where a slot is none of `slots`, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_scatter(int64_t rows, int64_t columns, const void* const* at, const int64_t* stride,
+                                       const int32_t* type, const double* center, const double* scale,
+                                       const int64_t* slot, int64_t slots, int32_t single, void* out,
+                                       int64_t threads) {
   using namespace jaxglmm;
   const auto column = columns_of(columns, at, stride, type);
-  if (single)
-    scatter(rows, columns, column.data(), center, scale, slot, static_cast<float*>(out), threads);
-  else
-    scatter(rows, columns, column.data(), center, scale, slot, static_cast<double*>(out), threads);
+  const auto into = [&](auto* numbers) {
+    return scatter(rows, columns, column.data(), center, scale, slot, slots, numbers, threads) ? 0 : 1;
+  };
+  return single ? into(static_cast<float*>(out)) : into(static_cast<double*>(out));
 }

@@ -10,7 +10,7 @@ JAXGLMM_EXPORT int jaxglmm_ffi_api_minor() { return XLA_FFI_API_MINOR; }
 
 // Raised whenever an operand, an attribute or a result of a handler changes, together with KERNELS in
 // jaxglmm/ops/native.py: a library left over from older sources is then named, not called.
-JAXGLMM_EXPORT int jaxglmm_kernels_version() { return 15; }
+JAXGLMM_EXPORT int jaxglmm_kernels_version() { return 16; }
 
 // The handlers, by symbol name, separated by spaces.
 JAXGLMM_EXPORT const char* jaxglmm_handlers() {

@@ -13,6 +13,7 @@
 
 #include "chunks.h"
 #include "handler.h"
+#include "host.h"
 
 namespace jaxglmm {
 namespace {
@@ -49,18 +50,9 @@ auto best() -> void (*)(const Problem&, int64_t, int64_t) {
   return baseline::run;
 }
 
-// Without branches, which makes these checks much cheaper than the sums that follow.
-bool rises(const int32_t* start, int64_t levels, int64_t entries) {
-  if (levels < 0) return false;  // not even the first pointer
-  bool falls = false;
-  for (int64_t g = 0; g < levels; ++g) falls |= start[g] > start[g + 1];
-  return !falls && start[0] == 0 && start[levels] <= entries;
-}
-
-bool within(const int32_t* index, int64_t count, int64_t limit) {
-  uint32_t largest = 0;  // a negative index is larger than any limit
-  for (int64_t j = 0; j < count; ++j) largest = std::max(largest, static_cast<uint32_t>(index[j]));
-  return !count || static_cast<int64_t>(largest) < limit;
+// Row pointers; without levels there is not even the first.
+bool points(const int32_t* start, int64_t levels, int64_t entries) {
+  return levels >= 0 && rises(start, levels, entries) && start[0] == 0;
 }
 
 ffi::Error invalid(const char* name, const std::string& what) {
@@ -84,7 +76,7 @@ using S32 = ffi::Buffer<ffi::S32>;
 std::string index_fault(const Integers& start, int64_t levels, const Integers& other, int64_t count, int64_t limit,
                         int64_t items) {
   for (int64_t b = 0; b < items; ++b) {
-    if (!rises(start.at(b), levels, count)) return "start must rise from 0 to the number of entries";
+    if (!points(start.at(b), levels, count)) return "start must rise from 0 to the number of entries";
     if (!within(other.at(b), start.at(b)[levels], limit))
       return "an index is not in 0 ... " + std::to_string(limit - 1);
   }
@@ -177,7 +169,7 @@ ffi::Error row_sums(ffi::ThreadPool pool, ffi::AnyBuffer left, ffi::AnyBuffer ri
   const std::string fault = index_fault(starts, n_place ? levels : 0, places, m, n, n_place ? operands.items() : 0);
   if (!fault.empty()) return invalid("row_sums", fault);
   for (int64_t b = 0; b < operands.items(); ++b) {
-    if (!rises(starts.at(b), levels, m)) return invalid("row_sums", "start must rise from 0 to the number of rows");
+    if (!points(starts.at(b), levels, m)) return invalid("row_sums", "start must rise from 0 to the number of rows");
     const RowSums q = {starts.at(b), n_place ? places.at(b) : nullptr, at(lefts, b), R ? at(rights, b) : nullptr,
                        at(result, b), S, inner, n};
     for_each_range(pool, q.start, levels, q.start[levels] * S * inner,

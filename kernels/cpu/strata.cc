@@ -169,23 +169,32 @@ void read_stratum(const StratumRows& q, const std::vector<HostColumn>& columns, 
 
 // order (rows,): the rows stratum by stratum, in each group by group, the largest first (of the same size: by code).
 // size (rows,): from where a stratum begins on, its groups' numbers of rows; zero behind them. groups (strata,).
-JAXGLMM_EXPORT void jaxglmm_segments(int64_t rows, const int64_t* stratum, const int32_t* code, int64_t strata,
-                                     const int64_t* begin, int64_t* order, int32_t* size, int64_t* groups,
-                                     int64_t threads) {
+// Returns 1 where begin (strata + 1,) does not have each stratum's rows, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_segments(int64_t rows, const int64_t* stratum, const int32_t* code, int64_t strata,
+                                        const int64_t* begin, int64_t* order, int32_t* size, int64_t* groups,
+                                        int64_t threads) {
   using namespace jaxglmm;
+  if (!rises(begin, strata, rows) || begin[strata] != rows || !within(stratum, rows, strata)) return 1;
   std::vector<int64_t> sorted(rows), next(begin, begin + strata);
-  for (int64_t i = 0; i < rows; ++i) sorted[next[stratum[i]]++] = i;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (next[stratum[i]] == begin[stratum[i] + 1]) return 1;
+    sorted[next[stratum[i]]++] = i;
+  }
   for_strata<Grouper>(strata, threads, [&](int64_t b, Grouper& grouper) {
     const int64_t n = begin[b + 1] - begin[b];
     groups[b] = grouper.sort(sorted.data() + begin[b], n, code, order + begin[b], size + begin[b]);
     std::fill(size + begin[b] + groups[b], size + begin[b] + n, 0);
   });
+  return 0;
 }
 
-JAXGLMM_EXPORT void jaxglmm_stratum_rows(const jaxglmm::StratumRows* q, double least, int64_t threads) {
+// Returns 1 where strata do not begin one after the other, or a row is none, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_stratum_rows(const jaxglmm::StratumRows* q, double least, int64_t threads) {
   using namespace jaxglmm;
+  if (!rises(q->begin, q->strata, q->rows) || !within(q->order, q->rows, q->all_rows)) return 1;
   const auto columns = columns_of(q->columns, q->column, q->stride, q->type);
   for_strata<Measured>(q->strata, threads, [&](int64_t b, Measured& measured) {
     read_stratum(*q, columns, b, least, measured);
   });
+  return 0;
 }

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = """
     test_native test_native_fuzz test_fused test_modes test_nested test_pair_products test_pairs test_moments
     test_layout test_lattices test_lane_pass test_gaussian_lanes test_group_posterior test_stratum_rows test_encoder
+    test_host_fuzz
 """.split()
 
 
