@@ -86,6 +86,16 @@ def test_operands_of_other_shapes_are_refused(calls):
                 assert isinstance(answer, str) and kernel in answer, (kernel, i, answer)
 
 
+def test_operands_without_numbers_are_refused_or_computed(calls):
+    refused = []
+    for kernel, call in calls.items():
+        for i, v in enumerate(call[1]):
+            if v.ndim:
+                answer = again((kernel, call), i, v[..., :0])
+                refused += [(kernel, i)] if isinstance(answer, str) else []
+    assert ("sampled_product", 1) in refused  # row pointers without the first one were once read
+
+
 def test_sizes_pointers_and_places_out_of_range_are_refused(calls):
     groups = {"group_effects": 8, "group_moments": 8, "nested_pass": 6, "shifted_pass": 8}  # -1 where there is no row
     for kernel, (result, operands, attributes) in calls.items():

@@ -27,7 +27,7 @@ class _LaneArray(ctypes.Structure):
 
 
 class _Problem(ctypes.Structure):
-    """GaussianLanes of kernels/cpu/gaussian_lanes.cc."""
+    """GaussianLanes of kernels/cpu/gaussian_lanes.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("columns", "effects", "groups", "entries", "reml")),

@@ -196,7 +196,7 @@ class Climbed:
 
 
 class _Climb(ctypes.Structure):
-    """LaneClimb of kernels/cpu/lane_climb.cc."""
+    """LaneClimb of kernels/cpu/lane_climb.h."""
 
     _fields_ = (
         ("lanes", _Problem),

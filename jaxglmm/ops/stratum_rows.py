@@ -165,7 +165,7 @@ def gather(source: Source, order: np.ndarray, rows: np.ndarray, threads: int) ->
 
 
 class _Problem(ctypes.Structure):
-    """StratumRows of kernels/cpu/strata.cc."""
+    """StratumRows of kernels/cpu/strata.h."""
 
     _numbers = ("strata", "rows", "columns", "effects", "all_rows", "intercept")
     _arrays = (

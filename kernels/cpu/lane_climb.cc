@@ -1,23 +1,10 @@
 // Newton's method in very many fits, each at its own pace: a lane that has come to its end takes the next fit.
 // See jaxglmm/ops/lane_pass.py.
-#include "lane_pass.h"
-#include "newton.h"
+#include "lane_climb.h"
+
 #include "threads.h"
 
 namespace jaxglmm {
-
-// What jaxglmm_lane_climb reads and writes. The unknowns of fit k are (beta, e) with Lambda's lower triangle = block[k] e.
-struct LaneClimb {
-  LaneProblem lanes;  // but `which`, `fits`, `psi` and the results
-  const int64_t* which;
-  int64_t fits;
-  int64_t entries, triangle;  // zero without random effects
-  const double* block;        // (fits, triangle, entries)
-  NewtonRules rules;
-  double *x, *value, *gradient, *hessian, *decrement, *move;  // (fits, ...)
-  int64_t *reason, *evaluations;
-  double* spread;  // without random effects: at the last step that was taken
-};
 
 namespace {
 

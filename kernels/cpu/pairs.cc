@@ -51,6 +51,7 @@ auto best() -> void (*)(const Problem&, int64_t, int64_t) {
 
 // Without branches, which makes these checks much cheaper than the sums that follow.
 bool rises(const int32_t* start, int64_t levels, int64_t entries) {
+  if (levels < 0) return false;  // not even the first pointer
   bool falls = false;
   for (int64_t g = 0; g < levels; ++g) falls |= start[g] > start[g + 1];
   return !falls && start[0] == 0 && start[levels] <= entries;

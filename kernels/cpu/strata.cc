@@ -1,4 +1,6 @@
 // The rows of many strata: sorted by stratum and group, and gathered to be fitted. See jaxglmm/ops/stratum_rows.py.
+#include "strata.h"
+
 #include <cmath>
 
 #include "host.h"
@@ -55,23 +57,6 @@ struct Grouper {
     return count;
   }
 };
-
-}  // namespace
-
-// What jaxglmm_stratum_rows reads and writes; jaxglmm/ops/stratum_rows.py has the same.
-struct StratumRows {
-  int64_t strata, rows, columns, effects, all_rows, intercept;
-  const int64_t *begin, *order;  // (strata + 1,), (rows,)
-  const void* const* column;
-  const int64_t* stride;
-  const int32_t* type;
-  const double *y, *weight, *offset, *z;                        // of all rows; weight, offset and z may be null
-  double *y_out, *x_out, *weight_out, *offset_out, *z_out;      // (rows,), (rows, columns), ..., (effects, rows)
-  double *center, *scale, *z_scale;                             // (strata, columns), and (strata, effects)
-  uint8_t* suspect;                                             // (strata,)
-};
-
-namespace {
 
 struct Measured {
   std::vector<double> mean, gram, L;

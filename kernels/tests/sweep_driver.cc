@@ -1,7 +1,7 @@
 // The passes over groups without XLA, for the sanitizers (jaxlib is not instrumented) and for arm64: tiles of every
 // class and long groups, several effects, both widths of storage, on plain threads that share the data as XLA's do.
 //
-//   kernels/tests/sanitize.sh [address|undefined|thread]
+//   kernels/tests/sanitize.sh [address|thread]
 //   kernels/tests/arm64.sh
 //
 // Prints the value and gradient norm of each problem; the sums of two runs on threads and of one without must
