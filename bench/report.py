@@ -109,12 +109,13 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     done = [(case, entry) for case, entries in measured for entry in entries if entry.median]
     title = textwrap.fill(title, 90)  # constrained layout does not wrap it
     label = lambda case, entry: f"{entry.contender}, {case.series}" if case.series else entry.contender
     names = list(dict.fromkeys(label(*one) for one in done))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors * 3, strict=False))
+    colours = {name: f"C{k}" for k, name in enumerate(names)}
     if len({case.size for case, _ in measured}) > 1:
         figure, panels = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
         values = (lambda e: e.median, lambda e: max(e.peaks, default=None))
@@ -137,7 +138,7 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
         axes.invert_yaxis()
         shortest = min((e.median for _, e in done), default=1.0)
         axes.set(xscale="log", xlabel="seconds, median", xlim=(shortest / 2, None))  # it has a bar too
-        handles = [plt.Line2D([], [], color=colours[name], marker="o", label=name) for name in names]
+        handles = [Line2D([], [], color=colours[name], marker="o", label=name) for name in names]
         axes.legend(handles=handles, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
