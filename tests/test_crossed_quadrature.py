@@ -15,7 +15,8 @@ from jaxglmm.problem import make_problem, with_rows
 
 
 FORMULA = "y ~ x + (1 | member) + (1 + x | rater) + (1 | day)"
-MEMBERS, RATERS, DAYS, NODES = 80, 6, 4, 15
+MEMBERS, RATERS, DAYS, NODES = 900, 6, 4, 15
+MEMBER_SD = 1.4
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def data():
     n = len(member)
     rater, day, x = rng.integers(RATERS, size=n), rng.integers(DAYS, size=n), rng.standard_normal(n)
     slope = 0.5 + 0.4 * rng.standard_normal(RATERS)
-    eta = -0.3 + slope[rater] * x + (1.4 * rng.standard_normal(MEMBERS))[member]
+    eta = -0.3 + slope[rater] * x + (MEMBER_SD * rng.standard_normal(MEMBERS))[member]
     eta += (0.7 * rng.standard_normal(RATERS))[rater] + (0.5 * rng.standard_normal(DAYS))[day]
     y = (rng.random(n) < expit(eta)).astype(int)
     return {"y": y, "x": x, "member": member, "rater": rater, "day": day, "count": rng.poisson(np.exp(0.5 * eta))}
@@ -37,6 +38,11 @@ def fit(data):
     return jg.fit(FORMULA, data, family="binomial", method="agq", n_agq=NODES)
 
 
+@pytest.fixture(scope="module")
+def laplace(data):
+    return jg.fit(FORMULA, data, family="binomial")
+
+
 def dense(fit, data):
     """The value by an integral on a fine grid for each member, and the others' mode and curvature by dense algebra."""
     factor = dict(zip((term.group for term in fit.state.terms), fit.state.estimate.factors, strict=True))
@@ -44,15 +50,15 @@ def dense(fit, data):
     columns = np.stack([one, one * data["x"][:, None]], axis=2) @ factor["rater"]
     V = np.column_stack([columns.reshape(len(one), -1), np.eye(DAYS)[data["day"]] * factor["day"][0, 0]])
     fixed = fit.fixef["Intercept"] + fit.fixef["x"] * data["x"]
-    grid = np.linspace(-9, 9, 721)
+    grid = np.linspace(-9, 9, 241)
     log_prior = -0.5 * grid**2 - 0.5 * np.log(2 * np.pi) + np.log(grid[1] - grid[0])
-    members = np.eye(MEMBERS)[data["member"]]
+    first = np.flatnonzero(np.diff(data["member"], prepend=-1))
     sign, tau = 2 * data["y"] - 1, factor["member"][0, 0]
 
     def minus(w):
         """w'w/2 - F(w), and its gradient: scores are averaged over each member's posterior."""
         eta = (fixed + V @ w)[:, None] + tau * grid
-        summands = members.T @ -np.logaddexp(0, -sign[:, None] * eta) + log_prior
+        summands = np.add.reduceat(-np.logaddexp(0, -sign[:, None] * eta), first) + log_prior
         each = logsumexp(summands, axis=1)
         posterior = np.exp(summands - each[:, None])[data["member"]]
         score = np.sum(posterior * sign[:, None] * expit(-sign[:, None] * eta), axis=1)
@@ -69,7 +75,7 @@ def dense(fit, data):
 def test_the_value_is_that_of_dense_algebra(fit, data):
     assert fit.loglik == pytest.approx(dense(fit, data), abs=1e-5)
     assert fit.convergence.converged and (fit.method, fit.n_agq) == ("agq", NODES)
-    assert fit.convergence.gap > 0.1
+    assert fit.convergence.gap > 1
 
 
 def quadrature(data, formula, family):
@@ -105,21 +111,23 @@ def test_the_gradient_is_that_of_the_value(data):
         assert slope(lambda h: (beta, factors, 0.3 + h)) == pytest.approx(e.log_phi, abs=1e-6)
 
 
+def test_the_default_is_laplace_and_says_what_else_there_is(laplace):
+    assert laplace.method == "laplace" and "method='agq'" in laplace.convergence.warnings[0]
+
+
 def test_everything_about_the_fit(fit, data, tmp_path):
     text = str(fit.summary())
     assert f"Quadrature: {NODES} nodes per effect" in text and "schur" in fit.convergence.solver
     assert not fit.convergence.warnings
     assert [len(fit.ranef(group)) for group in ("member", "rater", "day")] == [MEMBERS, 2 * RATERS, DAYS]
     sd = {row["group"]: row["sd"] for row in fit.varcorr if row["name"] == "Intercept"}
-    assert 0 < fit.ranef("member")["condsd"].max() < sd["member"]
+    assert 0 < fit.ranef("member")["sd"].max() < sd["member"]
     new = {"x": [0.0, 1.0], "member": [3, 999], "rater": [99, 2], "day": [1, 99]}
     eta = fit.predict(new, type="link")
     fit.save(tmp_path / "fit.jg")
     again = jg.load(tmp_path / "fit.jg")
     np.testing.assert_allclose(again.predict(new, type="link"), eta, rtol=0, atol=1e-14)
     assert (again.loglik, again.convergence.gap) == (fit.loglik, fit.convergence.gap)
-    laplace = jg.fit(FORMULA, data, family="binomial")
-    assert laplace.method == "laplace" and "method='agq'" in laplace.convergence.warnings[0]
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +159,10 @@ def test_slopes_of_the_coarser_factor_are_eliminated_as_dense_algebra_has_it(war
     assert tree.convergence.gap == pytest.approx(dense.convergence.gap, abs=1e-6)
 
 
-def test_it_finds_the_spread_that_laplace_does_not():
-    rng = np.random.default_rng(0)
-    member = np.repeat(np.arange(1200), 3)
-    rater = rng.integers(12, size=len(member))
-    eta = 0.2 + (1.2 * rng.standard_normal(1200))[member] + (0.6 * rng.standard_normal(12))[rater]
-    data = {"y": (rng.random(len(eta)) < expit(eta)).astype(int), "member": member, "rater": rater}
-    sds = {}
-    for method in ("laplace", "agq"):
-        fit = jg.fit("y ~ 1 + (1 | member) + (1 | rater)", data, family="binomial", method=method)
-        sds[method] = next(row["sd"] for row in fit.varcorr if row["group"] == "member")
-    assert sds["laplace"] < 1.08 < sds["agq"] and abs(sds["agq"] - 1.2) < 0.5 * abs(sds["laplace"] - 1.2)
+def test_it_finds_the_spread_that_laplace_does_not(fit, laplace):
+    member = lambda f: next(row["sd"] for row in f.varcorr if row["group"] == "member")
+    assert member(laplace) < member(fit)
+    assert abs(member(fit) - MEMBER_SD) < 0.5 * abs(member(laplace) - MEMBER_SD)
 
 
 def test_what_it_does_not_take_is_refused_by_name(data):

@@ -8,6 +8,7 @@ the other factor, with the pairs of `RowDesign.pairs`.
 import abc
 from functools import cached_property
 
+import jax
 import numpy as np
 
 from jaxglmm.design.rows import RowDesign
@@ -85,9 +86,9 @@ class DenseCoupled(AbstractCoupled):
         return self._cholesky.solve(b)
 
     def at_pairs(self, x: list[np.ndarray]) -> list[np.ndarray]:
-        out = [np.empty_like(v) for v in x]
+        out, inverse = [np.empty_like(v) for v in x], jax.device_put(self._inverse.T)
         for k in range(len(x[0])):
-            found = self.incidence.sampled(self._blocks(x, k), self._inverse)
+            found = self.incidence.sampled(self._blocks(x, k), inverse)
             for v, t in zip(out, self.incidence.rest, strict=True):
                 v[k] = found[t][:, 0]
         return out

@@ -57,7 +57,7 @@ class Incidence:
         terms = self.design.terms
         return len(self.design.pairs[self.first, t]), terms[self.first].n_effects, terms[t].n_effects
 
-    def sampled(self, values, R: np.ndarray) -> dict[int, np.ndarray]:
+    def sampled(self, values, R) -> dict[int, np.ndarray]:
         """Blocks of E R where E has entries.
 
         Parameters
@@ -65,11 +65,11 @@ class Incidence:
         values : dict of int to (P, S, S')
             The blocks of E.
         R : (r, r)
-            Symmetric, in Fortran's order, its lower triangle.
+            Symmetric, its upper triangle.
         """
         start, columns, number = self._entries
         entries = np.concatenate([values[t].ravel() for t in self.rest])[number]
-        found = np.asarray(_sampled(padded(entries, len(columns)), start, columns, R.T))[: len(number)]
+        found = np.asarray(_sampled(padded(entries, len(columns)), start, columns, R))[: len(number)]
         flat = np.empty(len(number))
         flat[number] = found
         ends = np.cumsum([values[t].size for t in self.rest])

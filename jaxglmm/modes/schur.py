@@ -68,7 +68,7 @@ class SchurFactorisation(AbstractFactorisation):
         design, e = self.design, self.elimination
         R = self.rest.inverse()
         found = blocks_of(R, design, e.begins)
-        with_first = {(e.first, t): -block for t, block in e.sampled(e.ratios, R).items()}
+        with_first = {(e.first, t): -block for t, block in e.sampled(e.ratios, R.T).items()}
         diagonal, cross = found.diagonal, found.cross | with_first
         own = e.inverses
         for t in e.rest:
