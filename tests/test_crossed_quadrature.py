@@ -1,11 +1,11 @@
 """Quadrature over the largest of crossed factors, Laplace over the rest: against dense algebra and other solvers."""
 
+import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
-import jax
 import jaxglmm as jg
 from jaxglmm.errors import DataError
 from jaxglmm.formula.frame import model_frame
