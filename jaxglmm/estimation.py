@@ -192,8 +192,8 @@ def _warn_of_few_rows(solution, term, *, quadrature):
     if median < _FEW_ROWS:
         remedy = "method='agq' integrates its effects by quadrature" if quadrature else "read its variance with care"
         solution.convergence.warnings.append(
-            f"{term.group!r} has {median:g} row{'s' if median != 1 else ''} in its median level: Laplace's approximation is biased for so few, "
-            f"towards small variances; {remedy}"
+            f"{term.group!r} has {median:g} row{'s' if median != 1 else ''} in its median level: Laplace's "
+            f"approximation is biased for so few, towards small variances; {remedy}"
         )
 
 
