@@ -174,7 +174,10 @@ CASES = {
     "fit, nested": Case(fit(NESTED, **LAPLACE), natively="nested._nested_pass nested.fixed_part"),
     "fit, nested, nodes": Case(fit(NESTED, method="agq", n_agq=5), natively="nested._shifted_pass"),
     "fit, nested, nodes, plain": Case(
-        plain(fit(NESTED, method="agq", n_agq=5)), "nested_quadrature._derivatives nested_quadrature._gradient"
+        plain(fit(NESTED, method="agq", n_agq=5)),
+        "integrated_levels._slope integrated_levels._turned_slope "
+        "level_curvature.level_curvatures "
+        "level_curvature.pull_curvatures",
     ),
     "fit, crossed": Case(fit(CROSSED), "pairs.sampled_product rows._all_rows rows._newton_rows"),
     "fit, Krylov": Case(

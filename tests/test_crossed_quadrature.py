@@ -123,10 +123,10 @@ def test_everything_about_the_fit(fit, data, tmp_path):
     sd = {row["group"]: row["sd"] for row in fit.varcorr if row["name"] == "Intercept"}
     assert 0 < fit.ranef("member")["sd"].max() < sd["member"]
     new = {"x": [0.0, 1.0], "member": [3, 999], "rater": [99, 2], "day": [1, 99]}
-    eta = fit.predict(new, type="link")
+    eta = fit.predict(new, kind="link")
     fit.save(tmp_path / "fit.jg")
     again = jg.load(tmp_path / "fit.jg")
-    np.testing.assert_allclose(again.predict(new, type="link"), eta, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(again.predict(new, kind="link"), eta, rtol=0, atol=1e-14)
     assert (again.loglik, again.convergence.gap) == (fit.loglik, fit.convergence.gap)
 
 

@@ -10,7 +10,7 @@ from jaxglmm.design.design import make_design
 from jaxglmm.model.families import get_family
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.objectives.params import Params
-from jaxglmm.objectives.quadrature import _gradient
+from jaxglmm.objectives.quadrature import slot_gradient
 from jaxglmm.ops import fused, modes, native
 
 
@@ -67,7 +67,7 @@ def test_value_and_gradient_are_those_of_the_plain_form(x64, name, effects):
     factor = jnp.asarray([[0.7, 0.0, 0.0], [-0.4, 0.5, 0.0], [0.2, 0.3, 0.4]])[:effects, :effects]
     for nodes in (1, 3):
         given = (eta, factor, log_phi, design.y, design.weights, term.z, term.index, gauss_hermite(nodes, effects))
-        by = lambda native, nodes=nodes, given=given: _gradient(family, nodes, True, native, *given)
+        by = lambda native, nodes=nodes, given=given: slot_gradient(family, nodes, True, native, *given)
         for found, wanted in zip(by(True), by(False), strict=True):
             np.testing.assert_allclose(found, np.tril(wanted) if wanted.ndim == 2 else wanted, rtol=1e-10, atol=1e-10)
 

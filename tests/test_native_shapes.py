@@ -90,9 +90,10 @@ def test_groups_whose_eta_is_given(x64, same, dtype, effects):
     term, zero = design.terms[0], jnp.zeros((), dtype)
     arrays = (jnp.zeros_like(design.y), jnp.eye(effects, dtype=dtype), zero)
     data = (design.y, design.weights, term.z, term.index, rule)
-    by = lambda native: lambda: quadrature._gradient(NB, NODES, True, native, *arrays, *data)
+    by = lambda native: lambda: quadrature.slot_gradient(NB, NODES, True, native, *arrays, *data)
     same("group_modes", by(True), by(False))
-    plain = lambda *of: quadrature._plain_gradient(NB, NODES, True, *of, *data)[1:]
+    traced = jax.tree.map(jnp.asarray, data)  # as within a compiled function
+    plain = lambda *of: quadrature._plain_gradient(NB, NODES, True, *of, *traced)[1:]
     pushed = lambda: modes.group_push(NB, NODES, True, *arrays, *data, *arrays)
     same("group_push", pushed, lambda: jax.jvp(plain, arrays, arrays)[1])
 
