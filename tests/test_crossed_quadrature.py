@@ -60,9 +60,9 @@ def dense(fit, data):
         eta = (fixed + V @ w)[:, None] + tau * grid
         summands = np.add.reduceat(-np.logaddexp(0, -sign[:, None] * eta), first) + log_prior
         each = logsumexp(summands, axis=1)
-        posterior = np.exp(summands - each[:, None])[data["member"]]
+        posterior = np.exp(summands - each[:, None])[data["member"]]  # pyright: ignore
         score = np.sum(posterior * sign[:, None] * expit(-sign[:, None] * eta), axis=1)
-        return 0.5 * w @ w - each.sum(), w - V.T @ score
+        return 0.5 * w @ w - each.sum(), w - V.T @ score  # pyright: ignore
 
     w = minimize(minus, np.zeros(V.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-7}).x
     steps = 1e-4 * np.eye(len(w))
@@ -96,7 +96,7 @@ def test_the_gradient_is_that_of_the_value(data):
         step = 1e-4
 
         def slope(move):
-            at = lambda size: objective.evaluate(*move(size), e.u).value
+            at = lambda size: objective.evaluate(*move(size), e.u).value  # pyright: ignore
             return (at(step) - at(-step)) / (2 * step)
 
         for j in range(2):
