@@ -114,7 +114,7 @@ def test_posteriors_of_groups(x64, same, rows):
     def plain_effects():
         wide = lambda v: jnp.asarray(v, "f8")
         factor = jnp.ones((1, *design.terms[0].z.shape))
-        slots = Rows(*map(wide, (design.y, design.weights, design.offset, design.terms[0].z, start, 0 * start)), factor)
+        slots = Rows(*map(wide, (design.y, design.weights, design.offset, design.terms[0].z, start, 0 * start)), factor)  # pyright: ignore
         p = group_posteriors(NB, design.index, lattice(1.0), slots, 0.0, wide(design.X), entries=((0, 0),))
         added = jnp.einsum("ag,ab,bg->g", p.slopes[0], V, p.slopes[0])
         return jnp.stack([p.mean[0], p.covariance[0, 0], added], 1)[first]
