@@ -146,3 +146,17 @@ def test_the_native_loop_goes_the_way_of_the_maximiser(x64, blocks):
     both = found.converged
     np.testing.assert_allclose(found.value[both], wanted.value[both], atol=1e-8)
     np.testing.assert_allclose(found.x[both & done], wanted.x[both & done], atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [((0,),), ((0, 1),)])
+def test_a_fit_does_not_depend_on_its_neighbours(blocks):
+    """Threads take fits as they come: whichever share a vector, the bits are the same."""
+    found = []
+    for order in (np.arange(B), np.arange(B)[::-1], np.random.default_rng(3).permutation(B)):
+        lanes, rng = lanes_of(FAMILIES["logit"], blocks, False)
+        psi = 0.4 * rng.normal(size=(B, P + len(lanes.covariance.diagonal) + 1))
+        results = lanes(order, psi[order], gauss_hermite(1, lanes.S))
+        found.append([lanes.modes, *(v[np.argsort(order)] for v in results)])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)

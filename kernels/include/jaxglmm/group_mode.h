@@ -19,6 +19,7 @@ JAXGLMM_STEP Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) con
     // tails it would go back and forth).
     const L tau = lambda(0, 0);
     V low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
+    M open = low < high;  // a group that has arrived stays, so that it does not depend on its neighbours
     for (int step = 0; step < kMostSteps; ++step) {
       V sums[2] = {};
       const Vector<S> b = shift(u);
@@ -37,8 +38,9 @@ JAXGLMM_STEP Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) con
       last = newton;
       V next = u[0] + stretch * newton;
       next = select((stuck & turned) | (next < low) | (next > high), 0.5 * (low + high), next);
-      u[0] = select(far, next, u[0] + newton);
-      if (!any(far)) break;
+      u[0] = select(open, select(far, next, u[0] + newton), u[0]);
+      open = open & far;
+      if (!any(open)) break;
     }
     return u;
   } else {
