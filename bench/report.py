@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -108,11 +109,13 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     done = [(case, entry) for case, entries in measured for entry in entries if entry.median]
+    title = textwrap.fill(title, 90)  # constrained layout does not wrap it
     label = lambda case, entry: f"{entry.contender}, {case.series}" if case.series else entry.contender
     names = list(dict.fromkeys(label(*one) for one in done))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors * 3, strict=False))
+    colours = {name: f"C{k}" for k, name in enumerate(names)}
     if len({case.size for case, _ in measured}) > 1:
         figure, panels = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
         values = (lambda e: e.median, lambda e: max(e.peaks, default=None))
@@ -123,8 +126,8 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
                     axes.plot(*zip(*points, strict=True), "o-", color=colours[name], label=name)
             axes.set(xscale="log", yscale="log", xlabel="size (groups)", ylabel=unit)
             axes.grid(True, which="both", alpha=0.3)
-        panels[0].legend(frameon=False, fontsize=9)
-        figure.suptitle(title, fontsize=10)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     else:
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         axes.barh(
@@ -133,9 +136,10 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
             color=[colours[label(*one)] for one in done],
         )
         axes.invert_yaxis()
-        axes.set(xscale="log", xlabel="seconds, median")
-        handles = [plt.Line2D([], [], color=colours[name], marker="o", label=name) for name in names]
+        shortest = min((e.median for _, e in done), default=1.0)
+        axes.set(xscale="log", xlabel="seconds, median", xlim=(shortest / 2, None))  # it has a bar too
+        handles = [Line2D([], [], color=colours[name], marker="o", label=name) for name in names]
         axes.legend(handles=handles, frameon=False)
-        axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

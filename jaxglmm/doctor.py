@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from json import dumps, loads
@@ -163,7 +164,9 @@ def _kernels() -> Check:
     from jaxglmm.ops.native import NativeError, why_plain
 
     try:
-        return Check("kernels in use", "ok", f"plain JAX ({why})" if (why := why_plain()) else "native")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the library is missing is said above
+            return Check("kernels in use", "ok", f"plain JAX ({why})" if (why := why_plain()) else "native")
     except (NativeError, ValueError) as error:
         return Check("kernels in use", "problem", str(error))
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from jaxglmm.design.design import make_design
 from jaxglmm.design.factor_products import dense_order
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
+from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
@@ -124,11 +124,13 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
         solution = fit_several(
             problem.family, design, way, problem.scaling.intercept, names=frame.names,
             groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
-            determinant=method != "joint", quadrature=_nested_quadrature(problem, nodes) if nodes > 1 else None,
+            determinant=method != "joint", quadrature=_factor_quadrature(problem, nodes, way) if nodes > 1 else None,
             **options,
         )  # fmt: skip
     if nodes == 1 and method != "joint" and not exact:
-        _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=design.nested)
+        largest = design.order[0]
+        possible = design.terms[largest].n_effects == 1 and way.name != "krylov"
+        _warn_of_few_rows(solution, frame.terms[largest], quadrature=possible)
     estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
     if exact:
         estimate = replace(estimate, method="ml", n_agq=None)
@@ -145,7 +147,7 @@ def _estimate_nested(problem, factors, nodes, **options):
         factors=_scaled_factors(factors, design.terms), nodes=padded_nodes(nodes, 1) if nodes > 1 else None, **options,
     )  # fmt: skip
     if nodes == 1:
-        _warn_of_few_rows(solution, frame.terms[design.order[0]], nested=True)
+        _warn_of_few_rows(solution, frame.terms[design.order[0]], quadrature=True)
     return several_estimate(problem, design.terms, solution), Posteriors(lambda: nested_posteriors(problem, effects))
 
 
@@ -158,27 +160,40 @@ def _scaled_factors(factors, terms):
     return None if factors is None else [t.factor_from_columns(f) for t, f in zip(terms, factors, strict=True)]
 
 
-def _nested_quadrature(problem, nodes):
-    from jaxglmm.objectives.nested_quadrature import NestedQuadrature
+def _factor_quadrature(problem, nodes, way):
+    """Quadrature over the largest factor's effects.
 
-    frame, design, scaling = problem.frame, problem.rows, problem.scaling
-    finest = design.order[0]
-    term = frame.terms[finest]
-    tiles, layout = make_design(
-        frame.y, frame.X, weights=frame.weights, offset=frame.offset, codes=term.codes, n_groups=len(term.levels),
-        z=term.z, blocks=term.blocks, scaling=replace(scaling, z_scale=design.terms[finest].z_scale),
-    )  # fmt: skip
-    rule = padded_nodes(nodes, 1)
-    return NestedQuadrature(problem.family, design, jax.device_put(tiles), layout, term.codes, rule)
+    Raises
+    ------
+    DataError
+        Where it is not possible, with numbers.
+    """
+    from jaxglmm.objectives.factor_quadrature import FactorQuadrature
+
+    design, terms = problem.rows, problem.frame.terms
+    largest, *others = design.order
+    group, count = terms[largest].group, design.terms[largest].n_effects
+    if count > 1:
+        raise DataError(
+            f"quadrature with several grouping factors is over the effects of the one with most levels, one a level; "
+            f"{group!r} has {count}: use method='laplace'"
+        )
+    if way.name == "krylov":
+        rest = sum(design.terms[t].n_levels * design.terms[t].n_effects for t in others)
+        raise DataError(
+            f"quadrature over {group!r} solves for the {rest:,} effects of the other factors by dense Cholesky, of "
+            f"order {DENSE_LIMIT:,} at most and without solver='krylov': use method='laplace'"
+        )
+    return FactorQuadrature(problem.family, design, gauss_hermite(nodes, 1), nested=way.name == "separable")
 
 
-def _warn_of_few_rows(solution, term, *, nested):
+def _warn_of_few_rows(solution, term, *, quadrature):
     median = np.median(np.bincount(term.codes))
     if median < _FEW_ROWS:
-        remedy = "method='agq' integrates its effects by quadrature" if nested else "read its variance with care"
+        remedy = "method='agq' integrates its effects by quadrature" if quadrature else "read its variance with care"
         solution.convergence.warnings.append(
-            f"{term.group!r} has {median:g} rows in its median level: Laplace's approximation is biased for so few, "
-            f"towards small variances; {remedy}"
+            f"{term.group!r} has {median:g} row{'s' if median != 1 else ''} in its median level: Laplace's "
+            f"approximation is biased for so few, towards small variances; {remedy}"
         )
 
 

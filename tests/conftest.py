@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,9 +39,21 @@ COMPILER = compile_quickly()
 
 def pytest_report_header(config) -> str:
     """Say which code the tests run on: a checkout that was never installed silently has no library."""
-    from jaxglmm.ops.native import native_status, why_plain
+    from jaxglmm.ops.native import NativeError, native_status, why_plain
 
-    return f"jaxglmm: {f'plain JAX ({why})' if (why := why_plain()) else native_status()}"
+    try:
+        return f"jaxglmm: {f'plain JAX ({why})' if (why := why_plain()) else native_status()}"
+    except NativeError as error:
+        return f"jaxglmm: {error}"
+
+
+def pytest_configure(config) -> None:
+    """Have it said here that there is no library, where that is no error."""
+    from jaxglmm.ops.native import NativeError, use_native
+
+    with suppress(NativeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        use_native()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,6 +72,21 @@ def own_cache_folder(tmp_path_factory):
     JAX's cache writes its files in place, so two processes sharing a folder could read a half-written one.
     """
     os.environ["JAXGLMM_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Forget compiled programs after a file of tests that leaves the process with many memory maps.
+
+    Every program has maps of its own, and XLA's compiler ends the process by a segmentation fault where the system
+    grants no more (Linux: vm.max_map_count). One file has been seen to add 30 % of what there are.
+    """
+    yield
+    maps, limit = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+    if limit.is_file() and maps.read_text().count("\n") > int(limit.read_text()) / 3:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

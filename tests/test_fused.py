@@ -88,7 +88,13 @@ LAMBDA = np.array([[0.7, 0.0, 0.0], [-0.4, 0.5, 0.0], [0.2, 0.3, 0.4]])
 
 @pytest.mark.parametrize(
     ("name", "effects", "longest", "second"),
-    [("logit", 2, 11, True), ("negativebinomial", 2, 70, False), ("logit", 3, 70, False)],
+    [
+        ("logit", 2, 11, True),
+        ("negativebinomial", 2, 70, False),
+        ("gamma", 2, 11, False),
+        ("logit", 3, 70, False),
+        ("poisson", 3, 11, False),
+    ],
 )
 def test_several_effects_give_what_the_plain_pass_gives(x64, monkeypatch, name, effects, longest, second):
     family = FAMILIES[name]

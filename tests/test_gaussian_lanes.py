@@ -8,6 +8,8 @@ from jaxglmm.objectives.gaussian_lanes import LaneProducts, _profile, profile
 from jaxglmm.optimise.batch_gaussian import fit_gaussian_lanes
 
 
+pytestmark = pytest.mark.native  # without the library, plain JAX would be compared with itself
+
 B, G, N = 12, 9, 8
 
 

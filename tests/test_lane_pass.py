@@ -14,6 +14,9 @@ from jaxglmm.optimise.batch_lanes import RowLanes
 from jaxglmm.optimise.batch_newton import maximise_many
 
 
+pytestmark = pytest.mark.native  # there is no plain form of the lanes
+
+
 FAMILIES = {
     "logit": jg.Binomial(), "probit": jg.Binomial("probit"), "cloglog": jg.Binomial("cloglog"), "poisson": jg.Poisson(),
 }  # fmt: skip

@@ -197,6 +197,20 @@ except NativeError as error: print(error)
         assert printed == f"True {loaded} False"
 
 
+@pytest.mark.parametrize(("word", "times"), [("", 1), ("off", 0)])
+def test_a_missing_library_is_told_once(run_python, word, times):
+    code = """
+import warnings
+from jaxglmm.ops import native
+native.library_path = lambda platform="cpu": None
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    print(native.use_native(), native.use_native(), len(told), *(w.message for w in told))
+"""
+    printed = run_python(code, JAXGLMM_NATIVE=word, JAXGLMM_KERNELS="")
+    assert printed.startswith(f"False False {times}") and ("C++ compiler" in printed) == (times == 1)
+
+
 def test_an_unknown_word_in_the_environment_is_named(monkeypatch):
     monkeypatch.setenv("JAXGLMM_KERNELS", "fast")
     with pytest.raises(ValueError, match="JAXGLMM_KERNELS=fast is not known; it may be native or plain"):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 import jaxglmm as jg
-from jaxglmm.design.design import Scaling, make_design
+from jaxglmm.design.design import Scaling
 from jaxglmm.design.nesting import nested_design, sample_parents
 from jaxglmm.design.rows import make_rows
 from jaxglmm.modes.solver import choose_solver
+from jaxglmm.objectives.factor_quadrature import FactorQuadrature
+from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
-from jaxglmm.objectives.nested_quadrature import NestedQuadrature
 from jaxglmm.objectives.several import evaluate_several
 from jaxglmm.ops.nested import nested_pass
 from jaxglmm.ops.rows import FamilyRows
@@ -124,9 +125,8 @@ def test_quadrature_has_the_derivatives_of_its_value(x64, name):
 def test_quadrature_is_that_of_the_plain_form(x64):
     family, a = FAMILIES["logit"], arrays(FAMILIES["logit"])
     plain, psi = Plain(family, a), np.array([0.2, -0.3, 0.1, 0.7, 0.5, 0.0])
-    tiles, layout = make_design(a.y, a.X, weights=a.weights, offset=a.offset, codes=a.fine)
     rule = padded_nodes(5, 1)
-    reference = NestedQuadrature(family, plain.rows, jax.device_put(tiles), layout, a.fine, rule)
+    reference = FactorQuadrature(family, plain.rows, gauss_hermite(5, 1), nested=True)
     factors = [psi[P + 1].reshape(1, 1), psi[P].reshape(1, 1)]
     wanted = reference.evaluate(psi[:P], factors, psi[-1], np.zeros(PARENTS))
     found = NestedNodes(family, plain.nested, rule).evaluate(psi)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import jaxglmm as jg
-from jaxglmm.errors import DataError
 
 
 MEMBERS, HOSPITALS = 150, 12
@@ -99,8 +98,3 @@ def test_standard_errors_are_those_of_the_value(data, fits):
     ).loglik  # fmt: skip
     curvature = (at(1) - 2 * agq.loglik + at(-1)) / step**2
     assert -curvature == pytest.approx(information[1, 1], rel=0.03)
-
-
-def test_quadrature_with_crossed_factors_is_refused(data):
-    with pytest.raises(DataError, match=r"takes nested ones"):
-        jg.fit("y ~ x + (1 | member) + (1 | z)", data | {"z": np.arange(450) % 7}, family="binomial", method="agq")

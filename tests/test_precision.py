@@ -45,6 +45,32 @@ def test_float32_gives_what_float64_gives(data, double, monkeypatch, kernels, pr
     np.testing.assert_allclose(found.ranef("g")["mean"], double.ranef("g")["mean"], atol=1e-4)
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("family", ["binomial", "negativebinomial", "gamma"])
+def test_float32_gives_what_float64_gives_in_other_families(family):
+    rng = np.random.default_rng(8)
+    g = np.repeat(np.arange(250), 6)
+    x = rng.standard_normal(len(g))
+    mean = np.exp(0.5 + 0.4 * x + 0.7 * rng.standard_normal(250)[g])
+    y = {
+        "binomial": lambda: (rng.random(len(g)) < mean / (1 + mean)) * 1.0,
+        "negativebinomial": lambda: rng.poisson(mean * rng.gamma(2.0, 0.5, len(g))) * 1.0,
+        "gamma": lambda: mean * rng.gamma(3.0, 1 / 3, len(g)),
+    }[family]()
+    fit = lambda precision: jg.fit(
+        "y ~ x + (1 | g)", {"y": y, "x": x, "g": g}, family=family, method="laplace", precision=precision
+    )
+    double = fit("double")
+    for precision, errors in (("mixed", 1e-4), ("single", 1e-2)):
+        found = fit(precision)
+        assert found.convergence.kernels == "native" and found.convergence.converged
+        assert found.loglik == pytest.approx(double.loglik, rel=1e-6)
+        for name, se in double.fixef_se.items():
+            assert abs(found.fixef[name] - double.fixef[name]) <= errors * se
+            assert found.fixef_se[name] == pytest.approx(se, rel=1e-4)
+        assert found.varcorr[0]["sd"] == pytest.approx(double.varcorr[0]["sd"], rel=1e-4)
+
+
 def test_rows_are_stored_in_float32_where_they_may_be(data):
     family = jg.Poisson()
     frame = model_frame("y ~ x + year + (1 | g)", data, family=family)

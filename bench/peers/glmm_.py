@@ -12,7 +12,9 @@ def describe():
 
 
 def mixed(arrays, spec):
-    """Random effects of one factor, or two."""
+    """Random effects of one factor, or two; with two it answers by Laplace's approximation whatever was asked for."""
+    if "h" in arrays and spec.get("nodes", 1) != 1:
+        return None
     X = arrays["X"]
     data = {name: arrays[name] for name in ("y", "g", "h") if name in arrays}
     data |= {f"x{j}": column for j, column in enumerate(X) if j}

@@ -1,13 +1,13 @@
 """Eliminating the factor with the most levels, which two of the solvers begin with."""
 
 import numpy as np
-from scipy.sparse import csr_array, hstack
 
 from jaxglmm.design.rows import RowDesign
-from jaxglmm.modes.blocks import Blocks, inverse, log_det, matrix, product
+from jaxglmm.modes.blocks import Blocks, inverse, log_det, product
+from jaxglmm.modes.incidence import Incidence
 
 
-class Elimination:
+class Elimination(Incidence):
     """The largest factor's part of H: D^-1, B and E = D^-1 B, and how they carry vectors to the rest and back.
 
     Attributes
@@ -17,30 +17,19 @@ class Elimination:
     cross, ratios : dict of int to (P, S, S')
         B and E as blocks, by the other factor.
     B, E : csr_array (G S, r)
-        Columns are the effects of the other factors in the order of elimination.
-    begins : dict of int to int
-        First column of each of the other factors.
     """
 
     def __init__(self, design: RowDesign, H: Blocks):
-        self.design, self.first, self.rest = design, design.order[0], design.order[1:]
+        super().__init__(design)
         D = H.diagonal[self.first]
         self.log_det = log_det(D)
         if not np.isfinite(self.log_det):
             raise np.linalg.LinAlgError("not positive definite")
         self.inverses = inverse(D)
-        sizes = [design.terms[t].n_levels * design.terms[t].n_effects for t in self.rest]
-        self.begins = dict(zip(self.rest, np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist(), strict=True))
-        self.order = sum(sizes)
         self.cross = {t: H.cross[self.first, t] for t in self.rest}
         self.ratios = {t: product(self.inverses[design.pairs[self.first, t].first], C) for t, C in self.cross.items()}
         self.B = self.joined(self.cross)
         self.E = self.joined(self.ratios)
-
-    def joined(self, values) -> csr_array:
-        """Blocks by the other factor as one sparse matrix, like E."""
-        parts = [matrix(self.design, (self.first, t), values[t]).tocsr() for t in self.rest]
-        return parts[0] if len(parts) == 1 else csr_array(hstack(parts, format="csr"))
 
     def columns(self, t: int) -> slice:
         """Where a term's effects lie among the rest."""

@@ -66,12 +66,12 @@ class AdaptiveQuadrature(eqx.Module):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _loglik(family, count, determinant, native, eta, factor, log_phi, y, weight, z, index, nodes):
-    gradient = _gradient(family, count, determinant, native, eta, factor, log_phi, y, weight, z, index, nodes)
+    gradient = slot_gradient(family, count, determinant, native, eta, factor, log_phi, y, weight, z, index, nodes)
     return gradient[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def _gradient(family, count, determinant, native, *arrays):
+def slot_gradient(family, count, determinant, native, *arrays):
     """Value (), and its derivatives in eta (n_slots,), the factor (S, S) and log_phi ()."""
     if native:
         return modes.group_gradient(family, count, determinant, *arrays)
@@ -92,11 +92,11 @@ def _plain_gradient(family, count, determinant, eta, factor, log_phi, y, weight,
     return value, d_eta, d_factor, d_phi
 
 
-@functools.partial(_gradient.defjvp, symbolic_zeros=True)
+@functools.partial(slot_gradient.defjvp, symbolic_zeros=True)
 def _gradient_jvp(family, count, determinant, native, primals, tangents):
     direction = _filled(tangents[:3])
     if native and all(isinstance(t, SymbolicZero) for t in tangents[3:6]):
-        found = _gradient(family, count, determinant, native, *primals)
+        found = slot_gradient(family, count, determinant, native, *primals)
         d_eta, d_factor, d_phi = found[1:]
         slope = jnp.sum(d_eta * direction[0]) + jnp.sum(d_factor * direction[1]) + d_phi * direction[2]
         return found, (slope, *_push(family, count, determinant, *primals, *direction))
@@ -149,7 +149,7 @@ def _reference(family, count, determinant, eta, factor, log_phi, y, weight, z, i
 def _loglik_jvp(family, count, determinant, native, primals, tangents):
     eta, factor, log_phi, y, weight, z, index, nodes = primals
     t_eta, t_factor, t_phi, *t_data = tangents[:6]
-    value, d_eta, d_factor, d_phi = _gradient(family, count, determinant, native, *primals)
+    value, d_eta, d_factor, d_phi = slot_gradient(family, count, determinant, native, *primals)
     tangent = jnp.zeros_like(value)
     for derivative, t in ((d_eta, t_eta), (d_factor, t_factor), (d_phi, t_phi)):
         if not isinstance(t, SymbolicZero):

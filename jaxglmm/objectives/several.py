@@ -139,7 +139,7 @@ def _laplace(design, solver, factors, d, u, determinant) -> LaplaceStep:
         K = H.pattern
         h = leverages(design, factors, K)
         adjoint = H.solve(effect_scores(design, factors, -0.5 * d.a * h)[:, None])[:, 0]
-        occam = _occam(design, normal, factors, K)
+        occam = occam_change(design, normal, factors, K)
     else:
         h, adjoint, occam = np.zeros_like(d.s), np.zeros_like(u), [np.zeros_like(f) for f in factors]
     bend = linear_predictor(design, np.zeros_like(d.s), factors, adjoint)
@@ -182,7 +182,7 @@ def _row_forms(C, codes, left, right):
     return total
 
 
-def _occam(design, normal: Blocks, factors, K: Blocks) -> list[np.ndarray]:
+def occam_change(design, normal: Blocks, factors, K: Blocks) -> list[np.ndarray]:
     """d(log det H)/2 / d Lambda_t at fixed W: the sum over levels of the diagonal blocks of Z'WZ Lambda H^-1."""
     out = [
         product(product(A, factor), D).sum(0) for A, factor, D in zip(normal.diagonal, factors, K.diagonal, strict=True)

@@ -1,12 +1,13 @@
 """The native libraries: find them, judge them, register their kernels with JAX on first use.
 
-The library only adds speed: every operation has a plain JAX form, which is used without a word where there is
-no library (`jaxglmm doctor` tells). A library that is there and cannot be used is a fault, and warns. There is one for
-the CPU, and one for CUDA where it was asked for when the package was built (JAXGLMM_CUDA=1).
+The library only adds speed: every operation has a plain JAX form, which is used where there is no library; a process
+is told so once, as pip shows nothing of what a build says (`jaxglmm doctor` tells at any time). A library that is there
+and cannot be used is a fault, and warns. There is one for the CPU, and one for CUDA where it was asked for when the
+package was built (JAXGLMM_CUDA=1).
 
 Environment:
 
-* ``JAXGLMM_NATIVE=require`` makes a missing library an error; ``off`` never loads it.
+* ``JAXGLMM_NATIVE=require`` makes a missing library an error; ``off`` never loads it, and nothing is said of it.
 * ``JAXGLMM_KERNELS=plain`` computes in plain JAX although the library is there; ``native`` insists on it.
 * ``JAXGLMM_SIMD=avx512``, ``avx2`` or ``baseline`` takes that code of the library's where the processor has it
   (the baseline otherwise); the best there is by default.
@@ -106,6 +107,8 @@ def use_native(platform: str = "cpu") -> bool:
     if platform == "cpu" and not status.loaded and (native == "require" or kernels == "native"):
         asked = "JAXGLMM_NATIVE=require" if native == "require" else "JAXGLMM_KERNELS=native"
         raise NativeError(f"{asked}, but {status.reason}; {REMEDY}")
+    if platform == "cpu" and not status.loaded and status.path is None and native != "off" and os.name != "nt":
+        _say_once(status.reason)
     return status.loaded
 
 
@@ -167,6 +170,14 @@ def library() -> ctypes.CDLL:
 
 
 _lock = threading.Lock()
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    text = (
+        f"jaxglmm computes in plain JAX, several times slower: {reason}; {REMEDY}; JAXGLMM_NATIVE=off if it is to be so"
+    )
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 @functools.cache

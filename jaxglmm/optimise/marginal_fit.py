@@ -95,26 +95,32 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
         x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
     x0[p] = log_phi0
 
-    native = fused.covers(family, design)
-    if native:  # the pass of the fit itself, at Lambda = 0
-        nodes, term = padded_nodes(1, design.terms[0].z.shape[0]), design.terms[0]
-        modes = jax.device_put(aligned_zeros(term.z.shape, term.z.dtype), may_alias=True)
-        place = np.append(np.arange(p), p + len(term.covariance.diagonal))
+    def plain(x):
+        value, gradient, hessian, groups = evaluate_glm(family, design, x)
+        return float(value), np.asarray(gradient), np.asarray(hessian), groups
 
-    def at(x):
-        if not native:
-            value, gradient, hessian, groups = evaluate_glm(family, design, x)
-            return float(value), np.asarray(gradient), np.asarray(hessian), groups
-        psi = np.zeros(place[-1] + 1)
-        psi[place] = x
-        value, gradient, hessian, _ = evaluate(family, design, nodes, psi, modes)
-        return float(value), np.asarray(gradient)[place], np.asarray(hessian)[np.ix_(place, place)]
-
+    at = _without_effects(family, design) if fused.covers(family, design) else plain
     x0 = x0 if start is None else start
     result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
     check_separation(design, result, names, intercept)
     (groups,) = result.extra or (evaluate_glm(family, design, result.x, second=False)[3],)
     return result, tuple(np.asarray(v) for v in groups)
+
+
+def _without_effects(family, design):
+    """Value, gradient and Hessian in (beta, log dispersion) by the native pass of the fit itself, at Lambda = 0."""
+    term, p = design.terms[0], design.X.shape[1]
+    nodes = padded_nodes(1, term.covariance.n_effects)
+    modes = jax.device_put(aligned_zeros(term.z.shape, term.z.dtype), may_alias=True)
+    place = np.append(np.arange(p), p + len(term.covariance.diagonal))
+
+    def at(x):
+        psi = np.zeros(place[-1] + 1)
+        psi[place] = x
+        value, gradient, hessian, _ = evaluate(family, design, nodes, psi, modes)
+        return float(value), np.asarray(gradient)[place], np.asarray(hessian)[np.ix_(place, place)]
+
+    return at
 
 
 def maximise_free(at, x0, free, even, *, part=None, **options) -> NewtonResult:

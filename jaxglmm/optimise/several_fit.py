@@ -11,7 +11,7 @@ import numpy as np
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.errors import SeparationError
 from jaxglmm.modes.solver import AbstractSolver
-from jaxglmm.objectives.nested_quadrature import NestedQuadrature
+from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.several_boundary import LITTLE, settle
@@ -56,7 +56,7 @@ class SeveralSolution:
 
 def fit_several(
     family, design: RowDesign, solver: AbstractSolver, intercept, *, names, groups, factors=None, determinant=True,
-    quadrature: NestedQuadrature | None = None, tol=1e-12, max_iterations=100, callback=None,
+    quadrature: FactorQuadrature | None = None, tol=1e-12, max_iterations=100, callback=None,
 ) -> SeveralSolution:  # fmt: skip
     """Fit by Laplace's approximation.
 
@@ -72,7 +72,7 @@ def fit_several(
         Hold each Lambda (for scaled z) here.
     determinant : bool
         False for the joint likelihood.
-    quadrature : NestedQuadrature, optional
+    quadrature : FactorQuadrature, optional
         The likelihood to maximise in place of Laplace's, which then only says where to begin.
 
     Raises
@@ -91,7 +91,7 @@ def fit_several(
     steps = min(_FIRST_STEPS, max_iterations)
     result = search.climb(x, free, steps=steps)
     if quadrature is not None:
-        result = search.climb(search.use_quadrature(quadrature, result.x, free), free, steps=steps)
+        result = search.climb(search.use_quadrature(quadrature, solver, result.x, free), free, steps=steps)
     if factors is None:
         result, free, scores = settle(search, result, groups)
     hessian = search.final_hessian(result.x, free)

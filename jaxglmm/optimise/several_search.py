@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxglmm.objectives.nested_quadrature import NestedQuadrature
+from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.marginal_fit import maximise_free
@@ -60,7 +60,7 @@ class Search:
         self._last: tuple[bytes, SeveralEvaluation] | None = None
         self._model: _Model | None = None
         self.refining = False
-        self.quadrature: NestedQuadrature | None = None
+        self.quadrature: FactorQuadrature | None = None
 
     # --- Coordinates -------------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Search:
         Where `exact` is False differences go one way, and the closed form leaves out a small term (`fixed_hessian`).
         They go one way, too, where the gradient is an estimate: its error is larger than that of the difference.
         """
-        cheap = self.solver.cheap
+        cheap = self._cheap
         both = exact and cheap.exact
         e = self.at(x) if cheap is self.solver else self.evaluate(x, self.u, cheap)
         gradient = self.gradient(e)
@@ -194,7 +194,12 @@ class Search:
 
     @property
     def _near(self):
-        return _NEAR if self.solver.cheap.exact else _NEAR_ESTIMATE
+        return _NEAR if self._cheap.exact else _NEAR_ESTIMATE
+
+    @property
+    def _cheap(self):
+        """What differences of the gradient are made with."""
+        return self.solver if self.quadrature is not None else self.solver.cheap
 
     @staticmethod
     def _distance(hessian, gradient, free):
@@ -210,11 +215,14 @@ class Search:
                 return known.hessian
         return self.hessian(x, exact=True)
 
-    def use_quadrature(self, quadrature, x, free):
-        """Maximise another likelihood from here on; x with variances that are far enough from zero to be moved."""
+    def use_quadrature(self, quadrature, solver, x, free):
+        """Maximise another likelihood from here on; x with variances that are far enough from zero to be moved.
+
+        `solver` is for Laplace's approximation beside it.
+        """
         parts = self.design.split(self.u)
-        self._all_modes, self.u = self.u, np.concatenate([parts[t].ravel() for t in quadrature.coarser])
-        self.quadrature, self._last, self._model = quadrature, None, None
+        self._all_modes, self.u = self.u, np.concatenate([parts[t].ravel() for t in quadrature.others])
+        self.solver, self.quadrature, self._last, self._model = solver, quadrature, None, None
         return np.where(self.even & free, np.maximum(np.abs(x), _SMALLEST), x)
 
     def refine_with(self, solver):
