@@ -7,6 +7,7 @@ import pytest
 
 import jaxglmm as jg
 from jaxglmm.design.design import make_design
+from jaxglmm.objectives import quadrature
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.objectives.params import Params
 from jaxglmm.ops import fused, modes, native
@@ -49,6 +50,25 @@ def test_derivatives_are_those_of_the_fused_pass(x64, family, effects, nodes):
     np.testing.assert_allclose(jax.grad(value)(flat), slope @ J, rtol=1e-10, atol=1e-10)
     hessian = J.T @ curvature @ J + jnp.einsum("a,aij->ij", slope, bend)
     np.testing.assert_allclose(jax.jit(jax.hessian(value))(flat), hessian, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "effects", "nodes"),
+    [(jg.Gaussian(), 2, 1), (jg.Gamma(), 2, 3), (jg.Poisson(), 3, 1)],
+    ids=["gaussian", "gamma", "three effects"],
+)
+def test_the_kernel_has_the_value_and_gradient_of_its_plain_form(x64, family, effects, nodes):
+    """Derivatives in Lambda are compared in its lower triangle; the kernel leaves zeros above."""
+    _, design = problem(family, effects)
+    term, rule = design.terms[0], jax.tree.map(jnp.asarray, gauss_hermite(nodes, effects))
+    factor = jnp.asarray([[0.7, 0.0, 0.0], [0.3, 0.5, 0.0], [-0.2, 0.1, 0.6]])[:effects, :effects]
+    eta, y = 0.3 * jnp.asarray(design.X)[:, 1] ** 2, jnp.asarray(design.y) + (0.5 if family.name == "gamma" else 0.0)
+    arrays = (eta, factor, jnp.asarray(0.4), y, design.weights, term.z, term.index, rule)
+    found, plain = (
+        quadrature.slot_gradient(family, nodes**effects, True, native, *arrays) for native in (True, False)
+    )  # fmt: skip
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(a, np.tril(b) if b.ndim == 2 else b, rtol=1e-11, atol=1e-11)
 
 
 def test_the_third_order_is_that_of_the_second(x64):

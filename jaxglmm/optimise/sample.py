@@ -20,7 +20,7 @@ _MANY_SLOTS = 150_000
 _MANY_SLOTS_PLAIN = 1_500_000
 _SHARE = 0.01
 # A larger one takes the estimates closer and corrects Newton's steps over all rows: so many slots, or this share.
-_CORRECTING_SLOTS, _CORRECTING_SHARE = 200_000, 0.06
+_CORRECTING_SLOTS, _CORRECTING_SHARE = 60_000, 0.06
 # A sample has at least this many slots for each column, and blocks enough to hold all common sizes.
 _SLOTS_A_COLUMN = 200
 _FEWEST_BLOCKS = 24

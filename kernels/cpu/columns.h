@@ -9,6 +9,7 @@ namespace JAXGLMM_TARGET {
 
 constexpr int64_t kTileRows = 4;  // rows of an outer product's register tile
 constexpr int64_t kMostRows = 32;  // of a group that has a lane to itself
+constexpr int kHeld = 12;          // sums that registers hold
 
 inline int64_t padded_columns(int64_t columns) {
   constexpr int64_t unit = kLanes > kTileRows ? kLanes : kTileRows;
@@ -38,10 +39,15 @@ inline TileRows load_columns(const Problem& q, const Tile& tile, int64_t j0, int
   return rows;
 }
 
-JAXGLMM_INLINE double dot(const double* x, const double* beta, int64_t padded) {
-  V total{};
-  for (int64_t c = 0; c < padded; c += kLanes) total += load(x + c) * load(beta + c);
-  return sum(total);
+// Products with beta of kLanes rows one behind the other.
+JAXGLMM_INLINE V dots(const double* x, const double* beta, int64_t padded) {
+  V total[kLanes] = {}, out{};
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    const V b = load(beta + c);
+    for (int64_t j = 0; j < kLanes; ++j) total[j] += b * load(x + j * padded + c);
+  }
+  for (int64_t j = 0; j < kLanes; ++j) set_lane(out, j, sum(total[j]));
+  return out;
 }
 
 // out += sum of weight[i] x_i over rows one behind the other.
@@ -53,28 +59,44 @@ inline void add_weighted(const double* weight, const double* x, int64_t rows, in
   }
 }
 
+// `Vectors` vectors of columns of the sums below, held in registers.
+template <int Vectors, int Sums>
+inline void add_weighted_tile(const double* const (&weight)[Sums], const TileRows x, int64_t c, int64_t size,
+                              int64_t lanes, double* const (&out)[Sums]) {
+  V total[Sums][Vectors];
+  for (int w = 0; w < Sums; ++w)
+    for (int v = 0; v < Vectors; ++v) total[w][v] = load(out[w] + c + v * kLanes);
+  for (int64_t k = 0, i = 0; k < size; ++k) {
+    const double* at = x.row(k, 0) + c;
+    for (int64_t j = 0; j < lanes; ++j, ++i, at += x.padded)
+      for (int w = 0; w < Sums; ++w) {
+        const V factor = splat(weight[w][i]);
+        for (int v = 0; v < Vectors; ++v) total[w][v] += factor * load(at + v * kLanes);
+      }
+  }
+  for (int w = 0; w < Sums; ++w)
+    for (int v = 0; v < Vectors; ++v) store(out[w] + c + v * kLanes, total[w][v]);
+}
+
+template <int Vectors, int Sums>
+inline void add_weighted_tiles(const double* const (&weight)[Sums], const TileRows& x, int64_t c, int64_t size,
+                               int64_t lanes, double* const (&out)[Sums]) {
+  for (; c + Vectors * kLanes <= x.padded; c += Vectors * kLanes)
+    add_weighted_tile<Vectors>(weight, x, c, size, lanes, out);
+  if constexpr (Vectors > 1) add_weighted_tiles<Vectors - 1>(weight, x, c, size, lanes, out);
+}
+
 // out[w] += sum of weight[w][i] x_i over rows i = k * lanes + j, for all of `Sums` vectors of weights.
 template <int Sums>
 inline void add_weighted(const double* const (&weight)[Sums], const TileRows& x, int64_t size, int64_t lanes,
                          double* const (&out)[Sums]) {
-  for (int64_t c = 0; c < x.padded; c += kLanes) {
-    V total[Sums];
-    for (int w = 0; w < Sums; ++w) total[w] = load(out[w] + c);
-    for (int64_t k = 0, i = 0; k < size; ++k) {
-      const double* at = x.row(k, 0) + c;
-      for (int64_t j = 0; j < lanes; ++j, ++i, at += x.padded) {
-        const V value = load(at);
-        for (int w = 0; w < Sums; ++w) total[w] += weight[w][i] * value;
-      }
-    }
-    for (int w = 0; w < Sums; ++w) store(out[w] + c, total[w]);
-  }
+  add_weighted_tiles<Sums == 1 ? 6 : Sums < kHeld ? kHeld / Sums : 1>(weight, x, 0, size, lanes, out);
 }
 
 // kTileRows rows and `Vectors` vectors of columns of sum a_i x_i', held in registers; the rows a_i are one
 // behind the other.
 template <int Vectors>
-inline void add_outer_tile(const double* a, const TileRows& x, int64_t c, int64_t size, int64_t lanes,
+inline void add_outer_tile(const double* a, const TileRows x, int64_t c, int64_t size, int64_t lanes,
                            double* out) {
   V held[kTileRows][Vectors] = {};
   for (int64_t k = 0; k < size; ++k) {

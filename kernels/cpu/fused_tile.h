@@ -154,7 +154,10 @@ class TilePass {
     for (int64_t j = 0; j < width && q.columns; j += slice) {
       x = load_columns(q, tile, j, slice, padded, copy);
       for (int64_t k = 0; k < tile.size; ++k)
-        for (int64_t g = 0; g < slice; ++g) r[R::eta][k * width + j + g] += dot(x.row(k, g), q.beta, padded);
+        for (int64_t g = 0; g < slice; g += kLanes) {
+          double* eta = r[R::eta] + k * width + j + g;
+          store(eta, jaxglmm::JAXGLMM_TARGET::load(eta) + dots(x.row(k, g), q.beta, padded));
+        }
     }
     return true;
   }

@@ -47,7 +47,7 @@ struct Logit {
     const V unlikely = select(negative, y, 1.0 - y), sign = select(negative, splat(1.0), splat(-1.0));
     const V w = near * far;
     Row r{};
-    r.l = -log1p(t) - size * unlikely;
+    r.l = -log1p_of_share(t, near) - size * unlikely;
     r.s = sign * (unlikely * near - (1.0 - unlikely) * far);
     r.w = w;
     r.a = sign * w * (near - far);
@@ -149,7 +149,7 @@ struct NegativeBinomial {  // log link, phi = theta; l = y eta - (y + theta) log
     const M low = q <= 0.0;
     const V near = 1.0 / (1.0 + t), far = t * near;
     const V p = select(low, far, near), rest = select(low, near, far);  // mu / (mu + theta), and 1 minus it
-    const V soft = log1p(t) + select(low, V{}, q);
+    const V soft = log1p_of_share(t, near) + select(low, V{}, q);
     const V n = y + theta, v = p * rest, tilt = rest - p, bend = v * (1.0 - 6.0 * v);
     return {y * eta - n * soft,
             y * rest - theta * p,

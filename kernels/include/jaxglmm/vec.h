@@ -91,12 +91,17 @@ JAXGLMM_INLINE bool any(M mask) {
 #endif
 }
 
-// c[0] + c[1] x + ... by Horner's rule.
+// c[0] + c[1] x + ... by Estrin's scheme (1960): neighbours in pairs, pairs of pairs, ..., a short chain of dependences.
 template <int N>
 JAXGLMM_INLINE V polynomial(const double (&c)[N], V x) {
-  V total = splat(c[N - 1]);
-  for (int k = N - 2; k >= 0; --k) total = total * x + c[k];
-  return total;
+  constexpr int kPairs = (N + 1) / 2;
+  V term[kPairs];
+  for (int k = 0; k < kPairs; ++k) term[k] = 2 * k + 1 < N ? x * c[2 * k + 1] + c[2 * k] : splat(c[2 * k]);
+  for (int left = kPairs; left > 1; left = (left + 1) / 2) {
+    x = x * x;
+    for (int k = 0; k < left; k += 2) term[k / 2] = k + 1 < left ? term[k + 1] * x + term[k] : term[k];
+  }
+  return term[0];
 }
 
 constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
@@ -131,6 +136,12 @@ JAXGLMM_INLINE V log_plus(V x, V correction) {
 
 // log(x) to 1 ulp for normal x > 0; NaN for x <= 0.
 JAXGLMM_INLINE V log(V x) { return select(x > 0.0, select(x < kInfinity, log_plus(x, V{}), x), splat(kNaN)); }
+
+// log(1 + x) to 2 ulp for 0 <= x <= 1, given 1 / (1 + x).
+JAXGLMM_INLINE V log1p_of_share(V x, V inverse) {
+  const V y = 1.0 + x;
+  return log_plus(y, (x - (y - 1.0)) * inverse);
+}
 
 // log(1 + x) to 2 ulp for x > -1; NaN otherwise.
 JAXGLMM_INLINE V log1p(V x) {
