@@ -110,10 +110,10 @@ class Layout:
 
     @cached_property
     def empty(self) -> np.ndarray:
-        """bool (n_slots,): slots without a row."""
+        """int64: slots without a row."""
         out = np.ones(self.n_slots, bool)
         out[self.slot] = False
-        return out
+        return np.flatnonzero(out)
 
 
 def round_up(count: int) -> int:
@@ -162,17 +162,16 @@ def build_index(
     # Where the group's first row goes (first), and how far apart its rows lie (stride).
     kinds = _KIND[np.minimum(counts, LONGEST + 1)]
     first = np.zeros(n_groups, np.int64)
-    stride = np.zeros(n_groups, np.int64)
+    widths = [max(block // size, 1) for size in SIZES]  # a class that does not divide a small block is empty
+    stride = np.array([*widths, 0])[kinds]
     kind_of_block, bounds, base = [], [0], 0
-    for kind, size in enumerate(SIZES):
+    for kind, across in enumerate(widths):
         members = np.flatnonzero(kinds == kind)
-        across = max(block // size, 1)  # a class that does not divide a small block is empty
         blocks = -(-len(members) // across)
         if not blocked and blocks:
             blocks = round_up(blocks)
-        place = np.arange(len(members))
-        first[members] = (base + place // across) * block + place % across
-        stride[members] = across
+        places = block * np.arange(base, base + blocks)[:, None] + np.arange(across)
+        first[members] = places.ravel()[: len(members)]
         kind_of_block.append(np.full(blocks, kind, np.int32))
         base += blocks
         bounds.append(base)
