@@ -113,10 +113,11 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
 
     done = [(case, entry) for case, entries in measured for entry in entries if entry.median]
     title = textwrap.fill(title, 90)  # constrained layout does not wrap it
-    label = lambda case, entry: f"{entry.contender}, {case.series}" if case.series else entry.contender
+    curves = len({case.size for case, _ in measured}) > 1  # the names of bars tell their cases apart
+    label = lambda case, entry: f"{entry.contender}, {case.series}" if curves and case.series else entry.contender
     names = list(dict.fromkeys(label(*one) for one in done))
     colours = {name: f"C{k}" for k, name in enumerate(names)}
-    if len({case.size for case, _ in measured}) > 1:
+    if curves:
         figure, panels = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
         values = (lambda e: e.median, lambda e: max(e.peaks, default=None))
         for axes, value, unit in zip(panels, values, ("seconds, median", "peak resident memory, MB"), strict=True):
@@ -131,7 +132,7 @@ def draw(path: Path, title: str, measured: list[tuple[Case, list[Entry]]]) -> No
     else:
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         axes.barh(
-            [f"{case.name} · {label(case, e)}" for case, e in done],
+            [f"{case.name} · {e.contender}" for case, e in done],
             [e.median for _, e in done],
             color=[colours[label(*one)] for one in done],
         )

@@ -73,14 +73,13 @@ def both(same):
     return lambda operation, kernel: same(kernel, lambda: operation(), lambda: operation())
 
 
-@pytest.mark.parametrize("effects", [1, 2])
+@pytest.mark.parametrize(("effects", "second"), [(1, True), (2, False)])
 @pytest.mark.parametrize(
     ("rows", "sums"), [("f8", "f8"), ("f4", "f8"), ("f4", "f4")], ids=["double", "mixed", "single"]
 )
-def test_the_pass_over_the_rows(x64, both, rows, sums, effects):
+def test_the_pass_over_the_rows(x64, both, rows, sums, effects, second):
     design, _, psi, rule, start = problem(np.dtype(rows), effects)
-    for second in (True, False):
-        both(lambda second=second: evaluate(NB, design, rule, psi.astype(sums), start, second=second), "fused_pass")
+    both(lambda: evaluate(NB, design, rule, psi.astype(sums), start, second=second), "fused_pass")
 
 
 @pytest.mark.parametrize("effects", [1, 2])

@@ -26,4 +26,5 @@ def cases(size, seed=0):
     """Exactly, where that is possible, and by iteration; peers have one way, which for GPBoost is stochastic too."""
     arrays, spec = grid(size, seed), {"family": "binomial", "nodes": 1}
     for solver in ("krylov", *(["schur"] if size <= 20_000 else [])):
-        yield Case(f"{size:,} effects, {solver}", size, "mixed", dict(arrays), spec | {"solver": solver}, better=None)
+        name, spec = f"{size:,} effects, {solver}", spec | {"solver": solver}
+        yield Case(name, size, "mixed", dict(arrays), spec, better=None, series=solver)

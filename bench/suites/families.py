@@ -14,4 +14,5 @@ def cases(size, seed=0):
     """One case a family."""
     for family in FAMILIES:
         arrays = members(size, columns=8, family=family, tau=0.5, seed=seed)
-        yield Case(f"{family}, {size:,} groups", size, "mixed", arrays, {"family": family, "nodes": 1})
+        spec = {"family": family, "nodes": 1}
+        yield Case(f"{family}, {size:,} groups", size, "mixed", arrays, spec, series=family)

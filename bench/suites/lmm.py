@@ -14,6 +14,7 @@ def cases(size, seed=0):
     spec = {"family": "gaussian"}
     if size <= 10_000:  # beyond, the smaller factor alone would be larger than what peers factorise in the time
         arrays = two_factors((size, int(0.38 * size)), 24 * size, columns=3, seed=seed)
-        yield Case(f"crossed, {size:,} x {int(0.38 * size):,}", size, "mixed", arrays, spec)
+        name = f"crossed, {size:,} x {int(0.38 * size):,}"
+        yield Case(name, size, "mixed", arrays, spec, series="crossed")
     arrays = two_factors((size, max(size // 1000, 10)), 3 * size, nested=True, seed=seed)
-    yield Case(f"nested, {size:,} in {max(size // 1000, 10):,}", size, "mixed", arrays, spec)
+    yield Case(f"nested, {size:,} in {max(size // 1000, 10):,}", size, "mixed", arrays, spec, series="nested")

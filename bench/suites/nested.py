@@ -14,6 +14,7 @@ def cases(size, seed=0):
     arrays = members(size, seed=seed, parents=min(1_000, size // 50))
     alone = {name: v for name, v in arrays.items() if name != "h"}
     laplace, nodes = ({"family": "binomial", "nodes": k} for k in (1, 9))
-    yield Case(f"{size:,} members alone", size, "mixed", alone, laplace)
-    yield Case(f"{size:,} members in hospitals", size, "mixed", dict(arrays), laplace)
-    yield Case(f"{size:,} members in hospitals, 9 nodes", size, "mixed", dict(arrays), nodes, better=None)
+    yield Case(f"{size:,} members alone", size, "mixed", alone, laplace, series="alone")
+    yield Case(f"{size:,} members in hospitals", size, "mixed", dict(arrays), laplace, series="in hospitals")
+    name = f"{size:,} members in hospitals, 9 nodes"
+    yield Case(name, size, "mixed", dict(arrays), nodes, better=None, series="in hospitals, 9 nodes")

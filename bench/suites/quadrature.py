@@ -14,4 +14,5 @@ def cases(size, seed=0):
     arrays = members(size, seed=seed)
     for nodes in (1, 9, 25):
         spec = {"family": "binomial", "nodes": nodes}
-        yield Case(f"{nodes} node{'s' * (nodes > 1)}, {size:,} groups", size, "mixed", dict(arrays), spec)
+        name = f"{nodes} node{'s' * (nodes > 1)}"
+        yield Case(f"{name}, {size:,} groups", size, "mixed", dict(arrays), spec, series=name)

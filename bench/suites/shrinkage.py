@@ -15,4 +15,4 @@ def cases(size, seed=0):
     for estimated in (True, False):
         spec = {"family": "binomial", "tau": 0.8, "estimated": estimated}
         name = "tau estimated" if estimated else "one lambda given"
-        yield Case(f"{name}, {size:,} groups", size, "shrinkage", dict(arrays), spec, better=None)
+        yield Case(f"{name}, {size:,} groups", size, "shrinkage", dict(arrays), spec, better=None, series=name)

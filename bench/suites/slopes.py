@@ -13,5 +13,6 @@ def cases(size, seed=0):
     """The same rows with one and with two effects a group."""
     arrays = members(size, slope=0.5, seed=seed)
     spec = {"family": "binomial", "nodes": 1}
-    yield Case(f"(1 | g), {size:,} groups", size, "mixed", dict(arrays), spec)
-    yield Case(f"(1 + x | g), {size:,} groups", size, "mixed", dict(arrays), spec | {"slope": True})
+    for effects, more in (("1", {}), ("1 + x", {"slope": True})):
+        name = f"({effects} | g)"
+        yield Case(f"{name}, {size:,} groups", size, "mixed", dict(arrays), spec | more, series=name)
