@@ -29,12 +29,6 @@ EACH, EACH_GROUP, ONES = np.arange(N), np.arange(G), np.ones(G)
 HUGE = np.iinfo(np.int64).max
 
 
-@pytest.fixture(autouse=True)
-def library():
-    if not native.use_native():
-        pytest.skip(f"native library: {native.native_status()}")
-
-
 def changed(array, value, at=3):
     """A copy with one entry another."""
     array = np.array(array)
@@ -172,7 +166,8 @@ CALLS = {
         lambda: scatter(slot=np.arange(N + 1)), lambda: scatter(center=np.zeros(3)), lambda: scatter(scale=np.ones(1)),
     ]),
     "whole_present": (whole, [
-        lambda: whole(high=-70), lambda: whole(changed(CODES, 64)), lambda: whole(changed(CODES, -1)),
+        lambda: whole(high=-70), lambda: whole(changed(CODES, G)), lambda: whole(changed(CODES, 64)),
+        lambda: whole(changed(CODES, -1)),
         lambda: whole(changed(CODES.astype(np.int64), HUGE)), lambda: whole(missing=np.zeros(N - 1, bool)),
     ]),
     "whole_codes": (whole, [lambda: whole(low=1, high=64 + 1)]),

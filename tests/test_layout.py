@@ -86,6 +86,18 @@ def test_whole_numbers_get_codes_in_their_order(monkeypatch, kernels, dtype):
         assert codes.dtype == np.int32 and (codes[~used] == -1).all()
 
 
+@pytest.mark.parametrize("kernels", ["", "plain"])
+@pytest.mark.parametrize("high", [4, 70])
+def test_a_whole_number_beyond_the_range_is_refused(monkeypatch, kernels, high):
+    """Where it is missing it does not matter."""
+    monkeypatch.setenv("JAXGLMM_KERNELS", kernels)
+    for beyond in (high + 1, high + 200, 2):
+        values = np.array([3, beyond, high])
+        with pytest.raises(ValueError, match=rf"outside 3\.\.{high}"):
+            whole_codes(values, 3, high)
+        assert whole_codes(values, 3, high, np.arange(3) == 1)[0].tolist() == [0, -1, 1]
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_native_copying_is_that_of_numpy_to_the_last_bit(monkeypatch, dtype):

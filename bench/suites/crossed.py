@@ -26,5 +26,5 @@ def cases(size, seed=0):
     """Exactly, where that is possible, and by iteration; peers have one way, which for GPBoost is stochastic too."""
     arrays, spec = grid(size, seed), {"family": "binomial", "nodes": 1}
     for solver in ("krylov", *(["schur"] if size <= 20_000 else [])):
-        name, spec = f"{size:,} effects, {solver}", spec | {"solver": solver}
-        yield Case(name, size, "mixed", dict(arrays), spec, better=None, series=solver)
+        name, asked = f"{size:,} effects, {solver}", spec | {"solver": solver}
+        yield Case(name, size, "mixed", dict(arrays), asked, better=None, series=solver)

@@ -49,11 +49,15 @@ def whole_codes(values: np.ndarray, low: int, high: int, missing: np.ndarray | N
             raise _outside(low, high)
         labels = np.empty(count, np.int64)
         _library().jaxglmm_whole_codes(i64(n), *column, i64(len(bits)), at(bits), at(codes), at(labels), i64(threads()))
+        if count and labels[-1] > high:  # in the last of the bits' words
+            raise _outside(low, high)
         return codes, labels
     places = values.astype(np.int64) - low
+    outside = (places < 0) | (places >= size)
     if missing is not None:
+        outside &= ~missing
         places[missing] = size
-    if n and (places.min() < 0 or places.max() > size):
+    if outside.any():
         raise _outside(low, high)
     present = np.zeros(size + 1, bool)
     present[places] = True

@@ -233,16 +233,7 @@ def quantiles(weights, first, step, kernel, probabilities) -> np.ndarray:
     weights, first, step = _plain(weights, np.float64), _plain(first, np.int64), _plain(step, np.float64)
     kernel, out = _plain(kernel, np.float64), np.empty((g, len(p)))
     _library().jaxglmm_lattice_quantiles(
-        _i64(g),
-        _i64(K),
-        _at(weights),
-        _at(first),
-        _at(step),
-        _i64(_PARTS),
-        _at(kernel),
-        _i64(len(p)),
-        _at(p),
-        _at(out),
+        _i64(g), _i64(K), _at(weights), _at(first), _at(step), _i64(_PARTS), _at(kernel), _i64(len(p)), _at(p), _at(out)
     )
     return out
 
