@@ -1,13 +1,20 @@
 """Likelihood-ratio tests of nested models."""
 
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
-from jaxglmm.inference.wald import chi2_p
+from jaxglmm.inference.boundary import Component, WorkingModel, reference
+from jaxglmm.inference.parameters import parameters
+
+
+# Share of the largest working weight below which rows say nothing, so that their variance is finite.
+_LEAST = 1e-10
 
 
 def anova(*fits) -> Any:
@@ -22,20 +29,22 @@ def anova(*fits) -> Any:
     -------
     table of the first fit's kind
         One row a model: `formula`, `df`, `loglik`, `aic`, `bic`, and against the model above it `chisq` = 2 (difference
-        of loglik), `chisq_df`, `p` and `reference`, the distribution that p comes from. A single variance at zero is
-        on the boundary of its range, so that chisq is then 0 half the time: the reference is an equal mixture of 0 and
-        chi2(1). Where several covariance parameters are added it is the plain chi-squared, whose p is too large
-        (conservative), and `reference` says so.
+        of loglik), `chisq_df`, `p` and `reference`, the distribution that p comes from. A variance that the smaller
+        model has at zero is at the end of its range, and so is 1/theta of a negative binomial model against the Poisson
+        one; fixed effects and correlations between effects that vary already are not. With f parameters inside of
+        their range and one variance at zero, its covariances with other effects among the f, the reference is half
+        chi2(f), half chi2(f + 1); with several variances, a mixture with weights from the information at the smaller
+        fit (see `jaxglmm.inference.boundary`). NaN where the models are not nested.
 
     Raises
     ------
     DataError
-        When a fit has a penalty or a prior, or the fits are of different rows, families or kinds of likelihood, or REML
-        fits of different fixed parts.
+        When a fit has a penalty or a prior, or the fits are of different rows, links, families (other than Poisson and
+        negative binomial) or kinds of likelihood, or REML fits of different fixed parts.
 
     References
     ----------
-    Self & Liang (1987), JASA 82, 605. Stram & Lee (1994), Biometrics 50, 1171.
+    Self & Liang (1987), JASA 82, 605. Shapiro (1988), Int. Stat. Rev. 56, 49. Stram & Lee (1994), Biometrics 50, 1171.
     """
     if len(fits) < 2:
         raise DataError("anova compares two or more fits: anova(smaller, larger)")
@@ -43,10 +52,10 @@ def anova(*fits) -> Any:
         fit._unpenalised("a likelihood-ratio test")
     for other in fits[1:]:
         _check(fits[0], other)
-    fits = sorted(fits, key=lambda fit: fit.df)
+    fits = sorted(fits, key=_count)
     chisq, extra, p, reference = [np.nan], [np.nan], [np.nan], [""]
     for smaller, larger in pairwise(fits):
-        statistic, difference = 2 * (larger.loglik - smaller.loglik), larger.df - smaller.df
+        statistic, difference = 2 * (larger.loglik - smaller.loglik), _count(larger) - _count(smaller)
         value, text = _reference(smaller, larger, statistic, difference)
         chisq.append(statistic)
         extra.append(difference)
@@ -71,19 +80,144 @@ def anova(*fits) -> Any:
 def _reference(smaller, larger, statistic, extra) -> tuple[float, str]:
     if extra == 0:
         return np.nan, "none: the models have equally many parameters"
+    added = _added(smaller, larger)
+    if isinstance(added, str):
+        return np.nan, f"none: the models are not nested ({added})"
     missing = [name for name in smaller.names if name not in larger.names]
     note = f"; are the models nested? {missing[0]!r} is only in the smaller one" if missing else ""
-    variances = _covariance_parameters(larger) - _covariance_parameters(smaller)
-    if variances == 0:
-        return chi2_p(statistic, extra), f"chi2({extra}){note}"
-    if variances == 1 and extra == 1:
-        p = 0.5 * chi2_p(statistic, 1) if statistic > 0 else 1.0
-        return p, f"half 0, half chi2(1): one variance at zero{note}"
-    return chi2_p(statistic, extra), f"chi2({extra}), conservative: variances at zero are on the boundary{note}"
+    rows = larger._problem is not None and smaller._problem is not None
+    information = _information(smaller, larger, added) if rows and added.sizes and added.sizes != [1] else None
+    found = reference(statistic, added.free, added.sizes, information)
+    if smaller.convergence.singular:
+        note += "; a variance of the smaller model is itself at its boundary, which this leaves out"
+    return found.p, found.text + note
 
 
-def _covariance_parameters(fit) -> int:
-    return len(fit.state.structure.diagonal)
+def _count(fit) -> int:
+    """Parameters that were estimated."""
+    return len(fit.names) + (len(fit.state.structure.diagonal) if _estimated(fit) else 0) + (fit.dispersion is not None)
+
+
+def _estimated(fit) -> bool:
+    """Whether covariances were, and not held by the caller."""
+    return any(parameter.kind == "sd" for parameter in parameters(fit.state))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Effects of the larger model that covary, in a basis whose first `old` effects vary in the smaller one too.
+
+    The basis is `combinations` (S, S of the block) of the effects' columns.
+    """
+
+    term: int
+    effects: tuple[int, ...]
+    combinations: np.ndarray
+    old: int
+
+
+@dataclass(frozen=True)
+class _Added:
+    """What the larger model has beyond the smaller one.
+
+    Attributes
+    ----------
+    free : int
+        Parameters that are inside of their range under the smaller model.
+    blocks : list of _Block
+    overdispersion : bool
+        A negative binomial's 1/theta, zero under the Poisson model.
+    """
+
+    free: int
+    blocks: list[_Block]
+    overdispersion: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        """New effects of each covariance matrix that has some."""
+        new = [len(block.effects) - block.old for block in self.blocks]
+        return [1] * self.overdispersion + [size for size in new if size]
+
+
+def _added(smaller, larger) -> _Added | str:
+    """What is added, or why the models' random parts are not nested."""
+    blocks, before = [], {}
+    for term, factor in zip(smaller.state.terms, smaller.state.estimate.factors, strict=True):
+        varies = _estimated(smaller) | (np.square(factor).sum(1) > 0)  # held at zero is not there
+        before[term.group] = [name for name, kept in zip(term.names, varies, strict=True) if kept]
+    for k, term in enumerate(larger.state.terms if _estimated(larger) else ()):
+        found = _blocks(smaller, larger, k, before.pop(term.group, []))
+        if isinstance(found, str):
+            return found
+        blocks += found
+    lost = [group for group, effects in before.items() if effects and group not in larger.groups]
+    if lost:
+        return f"effects by {lost[0]!r} are only in the smaller one"
+    overdispersion = larger.dispersion is not None and smaller.dispersion is None
+    added = _Added(0, blocks, overdispersion)
+    cone = sum(size * (size + 1) // 2 for size in added.sizes)
+    return replace(added, free=_count(larger) - _count(smaller) - cone)
+
+
+def _blocks(smaller, larger, k, effects) -> list[_Block] | str:
+    """The blocks of the larger model's term k, given the effects by the same group in the smaller one."""
+    term, out, lost = larger.state.terms[k], [], set(effects)
+    for block in term.blocks:
+        names = [term.names[a] for a in block]
+        order = sorted(range(len(block)), key=lambda j, names=names: names[j] not in effects)
+        out.append(_Block(k, block, np.eye(len(block))[order], sum(name in effects for name in names)))
+        lost -= set(names)
+    own = next((t for t in smaller.state.terms if t.group == term.group), None)
+    for block in () if own is None or not _estimated(smaller) else own.blocks:
+        names = {own.names[a] for a in block} - lost
+        if sum(bool(names & {term.names[a] for a in other}) for other in term.blocks) > 1:
+            return f"effects by {term.group!r} that are correlated in the smaller one are not in the larger"
+    if not lost or own is None:
+        return out
+    why = f"{sorted(lost)[0]!r} by {term.group!r} is only in the smaller one"
+    if len(term.blocks) > 1 or larger._problem is None or smaller._problem is None:
+        return why
+    # Other columns for the same effects, such as dummies of all levels of a factor for its intercept.
+    z = larger._problem.frame.terms[k].z
+    theirs = next(t for t in smaller._problem.frame.terms if t.group == term.group)
+    wanted = theirs.z[[theirs.names.index(name) for name in effects]]
+    combinations = np.linalg.lstsq(z.T, wanted.T, rcond=None)[0].T
+    if np.abs(combinations @ z - wanted).max() > 1e-8 * np.abs(wanted).max():
+        return why
+    rest = np.linalg.svd(combinations)[2][len(combinations) :]
+    return [_Block(k, term.blocks[0], np.vstack([combinations, rest]), len(combinations))]
+
+
+def _information(smaller, larger, added: _Added) -> np.ndarray:
+    """On the entries of covariance matrices that are zero under the smaller model, given all other parameters."""
+    frame, state = larger._problem.frame, smaller.state
+    n, family = len(frame.y), larger.family
+    with jax.enable_x64(True):
+        eta = smaller.predict(kind="link", effects="mode")
+        weights = np.asarray(smaller.family.expected(eta, frame.weights, state.log_dispersion))
+    weights = np.maximum(weights, _LEAST * weights.max())
+    effects = [
+        (term.codes, term.z, np.asarray(factor))
+        for term, factor in zip(smaller._problem.frame.terms, state.estimate.factors, strict=True)
+    ]
+    rows = np.arange(n)
+    new, other = [], []
+    if added.overdispersion:
+        one = np.ones(n)
+        new.append(Component(rows, one, one))
+    for block in added.blocks:
+        term = frame.terms[block.term]
+        z = list(block.combinations @ term.z[list(block.effects)])
+        for c in range(len(z)):
+            for r in range(c, len(z)):
+                (new if c >= block.old else other).append(Component(term.codes, z[c], z[r]))
+    if family.name == "gaussian":
+        scale = 1 / np.sqrt(frame.weights)
+        other.append(Component(rows, scale, scale))
+    total = WorkingModel(weights, frame.X, effects).information([*new, *other])
+    inner, cross = total[len(new) :, len(new) :], total[: len(new), len(new) :]
+    return total[: len(new), : len(new)] - cross @ np.linalg.pinv(inner, hermitian=True) @ cross.T
 
 
 def _check(first, other):
@@ -98,10 +232,15 @@ def _check(first, other):
             "the fits have different responses, weights or rows: their likelihoods cannot be compared; fit both to the "
             "same data"
         )
-    if a.family.name != b.family.name:
+    if a.family.name != b.family.name and {a.family.name, b.family.name} != {"poisson", "negativebinomial"}:
         raise DataError(
             f"the fits have different families ({a.family.name} and {b.family.name}), which are not nested: compare "
             "them by aic"
+        )
+    if a.family.link != b.family.link:
+        raise DataError(
+            f"the fits have different links ({a.family.link} and {b.family.link}), which are not nested: compare them "
+            "by aic"
         )
     kinds = {_kind(first), _kind(other)}
     if "joint" in kinds:
