@@ -86,6 +86,47 @@ def test_r_values_place_the_share_they_name(binary):
         assert np.mean(found.r_value <= alpha) == pytest.approx(alpha, abs=0.01)
 
 
+@pytest.mark.parametrize("m", [1, 2, 7, 40, 100, 101, 2500])
+def test_r_values_begin_at_one_group(m):
+    """By the definition at alpha = k/m: {r <= k/m} are the k groups with the largest P(top k/m)."""
+    rng = np.random.default_rng(m)
+    mean, sd = rng.normal(size=m), rng.uniform(0.2, 1.5, m)
+    found = rank_groups(lambda: normal_pieces(mean, sd), m, alpha=0.5, r_values=True)
+    assert found.r_value is not None
+    assert found.r_value.min() >= 1 / m - 1e-12 and found.r_value.max() <= 1
+    if m <= 100:
+        for k in range(1, m):
+            placed = np.flatnonzero(found.r_value <= k / m + 1e-12)
+            top = rank_groups(lambda: normal_pieces(mean, sd), m, alpha=k / m).p_top
+            assert set(np.argsort(-top)[:k]) <= set(placed)
+        assert len(placed) if m > 1 else found.r_value[0] == 1
+    else:
+        assert np.sum(found.r_value <= 1 / m + 1e-12) == 1
+
+
+def test_ranks_where_the_standard_deviation_is_zero():
+    """Those of the posteriors over tau that `sd_eb` describes: P(b_j > b_k) of normal posteriors in closed form."""
+    rng = np.random.default_rng(1)
+    g = np.repeat(np.arange(20), rng.integers(2, 9, 20))
+    fit = next(
+        fit
+        for fit in (jg.fit("y ~ 1 + (1 | g)", {"y": rng.normal(size=len(g)), "g": g}) for _ in range(20))
+        if fit.convergence.singular
+    )
+    effects = fit.ranef()
+    state = fit._effects(0)
+    mean, sd = state.mean_eb[:, 0], np.asarray(effects["sd_eb"])
+    P = norm.cdf((mean[:, None] - mean) / np.hypot(sd[:, None], sd))
+    np.fill_diagonal(P, 0.0)
+    table = fit.rank(r_values=True)
+    at = np.searchsorted(effects["level"], table["level"])
+    np.testing.assert_allclose(table["rank"], (1 + P.sum(1))[at], atol=1e-5)
+    assert (table["r_value"] >= 0.05 - 1e-12).all()
+    held = jg.fit("y ~ 1 + (1 | g)", {"y": rng.normal(size=len(g)), "g": g}, theta={"g": 0.0})
+    with pytest.raises(jg.DataError, match="nothing to rank"):
+        held.rank()
+
+
 def test_normal_posteriors_of_any_width():
     """Closed form: P(b_j > b_k) = Phi((m_j - m_k)/sqrt(v_j + v_k)); widths from a thousandth to three."""
     rng = np.random.default_rng(2)

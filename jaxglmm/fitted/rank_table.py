@@ -59,12 +59,14 @@ def rank_table(
     table of the caller's kind
         `position` (1 the first), `level`, `n`, `mean`, `sd_mean`, `rank` (expected, 1 the smallest effect),
         `percentile` = 100 (rank - 1/2)/m with `percentile_lower`, `percentile_upper`, `p_top`, and `p_above` and
-        `r_value` where asked for.
+        `r_value` where asked for. Where the standard deviation is estimated as zero, so that given the parameters every
+        effect is 0, `mean` and `sd_mean` are those over the posterior of the parameters, as `sd_eb` of `Fit.ranef`, and
+        ranks come from normal posteriors of these.
 
     Raises
     ------
     DataError
-        For unknown options, a variance of zero, or a saved fit without rows and no `data`.
+        For unknown options, a variance of zero where there is no `sd_eb`, or a saved fit without rows and no `data`.
 
     References
     ----------
@@ -78,12 +80,14 @@ def rank_table(
     if term not in names:
         raise DataError(f"term must be one of {', '.join(map(repr, names))}; found {term!r}")
     effect = names.index(term)
-    if fit.state.covariances[at][effect, effect] == 0:
+    zero = fit.state.covariances[at][effect, effect] == 0
+    uncertain = _with_uncertainty(fit, at, effect) if zero and data is None else None
+    if zero and uncertain is None:
         raise DataError(
-            f"the standard deviation of {term!r} between levels of {fit.state.terms[at].group!r} is zero: every effect "
-            "is 0, and there is nothing to rank"
+            f"the standard deviation of {term!r} between levels of {fit.state.terms[at].group!r} is zero: given the "
+            "parameters every effect is 0, and there is nothing to rank"
         )
-    native, levels, counts, pieces = _source(fit, at, effect, data)
+    native, levels, counts, pieces = _source(fit, at, effect, data) if uncertain is None else uncertain
     found = rank_groups(
         pieces, len(levels), alpha=alpha, threshold=threshold, interval=interval,
         r_values=r_values or order == "r_value",
@@ -122,6 +126,17 @@ def _check(state, top, alpha, order, threshold, interval) -> float:
     if not 0 < alpha < 1:
         raise DataError(f"alpha must be a share within (0, 1); found {alpha!r}")
     return alpha
+
+
+def _with_uncertainty(fit, at: int, effect: int):
+    """As `_source`, of normal posteriors with the parameters' uncertainty; None where there are none of some width."""
+    effects = fit._effects(at)
+    mean, variance = effects.mean_eb[:, effect], effects.variance_eb[:, effect]
+    if not (variance > 0).all():
+        return None
+    state, sd = fit.state, np.sqrt(variance)
+    counts = np.asarray(state.posteriors[at].n, np.int64)
+    return state.native, state.terms[at].levels, counts, lambda: normal_pieces(mean, sd)
 
 
 def _source(fit, at: int, effect: int, data):

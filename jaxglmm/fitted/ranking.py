@@ -26,7 +26,7 @@ from jaxglmm.ops import lattices
 
 _TABLE = 1 << 15  # points of the pooled distribution function, at least
 _FINEST = 1 << 20  # spacings in the range of all effects, at most: a narrower posterior is a mass at its mean
-_R_POINTS = 100  # values of alpha for r-values
+_R_POINTS = 100  # values of alpha for r-values, beside the least
 _R_SAMPLE = 200_000  # groups that give their thresholds
 
 
@@ -62,7 +62,7 @@ class Ranks:
     lower, upper : interval of the percentile
     p_top : probability of belonging to the top alpha
     p_above : probability of exceeding the threshold
-    r_value : smallest alpha at which the group is placed among the top alpha
+    r_value : smallest alpha, at least 1/G, at which the group is placed among the top alpha
     """
 
     mean: np.ndarray
@@ -281,12 +281,19 @@ class _Table:
 
 
 class _RValues:
-    """r-values: the least alpha at which V_alpha(j) = P(b_j in the top alpha) is among the alpha m largest."""
+    """r-values: the least alpha at which V_alpha(j) = P(b_j in the top alpha) is among the alpha m largest.
+
+    A list holds at least one group, so that alpha begins at 1/m: of few groups it takes all multiples of that.
+    """
 
     def __init__(self, pieces, span, table, n_groups):
-        self.alpha = np.square(np.arange(1, _R_POINTS) / _R_POINTS)
-        self.cuts = table.quantile(1 - self.alpha)
         stride = -(-n_groups // _R_SAMPLE)
+        fine, least = np.square(np.arange(1, _R_POINTS) / _R_POINTS), stride / n_groups
+        if n_groups <= _R_POINTS:
+            self.alpha = np.arange(1, max(n_groups, 2)) / n_groups
+        else:
+            self.alpha = np.append(least, fine[fine > least])
+        self.cuts = table.quantile(1 - self.alpha)
 
         def beyond(piece):
             kept = piece.groups % stride == 0
