@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "jaxglmm/families.h"
+#include "jaxglmm/scalar_mode.h"
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
@@ -17,8 +18,7 @@ namespace {
 
 constexpr int64_t kJoined = 64;        // from so many rows on a group has all lanes
 constexpr int64_t kMostPoints = 1 << 14;
-constexpr int kMostSteps = 100;
-constexpr double kClose = 1e-14;       // Newton decrement at which one more step ends the search
+constexpr double kCloser = 1e-14;      // Newton decrement at which one more step ends the search for a mode
 
 // One vector: kLanes short groups, or kLanes rows at a time of a long one. Rows are those of eta, y, weight, z.
 template <class F>
@@ -54,26 +54,6 @@ struct Groups {
     }
     first = sd * total(S) - u, second = 1.0 + sd * sd * total(W);
   }
-  // f' falls with slope at most -1: the mode lies between u and u + f'(u). As GroupPass::find_mode.
-  V mode(V u) const {
-    V low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
-    for (int step = 0; step < kMostSteps; ++step) {
-      V slope, D;
-      slopes(u, slope, D);
-      const V newton = slope / D;
-      const M up = slope > 0.0, far = slope * newton > kClose;
-      low = select(up, u, maximum(low, u + slope));
-      high = select(up, minimum(high, u + slope), u);
-      const M stuck = magnitude(newton) > 0.5 * magnitude(last), turned = newton * last < 0.0;
-      stretch = select(stuck & !turned, 2.0 * stretch, splat(1.0));
-      last = newton;
-      V next = u + stretch * newton;
-      next = select((stuck & turned) | (next < low) | (next > high), 0.5 * (low + high), next);
-      u = select(far, next, u + newton);
-      if (!any(far)) break;
-    }
-    return u;
-  }
 };
 
 template <class F>
@@ -108,9 +88,10 @@ int64_t posteriors(const LatticeProblem& q) {
     if (joined)
       for (int64_t k = 1; k < kLanes; ++k) widest = splat(std::max(widest[0], widest[k]));
     const Groups<F> rows = {eta, y, weight, z, vectors, joined, sd, dispersion_of(q.log_phi)};
-    u = rows.mode(u);
+    const auto slopes = [&](V at, V& first, V& second) { rows.slopes(at, first, second); };
+    u = scalar_mode(u, kCloser, slopes);
     V slope, D, h, middle;
-    rows.slopes(u, slope, D);
+    slopes(u, slope, D);
     const V mode = prior + sd * u, spread = sd / root(D), peak = rows.density(u);
     for (int64_t k = 0; k < kLanes; ++k) {
       double most = q.by_sd * spread[k];
@@ -121,13 +102,15 @@ int64_t posteriors(const LatticeProblem& q) {
     V mass{}, first{}, second{};
     const auto walk = [&](double k, double way, std::vector<double>& found) {
       found.clear();
+      M open = V{} < 1.0;  // a group ends where its own density does: it does not depend on its neighbours
       for (int64_t n = 0; n < kMostPoints; ++n, k += way) {
         const V b = (middle + k) * h, t = b - mode;
-        const V p = exp(rows.density((b - prior) / sd) - peak);
+        const V p = select(open, exp(rows.density((b - prior) / sd) - peak), V{});
         mass += p, first += p * t, second += p * t * t;
         found.resize((n + 1) * kLanes);
         store(found.data() + n * kLanes, p);
-        if (!any(p > q.smallest)) break;
+        open = open & (p > q.smallest);
+        if (!any(open)) break;
       }
     };
     walk(0.0, 1.0, up), walk(-1.0, -1.0, down);

@@ -63,8 +63,6 @@ JAXGLMM_DECLARE(avx512)
 
 namespace {
 
-constexpr int64_t kTileSlots = 256;  // as in sweep.cc
-
 struct Code {
   decltype(&baseline::nested_workspace) workspace;
   decltype(&baseline::add_nested) add;
@@ -89,9 +87,8 @@ struct Part {
 
 std::vector<Tile> tiles_of(const int32_t* sizes, int64_t blocks, const int32_t* pieces, int64_t n_pieces, int64_t block) {
   std::vector<Tile> tiles;
-  const int64_t lanes = best_target().lanes;
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t across = block / sizes[b], step = std::max<int64_t>(kTileSlots / sizes[b] / lanes, 1) * lanes;
+    const int64_t across = block / sizes[b], step = groups_of_tile(sizes[b]);
     for (int64_t j = 0; j < across; j += step)
       tiles.push_back({false, sizes[b], std::min(step, across - j), b * block + j, across, 0});
   }

@@ -15,14 +15,12 @@
 
 #include "columns.h"
 #include "jaxglmm/families.h"
+#include "jaxglmm/scalar_mode.h"
 #include "nested_pass.h"
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 namespace {
-
-constexpr double kClose = 1e-12;  // as in jaxglmm/group_mode.h
-constexpr int kMostSteps = 100;
 
 template <class F>
 class NestedPass {
@@ -135,27 +133,16 @@ class NestedPass {
     return f;
   }
 
-  // The standardised mode, as GroupPass::find_mode with one effect: see there.
+  // The standardised mode.
   V find_mode(int64_t v0, int64_t v1) const {
-    V u = load(mode + v0), low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
-    for (int step = 0; step < kMostSteps; ++step) {
+    return scalar_mode(load(mode + v0), kClose, [&](V u, V& slope, V& curvature) {
       V S{}, W{};
       each_row(v0, v1, [&](int64_t i) {
         const Row f = row(i, tau * u);
         S += f.s, W += f.w;
       });
-      const V up_by = tau * total(S) - u, newton = up_by / (1.0 + T * total(W));
-      const M up = up_by > 0.0, far = up_by * newton > kClose;
-      low = select(up, u, maximum(low, u + up_by)), high = select(up, minimum(high, u + up_by), u);
-      const M stuck = magnitude(newton) > 0.5 * magnitude(last), turned = newton * last < 0.0;
-      stretch = select(stuck & !turned, 2.0 * stretch, splat(1.0));
-      last = newton;
-      V next = u + stretch * newton;
-      next = select((stuck & turned) | (next < low) | (next > high), 0.5 * (low + high), next);
-      u = select(far, next, u + newton);
-      if (!any(far)) break;
-    }
-    return u;
+      slope = tau * total(S) - u, curvature = 1.0 + T * total(W);
+    });
   }
 
   void evaluate(int64_t v0, int64_t v1) {

@@ -24,8 +24,6 @@
 namespace jaxglmm {
 namespace {
 
-constexpr int64_t kTileSlots = 256;  // as in sweep.cc
-
 struct Shifts {
   const int32_t *group, *parent;
   std::vector<double> shift, steps, multiplier;
@@ -48,9 +46,8 @@ std::vector<OfParent> tiles_of(const Shifts& shifts, const int32_t* sizes, int64
     const int32_t group = shifts.group[slot];
     return group < 0 ? -1 : shifts.parent[group];
   };
-  const int64_t lanes = best_target().lanes;
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t across = block / sizes[b], most = std::max<int64_t>(kTileSlots / sizes[b] / lanes, 1) * lanes;
+    const int64_t across = block / sizes[b], most = groups_of_tile(sizes[b]);
     for (int64_t j = 0, end; j < across; j = end) {
       const int32_t parent = parent_at(b * block + j);
       for (end = j + 1; end < across && end - j < most && parent_at(b * block + end) == parent;) ++end;

@@ -9,7 +9,6 @@
 namespace jaxglmm {
 namespace {
 
-constexpr int64_t kTileSlots = 64;  // slots whose rows of X, twice, stay in the nearest cache
 constexpr int64_t kAlign = 64;
 
 // Memory at an address that any vector type likes.
@@ -59,7 +58,7 @@ void add_item(const Target& target, const Problem& q, const Item& item, int64_t 
     add(q, tile, workspace.get(workspace_of(q, tile)), sums);
     return;
   }
-  const int64_t step = std::max<int64_t>(kTileSlots / item.size / target.lanes, 1) * target.lanes;
+  const int64_t step = groups_of_tile(item.size);
   for (int64_t lane = 0; lane < item.lanes; lane += step) {
     tile.first = item.first + lane;
     tile.lanes = std::min(step, item.lanes - lane);

@@ -1,6 +1,7 @@
 // One evaluation over all groups: cut into tiles and chunks, shared by threads, added up in order.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 #include <string>
@@ -14,6 +15,13 @@ namespace jaxglmm {
 
 constexpr int64_t kLongest = 32;            // rows of a piece, design.groups.LONGEST
 constexpr int64_t kWorthThreads = 1 << 12;  // slots
+constexpr int64_t kTileSlots = 64;          // slots whose rows of X, twice, stay in the nearest cache
+
+// Groups of `size` rows in a tile: whole vectors of them.
+inline int64_t groups_of_tile(int64_t size) {
+  const int64_t lanes = best_target().lanes;
+  return std::max<int64_t>(kTileSlots / size / lanes, 1) * lanes;
+}
 
 // What is left to say about the storage once the shapes fit; empty where all is well.
 std::string storage_fault(const Integers& sizes, int64_t batches_of_sizes, int64_t n_sizes, int64_t n_pieces,

@@ -2,46 +2,27 @@
 #pragma once
 
 #include "jaxglmm/group_pass.h"
+#include "jaxglmm/scalar_mode.h"
 
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
-
-constexpr double kClose = 1e-12;  // Newton decrement at which one more step ends the search for a mode
-constexpr int kMostSteps = 100;
 
 template <class F, int S, class L>
 JAXGLMM_STEP Vector<S> GroupPass<F, S, L>::find_mode(int64_t v0, int64_t v1) const {
   Vector<S> u = load_vector(modes, width, v0);
   if constexpr (S == 1) {
-    // f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the
-    // bracket. A Newton step no shorter than half the last one is doubled if it has the same sign (in an
-    // exponential tail all steps are alike) and replaced by bisection if it has the other (between two flat
-    // tails it would go back and forth).
     const L tau = lambda(0, 0);
-    V low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);
-    M open = low < high;  // a group that has arrived stays, so that it does not depend on its neighbours
-    for (int step = 0; step < kMostSteps; ++step) {
+    u[0] = scalar_mode(u[0], kClose, [&](V at, V& slope, V& curvature) {
       V sums[2] = {};
-      const Vector<S> b = shift(u);
+      const Vector<S> b = shift(Vector<S>{{at}});
       each_row(v0, v1, [&](int64_t i) {
         const Row f = row(i, b);
         const V z = load(r[R::z] + i);
         sums[0] += z * f.s, sums[1] += z * z * f.w;
       });
       total(sums);
-      const V slope = tau * sums[0] - u[0], newton = slope / (1.0 + tau * tau * sums[1]);
-      const M up = slope > 0.0, far = slope * newton > kClose;
-      low = select(up, u[0], maximum(low, u[0] + slope));
-      high = select(up, minimum(high, u[0] + slope), u[0]);
-      const M stuck = magnitude(newton) > 0.5 * magnitude(last), turned = newton * last < 0.0;
-      stretch = select(stuck & !turned, 2.0 * stretch, splat(1.0));
-      last = newton;
-      V next = u[0] + stretch * newton;
-      next = select((stuck & turned) | (next < low) | (next > high), 0.5 * (low + high), next);
-      u[0] = select(open, select(far, next, u[0] + newton), u[0]);
-      open = open & far;
-      if (!any(open)) break;
-    }
+      slope = tau * sums[0] - at, curvature = 1.0 + tau * tau * sums[1];
+    });
     return u;
   } else {
     // f is strictly concave, so that Newton's method converges where a step that does not improve is
