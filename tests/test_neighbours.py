@@ -53,10 +53,10 @@ def test_the_fused_pass(x64, name, effects):
     near, far, same = far_starts(a.fine.max() + 1)
     group_of_slot = np.zeros(layout.n_slots, int)
     group_of_slot[layout.slot] = a.fine
-    found = [
-        np.asarray(evaluate(family, design, padded_nodes(1, effects), psi, np.tile(start[group_of_slot], (effects, 1))).modes)
-        for start in (near, far)
-    ]  # fmt: skip
+    nodes, found = padded_nodes(1, effects), []
+    for start in (near, far):
+        e = evaluate(family, design, nodes, psi, np.tile(start[group_of_slot], (effects, 1)))
+        found.append(np.asarray(e.modes))
     one, two = (modes[:, layout.slot][:, same[a.fine]] for modes in found)
     np.testing.assert_array_equal(one, two)
 

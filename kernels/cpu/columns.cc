@@ -19,18 +19,19 @@ struct Whole {
   const char* at;
   int64_t stride, low;
   uint64_t operator()(int64_t i) const {
-    return static_cast<uint64_t>(static_cast<int64_t>(value<T>(at + i * stride))) - static_cast<uint64_t>(low);
+    return static_cast<uint64_t>(static_cast<int64_t>(value<T>(at + i * stride))) -
+           static_cast<uint64_t>(low);
   }
 };
 
 }  // namespace
 }  // namespace jaxglmm
 
-// out (columns, 5): least and largest value over the rows of positive weight, their mass, weighted mean, and sum of
-// squares about it. `weight_at` may be null: ones. What is not a number makes the mean none.
-JAXGLMM_EXPORT void jaxglmm_column_moments(int64_t rows, int64_t columns, const void* const* at, const int64_t* stride,
-                                           const int32_t* type, const void* weight_at, int64_t weight_stride,
-                                           double* out, int64_t threads) {
+// out (columns, 5): least and largest value over the rows of positive weight, their mass, weighted mean, and
+// sum of squares about it. `weight_at` may be null: ones. What is not a number makes the mean none.
+JAXGLMM_EXPORT void jaxglmm_column_moments(int64_t rows, int64_t columns, const void* const* at,
+                                           const int64_t* stride, const int32_t* type, const void* weight_at,
+                                           int64_t weight_stride, double* out, int64_t threads) {
   using namespace jaxglmm;
   const auto column = columns_of(columns, at, stride, type);
   const HostColumn weight{static_cast<const char*>(weight_at), weight_stride, kF64};
@@ -50,10 +51,11 @@ JAXGLMM_EXPORT void jaxglmm_column_moments(int64_t rows, int64_t columns, const 
   }
 }
 
-// Which whole numbers from `low` on occur, as bits (words,), zero at the start; and how many, -1 where one lies outside.
+// Which whole numbers from `low` on occur, as bits (words,), zero at the start; and how many, -1 where one
+// lies outside.
 JAXGLMM_EXPORT int64_t jaxglmm_whole_present(int64_t rows, const void* at, int64_t stride, int32_t type,
-                                             const uint8_t* missing, int64_t low, int64_t words, uint64_t* bits,
-                                             int64_t threads) {
+                                             const uint8_t* missing, int64_t low, int64_t words,
+                                             uint64_t* bits, int64_t threads) {
   using namespace jaxglmm;
   std::atomic<bool> outside{false};
   with_type(type, [&](auto zero) {
@@ -77,17 +79,19 @@ JAXGLMM_EXPORT int64_t jaxglmm_whole_present(int64_t rows, const void* at, int64
   return count;
 }
 
-// The rank of each row's number among those that occur, -1 where missing[i] (null: nowhere), and those numbers in order;
-// after jaxglmm_whole_present, of the same rows.
+// The rank of each row's number among those that occur, -1 where missing[i] (null: nowhere), and those
+// numbers in order; after jaxglmm_whole_present, of the same rows.
 JAXGLMM_EXPORT void jaxglmm_whole_codes(int64_t rows, const void* at, int64_t stride, int32_t type,
-                                        const uint8_t* missing, int64_t low, int64_t words, const uint64_t* bits,
-                                        int32_t* codes, int64_t* labels, int64_t threads) {
+                                        const uint8_t* missing, int64_t low, int64_t words,
+                                        const uint64_t* bits, int32_t* codes, int64_t* labels,
+                                        int64_t threads) {
   using namespace jaxglmm;
   std::vector<int32_t> before(words);
   int32_t count = 0;
   for (int64_t k = 0; k < words; ++k) {
     before[k] = count;
-    for (uint64_t rest = bits[k]; rest; rest &= rest - 1) labels[count++] = low + 64 * k + ones((rest & -rest) - 1);
+    for (uint64_t rest = bits[k]; rest; rest &= rest - 1)
+      labels[count++] = low + 64 * k + ones((rest & -rest) - 1);
   }
   with_type(type, [&](auto zero) {
     const Whole<decltype(zero)> number{static_cast<const char*>(at), stride, low};

@@ -7,7 +7,7 @@
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-constexpr int64_t kTileRows = 4;  // rows of an outer product's register tile
+constexpr int64_t kTileRows = 4;   // rows of an outer product's register tile
 constexpr int64_t kMostRows = 32;  // of a group that has a lane to itself
 constexpr int kHeld = 12;          // sums that registers hold
 
@@ -23,8 +23,8 @@ struct TileRows {
   const double* row(int64_t k, int64_t j) const { return at + (k * stride + j) * padded; }
 };
 
-// Lanes j0 .. j0 + lanes of a tile's X: where they lie if that will do, else a copy in `out`. Lanes beyond the
-// tile are zero.
+// Lanes j0 .. j0 + lanes of a tile's X: where they lie if that will do, else a copy in `out`. Lanes beyond
+// the tile are zero.
 inline TileRows load_columns(const Problem& q, const Tile& tile, int64_t j0, int64_t lanes, int64_t padded,
                              double* out) {
   if (!tile.joined && !q.X.narrow && padded == q.columns && j0 + lanes <= tile.lanes)
@@ -79,8 +79,8 @@ inline void add_weighted_tile(const double* const (&weight)[Sums], const TileRow
 }
 
 template <int Vectors, int Sums>
-inline void add_weighted_tiles(const double* const (&weight)[Sums], const TileRows& x, int64_t c, int64_t size,
-                               int64_t lanes, double* const (&out)[Sums]) {
+inline void add_weighted_tiles(const double* const (&weight)[Sums], const TileRows& x, int64_t c,
+                               int64_t size, int64_t lanes, double* const (&out)[Sums]) {
   for (; c + Vectors * kLanes <= x.padded; c += Vectors * kLanes)
     add_weighted_tile<Vectors>(weight, x, c, size, lanes, out);
   if constexpr (Vectors > 1) add_weighted_tiles<Vectors - 1>(weight, x, c, size, lanes, out);
@@ -90,7 +90,7 @@ inline void add_weighted_tiles(const double* const (&weight)[Sums], const TileRo
 template <int Sums>
 inline void add_weighted(const double* const (&weight)[Sums], const TileRows& x, int64_t size, int64_t lanes,
                          double* const (&out)[Sums]) {
-  add_weighted_tiles<Sums == 1 ? 6 : Sums < kHeld ? kHeld / Sums : 1>(weight, x, 0, size, lanes, out);
+  add_weighted_tiles < Sums == 1 ? 6 : Sums<kHeld ? kHeld / Sums : 1>(weight, x, 0, size, lanes, out);
 }
 
 // kTileRows rows and `Vectors` vectors of columns of sum a_i x_i', held in registers; the rows a_i are one
@@ -150,7 +150,8 @@ JAXGLMM_INLINE void multiply_rows(const double* m, const TileRows& x, int64_t g,
 
 // All of a group of few rows, whose matrix fits in registers; its pairs are `lanes` apart.
 template <int Size>
-JAXGLMM_INLINE void multiply_group(const double* pair, const TileRows& x, int64_t g, int64_t lanes, double* out) {
+JAXGLMM_INLINE void multiply_group(const double* pair, const TileRows& x, int64_t g, int64_t lanes,
+                                   double* out) {
   V m[Size][Size], value[Size];
   for (int i = 0; i < Size; ++i)
     for (int j = i; j < Size; ++j, pair += lanes) m[i][j] = m[j][i] = splat(*pair);
@@ -171,10 +172,18 @@ inline void multiply_groups(const double* m, const TileRows& x, int64_t size, in
   for (int64_t g = 0; g < lanes; ++g) {
     const double* pair = m + g;
     switch (size) {
-      case 1: multiply_group<1>(pair, x, g, lanes, out); continue;
-      case 2: multiply_group<2>(pair, x, g, lanes, out); continue;
-      case 3: multiply_group<3>(pair, x, g, lanes, out); continue;
-      case 4: multiply_group<4>(pair, x, g, lanes, out); continue;
+      case 1:
+        multiply_group<1>(pair, x, g, lanes, out);
+        continue;
+      case 2:
+        multiply_group<2>(pair, x, g, lanes, out);
+        continue;
+      case 3:
+        multiply_group<3>(pair, x, g, lanes, out);
+        continue;
+      case 4:
+        multiply_group<4>(pair, x, g, lanes, out);
+        continue;
     }
     for (int64_t i = 0; i < size; ++i)
       for (int64_t j = i; j < size; ++j, pair += lanes) square[i * size + j] = square[j * size + i] = *pair;

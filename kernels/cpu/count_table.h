@@ -1,4 +1,5 @@
-// The terms of counts (jaxglmm/count_terms.h) for all counts up to the largest one. Whole counts only: NaN otherwise.
+// The terms of counts (jaxglmm/count_terms.h) for all counts up to the largest one. Whole counts only: NaN
+// otherwise.
 #pragma once
 
 #include <algorithm>

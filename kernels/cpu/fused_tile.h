@@ -99,7 +99,8 @@ class TilePass {
   // Row k of every lane to where it belongs.
   void write_lanes(const MutableColumn& to, int64_t k, const double* from) const {
     if (!tile.joined && !to.narrow) {
-      std::memcpy(static_cast<double*>(to.at) + tile.first + k * tile.stride, from, tile.lanes * sizeof(double));
+      std::memcpy(static_cast<double*>(to.at) + tile.first + k * tile.stride, from,
+                  tile.lanes * sizeof(double));
       return;
     }
     for (int64_t j = 0; j < tile.lanes; ++j) to.set(tile.slot(j) + k * tile.stride, from[j]);

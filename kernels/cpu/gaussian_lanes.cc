@@ -1,5 +1,6 @@
-// Profiled Gaussian likelihoods of very many models, with derivatives, and their maximisation: a model at a time, from
-// its cross products. The formulas are those of jaxglmm/objectives/gaussian_lanes.py, in the same notation.
+// Profiled Gaussian likelihoods of very many models, with derivatives, and their maximisation: a model at a
+// time, from its cross products. The formulas are those of jaxglmm/objectives/gaussian_lanes.py, in the same
+// notation.
 #include "gaussian_lanes.h"
 
 #include <cmath>
@@ -30,10 +31,28 @@ template <int S>
 class GaussianLane {
  public:
   explicit GaussianLane(const GaussianLanes& lanes)
-      : q(lanes), p(lanes.columns), Q(lanes.entries), P(S * S * lanes.groups), B(S * S * lanes.groups),
-        Y(p * S * lanes.groups), q_xx(p * p), inverse(p * p), L(p * p), q_xr(p), c(p), load(p * Q), yf(p * S * S),
-        yy(p * S * p * S), by(Q * p * p), scratch(p * S + p * p), gradient(Q), hessian(Q * Q), rss1(Q), rss2(Q * Q),
-        bend(Q * Q), log_det2(Q * Q) {}
+      : q(lanes),
+        p(lanes.columns),
+        Q(lanes.entries),
+        P(S * S * lanes.groups),
+        B(S * S * lanes.groups),
+        Y(p * S * lanes.groups),
+        q_xx(p * p),
+        inverse(p * p),
+        L(p * p),
+        q_xr(p),
+        c(p),
+        load(p * Q),
+        yf(p * S * S),
+        yy(p * S * p * S),
+        by(Q * p * p),
+        scratch(p * S + p * p),
+        gradient(Q),
+        hessian(Q * Q),
+        rss1(Q),
+        rss2(Q * Q),
+        bend(Q * Q),
+        log_det2(Q * Q) {}
 
   double value = 0, rss = 0;
 
@@ -52,7 +71,8 @@ class GaussianLane {
     }
     if (!ok) {
       value = rss = NAN;
-      for (auto* v : {&gradient, &hessian, &c, &inverse, &load, &bend, &rss1, &rss2, &log_det2}) fill(*v, NAN);
+      for (auto* v : {&gradient, &hessian, &c, &inverse, &load, &bend, &rss1, &rss2, &log_det2})
+        fill(*v, NAN);
     }
   }
 
@@ -63,7 +83,8 @@ class GaussianLane {
     const auto put = [&](const std::vector<double>& from, double* to) {
       std::copy(from.begin(), from.end(), to + k * from.size());
     };
-    put(gradient, q.gradient), put(hessian, q.hessian), put(c, q.c), put(inverse, q.inverse), put(load, q.load);
+    put(gradient, q.gradient), put(hessian, q.hessian), put(c, q.c), put(inverse, q.inverse),
+        put(load, q.load);
     put(bend, q.bend), put(rss1, q.rss1), put(rss2, q.rss2), put(log_det2, q.log_det2), put(q_xx, q.q_xx);
   }
 
@@ -352,7 +373,8 @@ void profile(const GaussianLanes& q, int64_t threads) {
     GaussianLane<S> lane(q);
     std::vector<double> raw(q.entries);
     for (int64_t k = begin; k < end; ++k) {
-      for (int64_t e = 0; e < q.entries; ++e) raw[e] = q.scale[q.which[k] * q.entries + e] * q.x[k * q.entries + e];
+      for (int64_t e = 0; e < q.entries; ++e)
+        raw[e] = q.scale[q.which[k] * q.entries + e] * q.x[k * q.entries + e];
       lane.evaluate(raw.data(), q.which[k]);
       lane.write(k);
     }
@@ -368,15 +390,16 @@ void climb(const GaussianLanes& q, int64_t threads) {
     std::vector<double> raw(m), gradient(m), hessian(m * m);
     for (int64_t k = begin; k < end; ++k) {
       const double* scale = q.scale + q.which[k] * m;
-      newton.begin({q.x + k * m, q.value + k, q.gradient + k * m, q.hessian + k * m * m, q.decrement + k, q.move + k * m,
-                    q.reason + k, q.evaluations + k});
+      newton.begin({q.x + k * m, q.value + k, q.gradient + k * m, q.hessian + k * m * m, q.decrement + k,
+                    q.move + k * m, q.reason + k, q.evaluations + k});
       bool kept, goes_on = true;
       while (goes_on) {
         for (int64_t e = 0; e < m; ++e) raw[e] = scale[e] * newton.trial[e];
         lane.evaluate(raw.data(), q.which[k]);
         for (int64_t e = 0; e < m; ++e) {
           gradient[e] = scale[e] * lane.slope()[e];
-          for (int64_t f = 0; f < m; ++f) hessian[e * m + f] = scale[e] * scale[f] * lane.curvature()[e * m + f];
+          for (int64_t f = 0; f < m; ++f)
+            hessian[e * m + f] = scale[e] * scale[f] * lane.curvature()[e * m + f];
         }
         goes_on = newton.take(lane.value, gradient.data(), hessian.data(), &kept);
       }
@@ -389,7 +412,9 @@ void climb(const GaussianLanes& q, int64_t threads) {
 
 JAXGLMM_EXPORT void jaxglmm_gaussian_profile(const jaxglmm::GaussianLanes* q, int64_t threads) {
   using namespace jaxglmm;
-  q->effects == 1 ? profile<1>(*q, threads) : q->effects == 2 ? profile<2>(*q, threads) : profile<3>(*q, threads);
+  q->effects == 1   ? profile<1>(*q, threads)
+  : q->effects == 2 ? profile<2>(*q, threads)
+                    : profile<3>(*q, threads);
 }
 
 JAXGLMM_EXPORT void jaxglmm_gaussian_climb(const jaxglmm::GaussianLanes* q, int64_t threads) {

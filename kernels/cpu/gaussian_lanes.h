@@ -5,13 +5,15 @@
 
 namespace jaxglmm {
 
-// Products of a lane are `lanes` apart, entry by entry; those that all lanes share have a step of 1 and no lanes.
+// Products of a lane are `lanes` apart, entry by entry; those that all lanes share have a step of 1 and no
+// lanes.
 struct LaneArray {
   const double* at;
   int64_t step, lane;
 };
 
-// What jaxglmm_gaussian_profile and jaxglmm_gaussian_climb read and write; jaxglmm/ops/gaussian_lanes.py has the same.
+// What jaxglmm_gaussian_profile and jaxglmm_gaussian_climb read and write; jaxglmm/ops/gaussian_lanes.py has
+// the same.
 struct GaussianLanes {
   int64_t columns, effects, groups, entries, reml;
   const int64_t *entry_row, *entry_column;  // (entries,) of T
@@ -22,7 +24,8 @@ struct GaussianLanes {
   NewtonRules rules;    // of the climb
   double *x, *value, *gradient, *hessian, *decrement, *move;  // (fits, ...); in x
   int64_t *reason, *evaluations;
-  // Of the profile alone, in raw: (fits,), (fits, entries) and so on; c are the coefficients beside the origin's.
+  // Of the profile alone, in raw: (fits,), (fits, entries) and so on; c are the coefficients beside the
+  // origin's.
   double *rss, *c, *inverse, *load, *bend, *rss1, *rss2, *log_det2, *q_xx;
 };
 

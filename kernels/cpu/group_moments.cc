@@ -1,10 +1,12 @@
-// group_moments, group_effects: the posterior of every group's scalar effect given the parameters, in level order.
+// group_moments, group_effects: the posterior of every group's scalar effect given the parameters, in level
+// order.
 //
 //   X (N, p), y, weight, offset, z, modes (N,)   float64 or float32, tile storage (jaxglmm/tile.h)
 //   sizes (NB,), pieces (NP,)                    int32, as in fused_pass
 //   level (N,)                                   int32: at the first slot of a group its level, -1 elsewhere
 //   psi (p + 2,), points, log_weights (K,)       float64
-//   moments (G, 3), weights (G, K) or (G, 0)     float64: D^(-1/2), mean and variance of u; the nodes' weights
+//   moments (G, 3), weights (G, K) or (G, 0)     float64: D^(-1/2), mean and variance of u; the nodes'
+//   weights
 //
 // group_effects has no nodes but covariance (p + 2, p + 2) of psi, float64, and returns
 //   effects (G, 3)                               float64: mean and variance of b = tau u; d'V d of its mean
@@ -23,10 +25,10 @@
 
 namespace jaxglmm {
 
-#define JAXGLMM_DECLARE(target)                                                                       \
-  namespace target {                                                                                  \
-  void add_moments(const MomentsProblem<double>&, const MomentsTile&, std::vector<double>&);          \
-  void add_moments(const MomentsProblem<float>&, const MomentsTile&, std::vector<double>&);           \
+#define JAXGLMM_DECLARE(target)                                                              \
+  namespace target {                                                                         \
+  void add_moments(const MomentsProblem<double>&, const MomentsTile&, std::vector<double>&); \
+  void add_moments(const MomentsProblem<float>&, const MomentsTile&, std::vector<double>&);  \
   }
 JAXGLMM_DECLARE(baseline)
 #if defined(JAXGLMM_X86)
@@ -90,7 +92,8 @@ struct Rows {
 };
 
 ffi::Error Rows::run(ffi::ThreadPool& pool, int64_t levels, bool fits, MomentsResults results) const {
-  if (X.dimensions().size() != 2) return invalid("expected X (slots, columns), found " + shape_text(X.dimensions()));
+  if (X.dimensions().size() != 2)
+    return invalid("expected X (slots, columns), found " + shape_text(X.dimensions()));
   const int64_t slots = X.dimensions()[0], p = X.dimensions()[1];
   const int64_t n_sizes = sizes.element_count(), n_pieces = pieces.element_count();
   for (const ffi::AnyBuffer* v : {&y, &weight, &offset, &z, &modes})
@@ -119,8 +122,18 @@ ffi::Error Rows::run(ffi::ThreadPool& pool, int64_t levels, bool fits, MomentsRe
   const auto of = [&](auto type) {
     using T = decltype(type);
     const auto vector = [](ffi::AnyBuffer& v) { return static_cast<const T*>(v.untyped_data()); };
-    const MomentsProblem<T> q = {results, vector(X), vector(y), vector(weight), vector(offset), vector(z),
-                                 vector(modes), at, parameters, parameters[p], parameters[p + 1], p,
+    const MomentsProblem<T> q = {results,
+                                 vector(X),
+                                 vector(y),
+                                 vector(weight),
+                                 vector(offset),
+                                 vector(z),
+                                 vector(modes),
+                                 at,
+                                 parameters,
+                                 parameters[p],
+                                 parameters[p + 1],
+                                 p,
                                  static_cast<Family>(family)};
     return compute(pool, q, tiles, slots);
   };
@@ -140,9 +153,10 @@ double* cleared(Out& out) {
 
 ffi::Error group_moments(ffi::ThreadPool pool, ffi::AnyBuffer X, ffi::AnyBuffer y, ffi::AnyBuffer weight,
                          ffi::AnyBuffer offset, ffi::AnyBuffer z, ffi::AnyBuffer modes, S32 sizes, S32 pieces,
-                         S32 level, F64 psi, F64 points, F64 log_weights, Out moments, Out weights, int64_t block,
-                         int64_t family) {
-  const int64_t nodes = points.element_count(), levels = moments->dimensions().size() ? moments->dimensions()[0] : 0;
+                         S32 level, F64 psi, F64 points, F64 log_weights, Out moments, Out weights,
+                         int64_t block, int64_t family) {
+  const int64_t nodes = points.element_count(),
+                levels = moments->dimensions().size() ? moments->dimensions()[0] : 0;
   const bool wanted = weights->element_count() > 0;
   const bool fits = has_shape(moments->dimensions(), levels, 3) &&
                     has_shape(weights->dimensions(), levels, wanted ? nodes : 0) &&
@@ -161,7 +175,8 @@ ffi::Error group_effects(ffi::ThreadPool pool, ffi::AnyBuffer X, ffi::AnyBuffer 
   MomentsResults results;
   results.covariance = covariance.typed_data(), results.effects = cleared(effects);
   return Rows{"group_effects", X, y, weight, offset, z, modes, sizes, pieces, level, psi, block, family}.run(
-      pool, levels, has_shape(effects->dimensions(), levels, 3) && has_shape(covariance.dimensions(), m, m), results);
+      pool, levels, has_shape(effects->dimensions(), levels, 3) && has_shape(covariance.dimensions(), m, m),
+      results);
 }
 
 }  // namespace

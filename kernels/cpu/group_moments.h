@@ -11,8 +11,9 @@ namespace jaxglmm {
 struct MomentsResults {
   const double *points = nullptr, *log_weights = nullptr;
   int64_t nodes = 0;
-  double *moments = nullptr, *weights = nullptr;  // (levels, 3): root, mean, variance; (levels, nodes) if wanted
-  const double* covariance = nullptr;             // of psi, (columns + 2, columns + 2)
+  double *moments = nullptr,
+         *weights = nullptr;           // (levels, 3): root, mean, variance; (levels, nodes) if wanted
+  const double* covariance = nullptr;  // of psi, (columns + 2, columns + 2)
   // (levels, 3): mean and variance of b = tau u, and d'V d, d the derivatives of the mean in psi.
   double* effects = nullptr;
 };
@@ -28,8 +29,9 @@ struct MomentsProblem : MomentsResults {
   Family family;
 };
 
-// Groups stored side by side: row k of group j is in slot first + j + k * stride. A long group has one lane; its rows
-// are 32 of each piece, the pieces `first`, first + 1, ... as `across`, `block` and `base` place them.
+// Groups stored side by side: row k of group j is in slot first + j + k * stride. A long group has one lane;
+// its rows are 32 of each piece, the pieces `first`, first + 1, ... as `across`, `block` and `base` place
+// them.
 struct MomentsTile {
   int64_t first, lanes, size, stride;
   int64_t pieces;  // 0 for short groups

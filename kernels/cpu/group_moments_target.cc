@@ -1,13 +1,13 @@
 // Posterior moments for one target: compiled once for each, as fused_target.cc is.
 //
-// Of each group with linear predictor eta and mode u: D = 1 + tau^2 sum z_i^2 w_i there, root = D^(-1/2), nodes
-// u + t_k with t_k = sqrt(2) root z_k, their weights pi_k = omega_k exp(f(u_k) - f(u)) made to sum to 1, mean
-// u + sum pi_k t_k and variance sum pi_k t_k^2 - (sum pi_k t_k)^2.
+// Of each group with linear predictor eta and mode u: D = 1 + tau^2 sum z_i^2 w_i there, root = D^(-1/2),
+// nodes u + t_k with t_k = sqrt(2) root z_k, their weights pi_k = omega_k exp(f(u_k) - f(u)) made to sum to
+// 1, mean u + sum pi_k t_k and variance sum pi_k t_k^2 - (sum pi_k t_k)^2.
 //
-// Or by the trapezoid rule, whose error falls geometrically: nodes u + k h outwards until their weights vanish,
-// h half a standard deviation of the curvature, and less where a row's eta would move by more than a half. With
-// b = tau u and s_i = dl_i / deta the mean's derivatives are dE[b]/deta_i = Cov(b, s_i) and, in tau,
-// E[u] + tau Cov(u, u sum z_i s_i).
+// Or by the trapezoid rule, whose error falls geometrically: nodes u + k h outwards until their weights
+// vanish, h half a standard deviation of the curvature, and less where a row's eta would move by more than a
+// half. With b = tau u and s_i = dl_i / deta the mean's derivatives are dE[b]/deta_i = Cov(b, s_i) and, in
+// tau, E[u] + tau Cov(u, u sum z_i s_i).
 #include "group_moments.h"
 
 #include <algorithm>
@@ -34,7 +34,8 @@ double linear(const T* x, const double* beta, int64_t columns) {
   return rest;
 }
 
-// One vector: kLanes short groups, or kLanes rows at a time of a long one. Rows are those of eta, y, weight, z.
+// One vector: kLanes short groups, or kLanes rows at a time of a long one. Rows are those of eta, y, weight,
+// z.
 template <class F>
 struct Groups {
   const double *eta, *y, *weight, *z;
@@ -218,8 +219,8 @@ void add(const MomentsProblem<T>& q, const MomentsTile& tile, std::vector<double
 template <typename T>
 void of_family(const MomentsProblem<T>& q, const MomentsTile& tile, std::vector<double>& memory) {
   static constexpr decltype(&add<Logit, T>) kAdd[kFamilies] = {
-      add<Gaussian, T>, add<Logit, T>, add<Probit, T>, add<Cloglog, T>, add<Poisson, T>, add<NegativeBinomial, T>,
-      add<Gamma, T>};
+      add<Gaussian, T>,         add<Logit, T>, add<Probit, T>, add<Cloglog, T>, add<Poisson, T>,
+      add<NegativeBinomial, T>, add<Gamma, T>};
   kAdd[static_cast<int>(q.family)](q, tile, memory);
 }
 

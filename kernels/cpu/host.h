@@ -20,7 +20,8 @@ struct HostColumn {
   int32_t type;
 };
 
-inline std::vector<HostColumn> columns_of(int64_t count, const void* const* at, const int64_t* stride, const int32_t* type) {
+inline std::vector<HostColumn> columns_of(int64_t count, const void* const* at, const int64_t* stride,
+                                          const int32_t* type) {
   std::vector<HostColumn> found;
   for (int64_t j = 0; j < count; ++j) found.push_back({static_cast<const char*>(at[j]), stride[j], type[j]});
   return found;
@@ -30,15 +31,24 @@ inline std::vector<HostColumn> columns_of(int64_t count, const void* const* at, 
 template <typename Body>
 void with_type(int32_t type, const Body& body) {
   switch (type) {
-    case kF64: return body(double{});
-    case kF32: return body(float{});
-    case kI64: return body(int64_t{});
-    case kI32: return body(int32_t{});
-    case kI16: return body(int16_t{});
-    case kI8: return body(int8_t{});
-    case kU16: return body(uint16_t{});
-    case kU32: return body(uint32_t{});
-    default: return body(uint8_t{});
+    case kF64:
+      return body(double{});
+    case kF32:
+      return body(float{});
+    case kI64:
+      return body(int64_t{});
+    case kI32:
+      return body(int32_t{});
+    case kI16:
+      return body(int16_t{});
+    case kI8:
+      return body(int8_t{});
+    case kU16:
+      return body(uint16_t{});
+    case kU32:
+      return body(uint32_t{});
+    default:
+      return body(uint8_t{});
   }
 }
 
@@ -46,7 +56,8 @@ void with_type(int32_t type, const Body& body) {
 template <typename T>
 inline bool within(const T* index, int64_t count, int64_t limit) {
   std::make_unsigned_t<T> largest = 0;  // a negative number is larger than any limit
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<std::make_unsigned_t<T>>(index[i]));
+  for (int64_t i = 0; i < count; ++i)
+    largest = std::max(largest, static_cast<std::make_unsigned_t<T>>(index[i]));
   return !count || static_cast<uint64_t>(largest) < static_cast<uint64_t>(limit);
 }
 

@@ -29,7 +29,8 @@ struct Texts {
     return mixed(h ^ tail);
   }
 
-  // The last step of MurmurHash3 (Appleby, public domain): every bit of the input moves every bit of the output.
+  // The last step of MurmurHash3 (Appleby, public domain): every bit of the input moves every bit of the
+  // output.
   static uint64_t mixed(uint64_t h) {
     h = (h ^ h >> 33) * 0xff51afd7ed558ccd;
     h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53;
@@ -42,7 +43,8 @@ struct Entry {
   int32_t row;
 };
 
-// Codes of the rows of one part, from 0 on in the order of their first rows, which are written over the entries.
+// Codes of the rows of one part, from 0 on in the order of their first rows, which are written over the
+// entries.
 int64_t codes_of_part(const Texts& text, Entry* entry, int64_t rows, int32_t* codes) {
   int64_t size = 2;
   while (size < 2 * rows) size *= 2;
@@ -69,12 +71,12 @@ int64_t codes_of_part(const Texts& text, Entry* entry, int64_t rows, int32_t* co
 }  // namespace
 }  // namespace jaxglmm
 
-// codes (rows,), -1 where missing, and the first row of each code, first (rows,) of which as many are written as the
-// result says; -1 where offsets do not rise within the bytes. Texts are offset (rows + 1,) into bytes (size,); `valid` as
-// Arrow has it, or null. The order of codes depends on the texts alone, not on threads.
-JAXGLMM_EXPORT int64_t jaxglmm_text_codes(int64_t rows, const int64_t* offset, const char* bytes, int64_t size,
-                                          const uint8_t* valid, int64_t valid_first, int32_t* codes, int32_t* first,
-                                          int64_t threads) {
+// codes (rows,), -1 where missing, and the first row of each code, first (rows,) of which as many are written
+// as the result says; -1 where offsets do not rise within the bytes. Texts are offset (rows + 1,) into bytes
+// (size,); `valid` as Arrow has it, or null. The order of codes depends on the texts alone, not on threads.
+JAXGLMM_EXPORT int64_t jaxglmm_text_codes(int64_t rows, const int64_t* offset, const char* bytes,
+                                          int64_t size, const uint8_t* valid, int64_t valid_first,
+                                          int32_t* codes, int32_t* first, int64_t threads) {
   using namespace jaxglmm;
   const Texts text{offset, bytes, valid, valid_first};
   int64_t parts = 1;
@@ -118,7 +120,8 @@ JAXGLMM_EXPORT int64_t jaxglmm_text_codes(int64_t rows, const int64_t* offset, c
   // Each part by itself; then its codes follow those of the parts before.
   std::vector<int64_t> count(parts + 1);
   for_each(parts, threads, [&](int64_t p) {
-    count[p + 1] = codes_of_part(text, entry.data() + part_begin[p], part_begin[p + 1] - part_begin[p], codes);
+    count[p + 1] =
+        codes_of_part(text, entry.data() + part_begin[p], part_begin[p + 1] - part_begin[p], codes);
   });
   for (int64_t p = 0; p < parts; ++p) count[p + 1] += count[p];
   for_each(parts, threads, [&](int64_t p) {

@@ -1,5 +1,5 @@
-// Newton's method in very many fits, each at its own pace: a lane that has come to its end takes the next fit.
-// See jaxglmm/ops/lane_pass.py.
+// Newton's method in very many fits, each at its own pace: a lane that has come to its end takes the next
+// fit. See jaxglmm/ops/lane_pass.py.
 #include "lane_climb.h"
 
 #include "threads.h"
@@ -12,15 +12,22 @@ namespace {
 class Climbers {
  public:
   Climbers(const LaneClimb& climb, const LaneTarget& target, double* memory, std::atomic<int64_t>& next)
-      : q(climb), evaluate(climb.entries ? target.marginal[climb.lanes.effects - 1] : target.fixed), memory(memory),
-        next(next), p(climb.lanes.columns), width(p + climb.triangle + 1), spread_width(3 * climb.lanes.effects + 1) {
+      : q(climb),
+        evaluate(climb.entries ? target.marginal[climb.lanes.effects - 1] : target.fixed),
+        memory(memory),
+        next(next),
+        p(climb.lanes.columns),
+        width(p + climb.triangle + 1),
+        spread_width(3 * climb.lanes.effects + 1) {
     for (int64_t j = 0; j < target.lanes; ++j) free.emplace_back(q.rules);
     const int64_t L = target.lanes, m = q.rules.m;
-    which.resize(L), psi.resize(L * width), value.resize(L), gradient.resize(L * width), spread.resize(L * spread_width);
+    which.resize(L), psi.resize(L * width), value.resize(L), gradient.resize(L * width),
+        spread.resize(L * spread_width);
     hessian.resize(L * width * width), own_gradient.resize(m), own_hessian.resize(m * m);
     half.resize(width * m);
     local = q.lanes;
-    local.which = which.data(), local.psi = psi.data(), local.value = value.data(), local.gradient = gradient.data();
+    local.which = which.data(), local.psi = psi.data(), local.value = value.data(),
+    local.gradient = gradient.data();
     local.hessian = hessian.data(), local.spread = q.entries ? nullptr : spread.data();
   }
 
@@ -67,8 +74,8 @@ class Climbers {
     const int64_t k = next.fetch_add(1), m = q.rules.m;
     if (k >= q.fits) return false;
     busy.push_back({k, std::move(free.back())}), free.pop_back();
-    busy.back().newton.begin({q.x + k * m, q.value + k, q.gradient + k * m, q.hessian + k * m * m, q.decrement + k,
-                              q.move + k * m, q.reason + k, q.evaluations + k});
+    busy.back().newton.begin({q.x + k * m, q.value + k, q.gradient + k * m, q.hessian + k * m * m,
+                              q.decrement + k, q.move + k * m, q.reason + k, q.evaluations + k});
     return true;
   }
 

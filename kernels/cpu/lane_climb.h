@@ -6,7 +6,8 @@
 
 namespace jaxglmm {
 
-// What jaxglmm_lane_climb reads and writes. The unknowns of fit k are (beta, e) with Lambda's lower triangle = block[k] e.
+// What jaxglmm_lane_climb reads and writes. The unknowns of fit k are (beta, e) with Lambda's lower triangle
+// = block[k] e.
 struct LaneClimb {
   LaneProblem lanes;  // but `which`, `fits`, `psi` and the results
   const int64_t* which;

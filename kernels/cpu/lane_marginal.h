@@ -86,7 +86,8 @@ class LaneMarginal {
     for (int j = 0; j < kPairs; ++j)
       for (int k = j; k < kPairs; ++k) add(pass.totals.second(j, k));
     add_weighted(pass.r[R::d_eta], columns, size, p, gradient);
-    for (int k = 0; k < kPairs; ++k) add_weighted(pass.r[R::mixed + k], columns, size, p, mixed + k * p * kLanes);
+    for (int k = 0; k < kPairs; ++k)
+      add_weighted(pass.r[R::mixed + k], columns, size, p, mixed + k * p * kLanes);
     if (q.nodes == 1)
       add_form(pass, columns, size);
     else

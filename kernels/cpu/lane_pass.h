@@ -12,8 +12,9 @@ namespace jaxglmm {
 constexpr int kMostLaneEffects = 2;
 
 // Rows of a fit lie together, group after group. Fit f has its rows of the design from row `design_row[f]` on
-// and its responses from `response_row[f]` on; its group g begins at row begin[f * begin_stride + g] of those.
-// `shared`: all fits have the same rows of the design. Null weights and z are ones, null offsets zeros.
+// and its responses from `response_row[f]` on; its group g begins at row begin[f * begin_stride + g] of
+// those. `shared`: all fits have the same rows of the design. Null weights and z are ones, null offsets
+// zeros.
 struct LaneProblem {
   const double *X, *y, *weight, *offset, *z;  // X (rows, columns), z (effects, rows)
   const int64_t *design_row, *response_row;
@@ -27,9 +28,9 @@ struct LaneProblem {
   const double* psi;
   const double *points, *log_weights;  // (effects, stride), of which `nodes` are used
   int64_t stride, nodes;
-  double* modes;                         // (all fits, groups, effects): where the search begins, and ends
-  double *value, *gradient, *hessian;    // (fits,), (fits, m), (fits, m, m)
-  double* spread;                        // without random effects, psi = (beta, log dispersion): (fits, 3 effects + 1)
+  double* modes;                       // (all fits, groups, effects): where the search begins, and ends
+  double *value, *gradient, *hessian;  // (fits,), (fits, m), (fits, m, m)
+  double* spread;  // without random effects, psi = (beta, log dispersion): (fits, 3 effects + 1)
 };
 
 // kLanes of the fits, from `first` on. `memory` has what `lane_workspace` says, 64-byte aligned.

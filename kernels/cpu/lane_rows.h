@@ -49,7 +49,9 @@ struct SharedColumns {
 struct OwnColumns {
   const double* at;
   int64_t columns;
-  JAXGLMM_INLINE V operator()(int64_t row, int64_t c) const { return load(at + (row * columns + c) * kLanes); }
+  JAXGLMM_INLINE V operator()(int64_t row, int64_t c) const {
+    return load(at + (row * columns + c) * kLanes);
+  }
 };
 
 // One group of each fit: its rows' arrays, kLanes numbers a row. Rows beyond a lane's own have weight 0.
@@ -70,7 +72,8 @@ struct LaneGroup {
         eta[to] = q.offset ? q.offset[row + k] : 0.0;
         for (int64_t a = 0; a < q.effects; ++a) z[a * z_stride + to] = q.z ? q.z[a * q.rows + row + k] : 1.0;
         if (!q.shared)
-          for (int64_t c = 0; c < q.columns; ++c) x[(k * q.columns + c) * kLanes + j] = q.X[(row + k) * q.columns + c];
+          for (int64_t c = 0; c < q.columns; ++c)
+            x[(k * q.columns + c) * kLanes + j] = q.X[(row + k) * q.columns + c];
       }
       for (int64_t k = own; k < size; ++k) {
         const int64_t to = k * kLanes + j;

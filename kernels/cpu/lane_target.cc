@@ -26,8 +26,8 @@ int64_t workspace(const LaneProblem& q, int64_t largest) {
                    4 * form * p + sums + 3 * S + 1);
 }
 
-// value, gradient and Hessian in (beta, log dispersion), and in each effect (1/2) sum_g [(sum z s)^2 - sum z^2 w],
-// sum_g (sum z^2 w)^2 and sum z^2 w; the largest |eta|.
+// value, gradient and Hessian in (beta, log dispersion), and in each effect (1/2) sum_g [(sum z s)^2 - sum
+// z^2 w], sum_g (sum z^2 w)^2 and sum z^2 w; the largest |eta|.
 template <class F>
 class LaneFixed {
  public:
@@ -72,7 +72,8 @@ class LaneFixed {
   template <class Columns>
   void add_group(const Columns& x, int64_t size) {
     group.add_linear(x, beta, p, size);
-    V score[kMostLaneEffects] = {}, square[kMostLaneEffects] = {}, largest = load(spread + 3 * q.effects * kLanes);
+    V score[kMostLaneEffects] = {}, square[kMostLaneEffects] = {},
+      largest = load(spread + 3 * q.effects * kLanes);
     const Dispersion none = dispersion_of(0.0);
     for (int64_t i = 0; i < size; ++i) {
       const V weight = load(group.weight + i * kLanes), eta = load(group.eta + i * kLanes);
@@ -120,10 +121,14 @@ class LaneFixed {
 
 void fixed(const LaneProblem& q, int64_t first, double* memory) {
   switch (static_cast<Family>(q.family)) {
-    case Family::logit: return LaneFixed<Logit>(q, first, memory).run();
-    case Family::probit: return LaneFixed<Probit>(q, first, memory).run();
-    case Family::cloglog: return LaneFixed<Cloglog>(q, first, memory).run();
-    default: return LaneFixed<Poisson>(q, first, memory).run();
+    case Family::logit:
+      return LaneFixed<Logit>(q, first, memory).run();
+    case Family::probit:
+      return LaneFixed<Probit>(q, first, memory).run();
+    case Family::cloglog:
+      return LaneFixed<Cloglog>(q, first, memory).run();
+    default:
+      return LaneFixed<Poisson>(q, first, memory).run();
   }
 }
 

@@ -1,7 +1,8 @@
 // Posteriors on lattices for one target: compiled once for each, as fused_target.cc is.
 //
-// Of a group with rows l_i(eta_i + z_i b) and prior N(m, s^2): the mode by safeguarded Newton; a lattice of points
-// k h, h a power of two; the weights pi_k = exp(f(k h) - f(mode)) made to sum to 1; mean and variance from them.
+// Of a group with rows l_i(eta_i + z_i b) and prior N(m, s^2): the mode by safeguarded Newton; a lattice of
+// points k h, h a power of two; the weights pi_k = exp(f(k h) - f(mode)) made to sum to 1; mean and variance
+// from them.
 #include "lattices.h"
 
 #include <algorithm>
@@ -16,11 +17,12 @@ namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 namespace {
 
-constexpr int64_t kJoined = 64;        // from so many rows on a group has all lanes
+constexpr int64_t kJoined = 64;  // from so many rows on a group has all lanes
 constexpr int64_t kMostPoints = 1 << 14;
-constexpr double kCloser = 1e-14;      // Newton decrement at which one more step ends the search for a mode
+constexpr double kCloser = 1e-14;  // Newton decrement at which one more step ends the search for a mode
 
-// One vector: kLanes short groups, or kLanes rows at a time of a long one. Rows are those of eta, y, weight, z.
+// One vector: kLanes short groups, or kLanes rows at a time of a long one. Rows are those of eta, y, weight,
+// z.
 template <class F>
 struct Groups {
   const double *eta, *y, *weight, *z;
@@ -72,7 +74,8 @@ int64_t posteriors(const LatticeProblem& q) {
     double *eta = memory.data(), *y = eta + entries, *weight = y + entries, *z = weight + entries;
     V prior{}, sd{}, u{}, widest{};
     for (int64_t k = 0; k < kLanes; ++k) {  // lanes beyond the last group repeat the first one
-      const int64_t own = q.group[g + (k < here ? k : 0)], begin = q.begin[own], rows = q.begin[own + 1] - begin;
+      const int64_t own = q.group[g + (k < here ? k : 0)], begin = q.begin[own],
+                    rows = q.begin[own + 1] - begin;
       prior[k] = q.mean[q.own ? own : 0], sd[k] = q.sd[q.own ? own : 0];
       u[k] = q.start ? q.start[own] : 0.0;
       for (int64_t i = 0; i < vectors; ++i) {
@@ -137,8 +140,9 @@ int64_t posteriors(const LatticeProblem& q) {
 
 int64_t posteriors_of_family(const LatticeProblem& q) {
   static constexpr decltype(&posteriors<Logit>) kPosteriors[kFamilies] = {
-      posteriors<Gaussian>,  posteriors<Logit>,            posteriors<Probit>, posteriors<Cloglog>,
-      posteriors<Poisson>,   posteriors<NegativeBinomial>, posteriors<Gamma>};
+      posteriors<Gaussian>, posteriors<Logit>,   posteriors<Probit>,
+      posteriors<Cloglog>,  posteriors<Poisson>, posteriors<NegativeBinomial>,
+      posteriors<Gamma>};
   return kPosteriors[static_cast<int>(q.family)](q);
 }
 
@@ -162,8 +166,8 @@ void expect(int64_t groups, int64_t most, const double* weights, const int64_t* 
     }
 }
 
-// Distribution function at `fine` / parts beyond a group's first point. Of the kernel, (parts, 2 most - 1), row s has
-// K(s / parts + most - 1 - j) at j.
+// Distribution function at `fine` / parts beyond a group's first point. Of the kernel, (parts, 2 most - 1),
+// row s has K(s / parts + most - 1 - j) at j.
 struct Distribution {
   const double *weights, *kernel;
   int64_t most, parts;
@@ -182,7 +186,8 @@ void quantiles(int64_t groups, int64_t most, const double* weights, const int64_
     const Distribution F = {weights + g * most, kernel, most, parts};
     for (int64_t l = 0; l < levels; ++l) {
       int64_t i = 0;
-      for (double sum = 0; i < most - 2 && sum + 0.5 * F.weights[i + 1] + F.weights[i] <= p[l]; ++i) sum += F.weights[i];
+      for (double sum = 0; i < most - 2 && sum + 0.5 * F.weights[i + 1] + F.weights[i] <= p[l]; ++i)
+        sum += F.weights[i];
       int64_t low = i * parts, high = low + parts;  // F(low) <= p < F(high)
       while (low > 0 && F(low) > p[l]) high = low, low -= parts;
       while (high < end && F(high) <= p[l]) low = high, high += parts;

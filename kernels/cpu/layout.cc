@@ -14,20 +14,22 @@ constexpr int64_t kLine = 64;     // bytes that memory is read and written by
 constexpr int64_t kLongest = 32;  // rows of a piece of a long group
 constexpr int64_t kAhead = 24;    // rows whose group is asked for before it is needed
 
-// Whole lines of memory are written without being read first, which random places would otherwise cost; short rows have
-// too few of them.
+// Whole lines of memory are written without being read first, which random places would otherwise cost; short
+// rows have too few of them.
 #if defined(__SSE2__)
 constexpr bool kStream = true;
 inline void put_line(const char* from, char* to) {
   for (int64_t k = 0; k < kLine; k += 16)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k)));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + k),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k)));
 }
 inline void finish() { _mm_sfence(); }
 // A few numbers: a call, or an instruction for any length, takes longer than the copying.
 inline void put_some(const char* from, char* to, int64_t bytes) {
   int64_t b = 0;
   for (; b + 16 <= bytes; b += 16)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + b), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + b)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + b),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + b)));
   if (bytes & 8) std::memcpy(to + b, from + b, 8), b += 8;
   if (bytes & 4) std::memcpy(to + b, from + b, 4);
 }
@@ -89,8 +91,8 @@ bool for_slots(int64_t rows, const int64_t* slot, int64_t slots, int64_t threads
 }
 
 template <typename T>
-bool scatter_one(int64_t rows, const HostColumn& c, double center, double scale, const int64_t* slot, int64_t slots,
-                 T* out, int64_t threads) {
+bool scatter_one(int64_t rows, const HostColumn& c, double center, double scale, const int64_t* slot,
+                 int64_t slots, T* out, int64_t threads) {
   return for_slots(rows, slot, slots, threads, [&](int64_t begin, int64_t end) {
     T turned[kTurned];
     for (int64_t i0 = begin; i0 < end; i0 += kTurned) {
@@ -102,15 +104,16 @@ bool scatter_one(int64_t rows, const HostColumn& c, double center, double scale,
 }
 
 template <typename T>
-bool scatter(int64_t rows, int64_t columns, const HostColumn* column, const double* center, const double* scale,
-             const int64_t* slot, int64_t slots, T* out, int64_t threads) {
+bool scatter(int64_t rows, int64_t columns, const HostColumn* column, const double* center,
+             const double* scale, const int64_t* slot, int64_t slots, T* out, int64_t threads) {
   if (columns == 1) return scatter_one(rows, *column, *center, *scale, slot, slots, out, threads);
   return for_slots(rows, slot, slots, threads, [&](int64_t begin, int64_t end) {
     T turned[kTurned * kColumns];
     for (int64_t i0 = begin; i0 < end; i0 += kTurned)
       for (int64_t j0 = 0; j0 < columns; j0 += kColumns) {
         const int64_t m = std::min(kTurned, end - i0), p = std::min(kColumns, columns - j0);
-        // What of the rows' places shares a line with others comes into cache while the values are worked out.
+        // What of the rows' places shares a line with others comes into cache while the values are worked
+        // out.
         for (int64_t i = 0; i < m; ++i) expect(out + slot[i0 + i] * columns + j0, p * sizeof(T));
         turn(column + j0, p, i0, m, center + j0, scale + j0, turned);
         for (int64_t i = 0; i < m; ++i) put(turned + i * p, out + slot[i0 + i] * columns + j0, p * sizeof(T));
@@ -131,9 +134,9 @@ JAXGLMM_EXPORT int32_t jaxglmm_counts(int64_t rows, const int32_t* codes, int64_
   return 0;
 }
 
-// slot[i] of each row: first[g] + k stride[g] for the k-th row of its group g; where stride[g] is 0, the group
-// lies in pieces of 32 rows, of which first[g] is the number of the first, `across` to a block of `block`
-// slots, from slot `base` on. Returns 1 where a code is out of range, else 0.
+// slot[i] of each row: first[g] + k stride[g] for the k-th row of its group g; where stride[g] is 0, the
+// group lies in pieces of 32 rows, of which first[g] is the number of the first, `across` to a block of
+// `block` slots, from slot `base` on. Returns 1 where a code is out of range, else 0.
 JAXGLMM_EXPORT int32_t jaxglmm_slots(int64_t rows, const int32_t* codes, int64_t groups, const int64_t* first,
                                      const int64_t* stride, int64_t across, int64_t block, int64_t base,
                                      int64_t* slot) {
@@ -159,12 +162,12 @@ JAXGLMM_EXPORT int32_t jaxglmm_slots(int64_t rows, const int32_t* codes, int64_t
   return 0;
 }
 
-// out[slot[i], j] = (column j, row i - center[j]) / scale[j], rows of `out` having `columns` entries of float64,
-// or float32 where `single` is not 0. Returns 1 where a slot is none of `slots`, else 0.
-JAXGLMM_EXPORT int32_t jaxglmm_scatter(int64_t rows, int64_t columns, const void* const* at, const int64_t* stride,
-                                       const int32_t* type, const double* center, const double* scale,
-                                       const int64_t* slot, int64_t slots, int32_t single, void* out,
-                                       int64_t threads) {
+// out[slot[i], j] = (column j, row i - center[j]) / scale[j], rows of `out` having `columns` entries of
+// float64, or float32 where `single` is not 0. Returns 1 where a slot is none of `slots`, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_scatter(int64_t rows, int64_t columns, const void* const* at,
+                                       const int64_t* stride, const int32_t* type, const double* center,
+                                       const double* scale, const int64_t* slot, int64_t slots,
+                                       int32_t single, void* out, int64_t threads) {
   using namespace jaxglmm;
   const auto column = columns_of(columns, at, stride, type);
   const auto into = [&](auto* numbers) {

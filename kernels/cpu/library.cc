@@ -1,4 +1,5 @@
-// What the library, the CPU's or the one for CUDA, says of itself, read by jaxglmm/ops/native.py before anything is registered.
+// What the library, the CPU's or the one for CUDA, says of itself, read by jaxglmm/ops/native.py before
+// anything is registered.
 #include "xla/ffi/api/c_api.h"
 
 #define JAXGLMM_EXPORT extern "C" __attribute__((visibility("default")))
@@ -18,7 +19,8 @@ JAXGLMM_EXPORT const char* jaxglmm_handlers() {
   return "jaxglmm_group_total jaxglmm_fused_pass jaxglmm_group_modes jaxglmm_group_push";
 #else
   return "jaxglmm_group_total jaxglmm_fused_pass jaxglmm_group_modes jaxglmm_group_push "
-         "jaxglmm_group_moments jaxglmm_group_effects jaxglmm_pair_product jaxglmm_pair_outer jaxglmm_row_sums "
+         "jaxglmm_group_moments jaxglmm_group_effects jaxglmm_pair_product jaxglmm_pair_outer "
+         "jaxglmm_row_sums "
          "jaxglmm_sampled_product jaxglmm_nested_pass jaxglmm_shifted_pass";
 #endif
 }

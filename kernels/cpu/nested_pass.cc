@@ -1,16 +1,15 @@
-// nested_pass: groups with one scalar effect each, nested in parents that shift their rows' eta: value, gradient and
-// Hessian of the groups' part of the likelihood, and what each parent sums up. The formulas are in nested_target.cc.
+// nested_pass: groups with one scalar effect each, nested in parents that shift their rows' eta: value,
+// gradient and Hessian of the groups' part of the likelihood, and what each parent sums up. The formulas are
+// in nested_target.cc.
 //
-//   X                         (..., N, p)   tile storage (jaxglmm/tile.h); p may be 0: then the sums in beta are left out
-//   eta, y, weight            (..., N)      eta of the fixed effects
-//   sizes, pieces             (..., NB), (..., NP)   int32, as in fused_pass
-//   group                     (..., N)      int32: at the first slot of a group its number, -1 elsewhere
-//   parent, start             (..., G)      int32: the parent of each group; its standardised mode to begin at
-//   shift, kappa, lambda      (..., H)      of each parent
-//   unknowns                  (..., 2)      tau, log_phi
-//   value (...), gradient (..., p + 2), hessian (..., p + 2, p + 2)   in beta, T = tau^2, log_phi
-//   modes, information        (..., G)      information: W, the sum of w over the group's rows at its mode
-//   of_parents                (..., H, 12 + 3 p)   see nested_pass.h
+//   X                         (..., N, p)   tile storage (jaxglmm/tile.h); p may be 0: then the sums in beta
+//   are left out eta, y, weight            (..., N)      eta of the fixed effects sizes, pieces (..., NB),
+//   (..., NP)   int32, as in fused_pass group                     (..., N)      int32: at the first slot of a
+//   group its number, -1 elsewhere parent, start             (..., G)      int32: the parent of each group;
+//   its standardised mode to begin at shift, kappa, lambda      (..., H)      of each parent unknowns (...,
+//   2)      tau, log_phi value (...), gradient (..., p + 2), hessian (..., p + 2, p + 2)   in beta, T =
+//   tau^2, log_phi modes, information        (..., G)      information: W, the sum of w over the group's rows
+//   at its mode of_parents                (..., H, 12 + 3 p)   see nested_pass.h
 //
 // Groups must come sorted by parent within each size class. Types, and terms without eta, as in fused_pass.
 
@@ -38,7 +37,8 @@ double* aligned(std::vector<double>& memory, int64_t doubles) {
   return memory.data() + (64 - at % 64) % 64 / sizeof(double);
 }
 
-std::string nesting_fault(const ffi::Buffer<ffi::S32>& group, const ffi::Buffer<ffi::S32>& parent, int64_t parents) {
+std::string nesting_fault(const ffi::Buffer<ffi::S32>& group, const ffi::Buffer<ffi::S32>& parent,
+                          int64_t parents) {
   const auto outside = [](const ffi::Buffer<ffi::S32>& numbers, int64_t least, int64_t count) {
     const int32_t *begin = numbers.typed_data(), *end = begin + numbers.element_count();
     return std::any_of(begin, end, [=](int32_t v) { return v < least || v >= count; });
@@ -50,10 +50,10 @@ std::string nesting_fault(const ffi::Buffer<ffi::S32>& group, const ffi::Buffer<
   return "";
 }
 
-#define JAXGLMM_DECLARE(target)                                                                      \
-  namespace target {                                                                                 \
-  int64_t nested_workspace(const NestedProblem&, const Tile&);                                       \
-  void add_nested(const NestedProblem&, const Tile&, double* workspace, const Sums&, ParentRuns&);   \
+#define JAXGLMM_DECLARE(target)                                                                    \
+  namespace target {                                                                               \
+  int64_t nested_workspace(const NestedProblem&, const Tile&);                                     \
+  void add_nested(const NestedProblem&, const Tile&, double* workspace, const Sums&, ParentRuns&); \
   }
 JAXGLMM_DECLARE(baseline)
 #if defined(JAXGLMM_X86)
@@ -79,13 +79,13 @@ Code best() {
 
 // One chunk's sums over groups, and by parent.
 struct Part {
-  explicit Part(const Sums& shape)
-      : memory(shape.size() + 8, 0.0), runs(kParentSums + 3 * shape.padded) {}
+  explicit Part(const Sums& shape) : memory(shape.size() + 8, 0.0), runs(kParentSums + 3 * shape.padded) {}
   std::vector<double> memory;
   ParentRuns runs;
 };
 
-std::vector<Tile> tiles_of(const int32_t* sizes, int64_t blocks, const int32_t* pieces, int64_t n_pieces, int64_t block) {
+std::vector<Tile> tiles_of(const int32_t* sizes, int64_t blocks, const int32_t* pieces, int64_t n_pieces,
+                           int64_t block) {
   std::vector<Tile> tiles;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t across = block / sizes[b], step = groups_of_tile(sizes[b]);
@@ -100,8 +100,9 @@ std::vector<Tile> tiles_of(const int32_t* sizes, int64_t blocks, const int32_t* 
 }
 
 // Throws std::bad_alloc.
-void sweep_nested(ffi::ThreadPool& pool, bool threaded, const NestedProblem& q, const std::vector<Tile>& tiles,
-                  std::vector<double>& total, const MutableColumn& of_parents) {
+void sweep_nested(ffi::ThreadPool& pool, bool threaded, const NestedProblem& q,
+                  const std::vector<Tile>& tiles, std::vector<double>& total,
+                  const MutableColumn& of_parents) {
   const Code code = best();
   const Sums shape = {nullptr, best_target().padded(q.columns), 2};
   const int64_t n_tiles = static_cast<int64_t>(tiles.size());
@@ -144,29 +145,32 @@ using Any = ffi::AnyBuffer;
 using S32 = ffi::Buffer<ffi::S32>;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
-ffi::Error nested_pass(ffi::ThreadPool pool, Any X, Any eta, Any y, Any weight, S32 sizes, S32 pieces, S32 group,
-                       S32 parent, Any start, Any shift, Any kappa, Any lambda, Any unknowns, Out value, Out gradient, Out hessian,
-                       Out modes, Out information,
-                       Out of_parents, int64_t block, int64_t family) {
+ffi::Error nested_pass(ffi::ThreadPool pool, Any X, Any eta, Any y, Any weight, S32 sizes, S32 pieces,
+                       S32 group, S32 parent, Any start, Any shift, Any kappa, Any lambda, Any unknowns,
+                       Out value, Out gradient, Out hessian, Out modes, Out information, Out of_parents,
+                       int64_t block, int64_t family) {
   if (X.dimensions().size() < 2 || shift.dimensions().size() < 1 || parent.dimensions().size() < 1 ||
       sizes.dimensions().size() < 1 || pieces.dimensions().size() < 1)
-    return invalid("expected X (..., slots, columns) and shift (..., parents), found " + shape_text(X.dimensions()) +
-                   " and " + shape_text(shift.dimensions()));
+    return invalid("expected X (..., slots, columns) and shift (..., parents), found " +
+                   shape_text(X.dimensions()) + " and " + shape_text(shift.dimensions()));
   const auto extent = [](Dimensions dims, int from_last) { return dims[dims.size() - from_last]; };
-  const int64_t p = extent(X.dimensions(), 1), N = extent(X.dimensions(), 2), H = extent(shift.dimensions(), 1),
-                G = extent(parent.dimensions(), 1);
+  const int64_t p = extent(X.dimensions(), 1), N = extent(X.dimensions(), 2),
+                H = extent(shift.dimensions(), 1), G = extent(parent.dimensions(), 1);
   const int64_t n_sizes = extent(sizes.dimensions(), 1), n_pieces = extent(pieces.dimensions(), 1);
   const int64_t m = p + 2, width = kParentSums + 3 * p;
   if (family < 0 || family >= kFamilies) return invalid("family " + std::to_string(family) + " is not known");
   Operands in(value->dimensions());
-  const Numbers X_ = in.numbers("X", X, {N, p}), eta_ = in.numbers("eta", eta, {N}), y_ = in.numbers("y", y, {N}),
-                weight_ = in.numbers("weight", weight, {N}), start_ = in.numbers("start", start, {G}),
-                shift_ = in.numbers("shift", shift, {H}), kappa_ = in.numbers("kappa", kappa, {H}),
-                lambda_ = in.numbers("lambda", lambda, {H}), unknowns_ = in.numbers("unknowns", unknowns, {2});
-  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}), pieces_ = in.integers("pieces", pieces, {n_pieces}),
+  const Numbers X_ = in.numbers("X", X, {N, p}), eta_ = in.numbers("eta", eta, {N}),
+                y_ = in.numbers("y", y, {N}), weight_ = in.numbers("weight", weight, {N}),
+                start_ = in.numbers("start", start, {G}), shift_ = in.numbers("shift", shift, {H}),
+                kappa_ = in.numbers("kappa", kappa, {H}), lambda_ = in.numbers("lambda", lambda, {H}),
+                unknowns_ = in.numbers("unknowns", unknowns, {2});
+  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}),
+                 pieces_ = in.integers("pieces", pieces, {n_pieces}),
                  group_ = in.integers("group", group, {N}), parent_ = in.integers("parent", parent, {G});
   const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
-               hessian_ = in.result("hessian", hessian, {m, m}), modes_ = in.result("modes", modes, {G}), information_ = in.result("information", information, {G}),
+               hessian_ = in.result("hessian", hessian, {m, m}), modes_ = in.result("modes", modes, {G}),
+               information_ = in.result("information", information, {G}),
                of_parents_ = in.result("of_parents", of_parents, {H, width});
   in.require(of_parents->element_type() == ffi::F64, "of_parents must be float64");
   if (!in.wrong().empty()) return invalid(in.wrong() + " beside X " + shape_text(X.dimensions()));
@@ -189,9 +193,11 @@ ffi::Error nested_pass(ffi::ThreadPool pool, Any X, Any eta, Any y, Any weight, 
     for (int64_t g = 0; g < G; ++g) q.modes.set(g, 0.0), q.information.set(g, 0.0);
     const MutableColumn out = of_parents_.at(b);
     std::fill_n(static_cast<double*>(out.at), H * width, 0.0);
-    sweep_nested(pool, threaded, q, tiles_of(sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, block), total, out);
+    sweep_nested(pool, threaded, q, tiles_of(sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, block), total,
+                 out);
     Problem shape;
-    shape.y = q.y, shape.weight = q.weight, shape.slots = N, shape.log_phi = q.log_phi, shape.family = q.family;
+    shape.y = q.y, shape.weight = q.weight, shape.slots = N, shape.log_phi = q.log_phi,
+    shape.family = q.family;
     shape.columns = p, shape.effects = 1, shape.second = true;
     add_count_terms(pool, threaded, shape, total);
     write_sums(shape, total, value_.at(b), gradient_.at(b), hessian_.at(b));

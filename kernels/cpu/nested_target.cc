@@ -1,16 +1,19 @@
-// nested_pass of one target. A group g with the scalar effect b and the row sums S, W, A, C of s, w, a, c at its mode:
-// D = 1 + T W, q = T / D, T = tau^2. As a function of a shift e of its rows' eta, with b profiled out,
+// nested_pass of one target. A group g with the scalar effect b and the row sums S, W, A, C of s, w, a, c at
+// its mode: D = 1 + T W, q = T / D, T = tau^2. As a function of a shift e of its rows' eta, with b profiled
+// out,
 //
 //   f_e = S,  f_ee = -omega = -W / D,  f_eee = -R = -A / D^3,  (-log D / 2)_e = -P / 2,  P = q A / D.
 //
-// What is differentiated is Phi = f - log D / 2 - (kappa / 2) omega + lambda S with e, kappa and lambda held, in the
-// eta_i of the group's rows, T and log phi. In the vectors w, a, c, with t = a - q A w = dW/deta and k = c - q C w,
+// What is differentiated is Phi = f - log D / 2 - (kappa / 2) omega + lambda S with e, kappa and lambda held,
+// in the eta_i of the group's rows, T and log phi. In the vectors w, a, c, with t = a - q A w = dW/deta and k
+// = c - q C w,
 //
 //   Phi_i  = s_i - (alpha / 2) t_i - lambda w_i / D,     alpha = q + kappa / D^2
 //   Phi_ij = delta_ij [-w_i - (alpha / 2) (c_i - q A a_i) - lambda a_i / D]  + (w a c) M (w a c)'
 //
 // For the parent: P_e = T (C - 2 q A^2) / D^3, R_e = (C - 3 q A^2) / D^4, and derivatives of S, -omega and
-// -(P + kappa R) / 2 in each unknown. (Derivation: the implicit function theorem at the mode; MATH of objectives/nested.)
+// -(P + kappa R) / 2 in each unknown. (Derivation: the implicit function theorem at the mode; MATH of
+// objectives/nested.)
 #include <cstring>
 
 #include "columns.h"
@@ -27,10 +30,18 @@ class NestedPass {
  public:
   enum : int { eta, y, weight, s, w, a, c, s_p, w_p, a_p, slope, diagonal, by_T, by_p, r1, r2, r3, arrays };
 
-  NestedPass(const NestedProblem& problem, const Tile& tile, double* workspace, const Sums& sums, ParentRuns& runs)
-      : q(problem), tile(tile), sums(sums), runs(runs), width(lanes_of(tile)),
-        padded(padded_columns(problem.columns)), slice(tile.joined ? kLanes : width), d(dispersion_of(problem.log_phi)),
-        tau(problem.tau), T(problem.tau * problem.tau) {
+  NestedPass(const NestedProblem& problem, const Tile& tile, double* workspace, const Sums& sums,
+             ParentRuns& runs)
+      : q(problem),
+        tile(tile),
+        sums(sums),
+        runs(runs),
+        width(lanes_of(tile)),
+        padded(padded_columns(problem.columns)),
+        slice(tile.joined ? kLanes : width),
+        d(dispersion_of(problem.log_phi)),
+        tau(problem.tau),
+        T(problem.tau * problem.tau) {
     double* at = workspace;
     const auto take = [&](int64_t doubles) {
       double* begin = at;
@@ -49,8 +60,8 @@ class NestedPass {
   static int64_t workspace(const NestedProblem& q, const Tile& tile) {
     const int64_t width = lanes_of(tile), padded = padded_columns(q.columns);
     const int64_t slice = tile.joined ? kLanes : width;
-    return (arrays * tile.size + 5 + kParentSums + pairs_of(tile)) * width + (2 * tile.size * slice + 6) * padded +
-           16 * 8;
+    return (arrays * tile.size + 5 + kParentSums + pairs_of(tile)) * width +
+           (2 * tile.size * slice + 6) * padded + 16 * 8;
   }
 
   void run() {
@@ -107,14 +118,16 @@ class NestedPass {
   }
 
   void load_rows() {
-    load_column(q.eta, 0.0, row_of(eta)), load_column(q.y, 1.0, row_of(y)), load_column(q.weight, 0.0, row_of(weight));
+    load_column(q.eta, 0.0, row_of(eta)), load_column(q.y, 1.0, row_of(y)),
+        load_column(q.weight, 0.0, row_of(weight));
     for (int64_t j = 0; j < width; ++j) {
       const int64_t lane = tile.joined ? 0 : j;
       const int32_t group = lane < tile.lanes ? group_of(lane) : -1;
       mode[j] = shift[j] = kappa[j] = lambda[j] = 0.0;
       if (group < 0) continue;
       const int32_t parent = q.parent[group];
-      mode[j] = q.start[group], shift[j] = q.shift[parent], kappa[j] = q.kappa[parent], lambda[j] = q.lambda[parent];
+      mode[j] = q.start[group], shift[j] = q.shift[parent], kappa[j] = q.kappa[parent],
+      lambda[j] = q.lambda[parent];
     }
     each_row(0, width, [&](int64_t i) {
       put(eta, i, at(eta, i) + load(shift + i % width));
@@ -155,7 +168,8 @@ class NestedPass {
       l += f.l, S += f.s, W += f.w, A += f.a, C += f.c;
       if constexpr (F::kDispersion) {
         put(s_p, i, f.s_p), put(w_p, i, f.w_p), put(a_p, i, f.a_p);
-        l_p += f.l_p, l_pp += f.l_pp, S_p += f.s_p, W_p += f.w_p, A_p += f.a_p, S_pp += f.s_pp, W_pp += f.w_pp;
+        l_p += f.l_p, l_pp += f.l_pp, S_p += f.s_p, W_p += f.w_p, A_p += f.a_p, S_pp += f.s_pp,
+            W_pp += f.w_pp;
       }
     });
     for (V* v : {&l, &S, &W, &A, &C, &l_p, &l_pp, &S_p, &W_p, &A_p, &S_pp, &W_pp}) *v = total(*v);
@@ -165,7 +179,8 @@ class NestedPass {
 
     for (int64_t v = v0; v < v1; v += kLanes) store(information + v, W);
     const V K = load(kappa + v0), L = load(lambda + v0);
-    const V D = 1.0 + T * W, i1 = 1.0 / D, i2 = i1 * i1, i3 = i2 * i1, qq = T * i1, omega = W * i1, qA = qq * A;
+    const V D = 1.0 + T * W, i1 = 1.0 / D, i2 = i1 * i1, i3 = i2 * i1, qq = T * i1, omega = W * i1,
+            qA = qq * A;
     const V alpha = qq + K * i2, beta = 0.5 * qq * qq + K * qq * i2;
     form[0] = qq - 0.5 * alpha * (qq * qq * C - qq * qA * qA) + beta * qA * qA - L * qq * i1 * qA;
     form[1] = -0.5 * alpha * qq * qA - beta * qA + L * qq * i1;
@@ -180,10 +195,10 @@ class NestedPass {
     const V omega_TT = W_TT * i2 - 2.0 * W_T * D_T * i3 - 2.0 * omega * omega_T;
     value += once * (l - 0.5 * u * u - 0.5 * log(D));
     first[0] += once * (0.5 * S * S - 0.5 * D_T * i1 - 0.5 * K * omega_T + L * S_T);
-    second[0] +=
-        once * (S * S_T - 0.5 * (D_TT * i1 - D_T * D_T * i2) - 0.5 * K * omega_TT + L * S_TT);
+    second[0] += once * (S * S_T - 0.5 * (D_TT * i1 - D_T * D_T * i2) - 0.5 * K * omega_TT + L * S_TT);
     const auto bent = [&](V A_x, V D_x, V direct) {  // of -(P + kappa R) / 2
-      return -0.5 * (T * i2 * (A_x - 2.0 * A * D_x * i1) + direct) - 0.5 * K * i3 * (A_x - 3.0 * A * D_x * i1);
+      return -0.5 * (T * i2 * (A_x - 2.0 * A * D_x * i1) + direct) -
+             0.5 * K * i3 * (A_x - 3.0 * A * D_x * i1);
     };
     const auto tell = [&](int which, V v) { store(of_parent + which * width + v0, v); };
     tell(kScore, S), tell(kInformation, omega), tell(kP, qA * i1), tell(kR, A * i3);
@@ -193,7 +208,8 @@ class NestedPass {
     // The same in log phi.
     V b_p{}, S_x{}, W_x{}, A_x{}, D_x{}, q_x{};
     if constexpr (F::kDispersion) {
-      b_p = qq * S_p, S_x = S_p * i1, W_x = W_p + A * b_p, A_x = A_p + C * b_p, D_x = T * W_x, q_x = -qq * i1 * D_x;
+      b_p = qq * S_p, S_x = S_p * i1, W_x = W_p + A * b_p, A_x = A_p + C * b_p, D_x = T * W_x,
+      q_x = -qq * i1 * D_x;
       const V S_moved = S_pp - W_p * b_p, omega_x = W_x * i2;
       const V S_xx = S_moved * i1 - S_p * D_x * i2;
       const V W_xx = W_pp + A_p * b_p + A_x * b_p + A * (q_x * S_p + qq * S_moved);
@@ -202,7 +218,8 @@ class NestedPass {
       const V D_Tx = T * W_Tx + W_x, omega_Tx = W_Tx * i2 - 2.0 * W_x * D_T * i3;
       first[1] += once * (l_p - 0.5 * D_x * i1 - 0.5 * K * omega_x + L * S_x);
       second[1] += once * (S_p * S * i1 - 0.5 * (D_Tx * i1 - D_T * D_x * i2) - 0.5 * K * omega_Tx + L * S_Tx);
-      second[2] += once * (l_pp + S_p * b_p - 0.5 * (T * W_xx * i1 - D_x * D_x * i2) - 0.5 * K * omega_xx + L * S_xx);
+      second[2] +=
+          once * (l_pp + S_p * b_p - 0.5 * (T * W_xx * i1 - D_x * D_x * i2) - 0.5 * K * omega_xx + L * S_xx);
       tell(kVectors + 3, S_x), tell(kVectors + 4, -omega_x), tell(kVectors + 5, bent(A_x, D_x, V{}));
     } else {
       for (int k = 3; k < 6; ++k) tell(kVectors + k, V{});
@@ -215,11 +232,14 @@ class NestedPass {
       put(diagonal, i, -wi - 0.5 * alpha * (ci - qA * ai) - L * i1 * ai);
       const V bend = 0.5 * T * i2 + K * i3;
       const V W_iT = i1 * (S * k - A * i1 * wi - qA * S * t);
-      put(by_T, i, -wi * S * i1 - 0.5 * alpha * W_iT - 0.5 * i1 * t + bend * D_T * t + L * i1 * (omega * wi - i1 * S * t));
+      put(by_T, i,
+          -wi * S * i1 - 0.5 * alpha * W_iT - 0.5 * i1 * t + bend * D_T * t +
+              L * i1 * (omega * wi - i1 * S * t));
       if constexpr (F::kDispersion) {
         const V w_moved = at(w_p, i) + ai * b_p;
         const V W_ip = at(a_p, i) + ci * b_p - (q_x * A + qq * A_x) * wi - qA * w_moved;
-        put(by_p, i, at(s_p, i) - wi * b_p - 0.5 * alpha * W_ip + bend * D_x * t + L * i1 * (D_x * i1 * wi - w_moved));
+        put(by_p, i,
+            at(s_p, i) - wi * b_p - 0.5 * alpha * W_ip + bend * D_x * t + L * i1 * (D_x * i1 * wi - w_moved));
       }
       put(r1, i, -i1 * wi), put(r2, i, -i2 * t), put(r3, i, bent(k, T * t, V{}));
     });
@@ -231,7 +251,8 @@ class NestedPass {
     double* pair = pairs + v0;
     for (int64_t i = v0; i < tile.size * width; i += width) {
       const V wi = at(w, i), ai = at(a, i), ci = at(c, i);
-      const V to_w = form[0] * wi + form[1] * ai + form[2] * ci, to_a = form[1] * wi + form[3] * ai, to_c = form[2] * wi;
+      const V to_w = form[0] * wi + form[1] * ai + form[2] * ci, to_a = form[1] * wi + form[3] * ai,
+              to_c = form[2] * wi;
       for (int64_t j = i; j < tile.size * width; j += width, pair += width) {
         V entry = to_w * at(w, j) + to_a * at(a, j) + to_c * at(c, j);
         if (i == j) entry += at(diagonal, i);
@@ -314,9 +335,12 @@ void add(const NestedProblem& q, const Tile& tile, double* workspace, const Sums
 
 }  // namespace
 
-int64_t nested_workspace(const NestedProblem& q, const Tile& tile) { return NestedPass<Logit>::workspace(q, tile); }
+int64_t nested_workspace(const NestedProblem& q, const Tile& tile) {
+  return NestedPass<Logit>::workspace(q, tile);
+}
 
-void add_nested(const NestedProblem& q, const Tile& tile, double* workspace, const Sums& sums, ParentRuns& runs) {
+void add_nested(const NestedProblem& q, const Tile& tile, double* workspace, const Sums& sums,
+                ParentRuns& runs) {
   static constexpr decltype(&add<Logit>) kAdd[kFamilies] = {
       add<Gaussian>, add<Logit>, add<Probit>, add<Cloglog>, add<Poisson>, add<NegativeBinomial>, add<Gamma>};
   kAdd[static_cast<int>(q.family)](q, tile, workspace, sums, runs);

@@ -1,5 +1,6 @@
-// Trust-region Newton maximisation of one function of few parameters: the method of jaxglmm/optimise/batch_newton.py,
-// with its rules and constants. Its hard case, a gradient without any part along the direction of growth, is left to that.
+// Trust-region Newton maximisation of one function of few parameters: the method of
+// jaxglmm/optimise/batch_newton.py, with its rules and constants. Its hard case, a gradient without any part
+// along the direction of growth, is left to that.
 #pragma once
 
 #include <algorithm>
@@ -14,10 +15,11 @@ enum NewtonReason : int64_t { kConverged, kStalled, kLimit, kNotFinite, kStopped
 
 struct NewtonRules {
   int64_t m;
-  const uint8_t* even;  // (m,) parameters of which the function is even: they step in the logarithm of their size
+  const uint8_t*
+      even;  // (m,) parameters of which the function is even: they step in the logarithm of their size
   double tol;
-  int64_t iterations;   // evaluations after the first
-  int64_t watched;      // a parameter that ends the search where its size is below `nothing`; -1: none
+  int64_t iterations;  // evaluations after the first
+  int64_t watched;     // a parameter that ends the search where its size is below `nothing`; -1: none
   double nothing;
 };
 
@@ -30,7 +32,13 @@ struct NewtonPlace {
 class Newton {
  public:
   explicit Newton(const NewtonRules& rules)
-      : trial(rules.m), q(rules), g(rules.m), H(rules.m * rules.m), d(rules.m), L(rules.m * rules.m), step(rules.m),
+      : trial(rules.m),
+        q(rules),
+        g(rules.m),
+        H(rules.m * rules.m),
+        d(rules.m),
+        L(rules.m * rules.m),
+        step(rules.m),
         logged(rules.m) {}
 
   std::vector<double> trial;  // where to evaluate next
@@ -41,7 +49,8 @@ class Newton {
     std::copy_n(place.x, m(), trial.begin()), std::fill_n(place.move, m(), 0.0);
   }
 
-  // Takes what was found at `trial`, and makes the next one. False where the search has ended. `kept`: it was a step ahead.
+  // Takes what was found at `trial`, and makes the next one. False where the search has ended. `kept`: it was
+  // a step ahead.
   bool take(double value, const double* gradient, const double* hessian, bool* kept) {
     bool finite = std::isfinite(value);
     for (int64_t i = 0; i < m(); ++i) finite &= std::isfinite(gradient[i]);
@@ -108,12 +117,14 @@ class Newton {
     double largest = 1e-180;
     for (int64_t i = 0; i < m(); ++i) largest = std::max(largest, std::fabs(H[i * m() + i]));
     for (int64_t i = 0; i < m(); ++i) {
-      const double floor = logged[i] ? 0.1 * std::fabs(g[i]) + 1e-4 * largest : 1e-12 * g[i] * g[i] + 1e-20 * largest;
+      const double floor =
+          logged[i] ? 0.1 * std::fabs(g[i]) + 1e-4 * largest : 1e-12 * g[i] * g[i] + 1e-20 * largest;
       d[i] = std::sqrt(std::max(std::fabs(H[i * m() + i]), floor));
     }
   }
 
-  // step = (shift - H)^-1 g in the scaled coordinates, and its length. False where that matrix is not positive definite.
+  // step = (shift - H)^-1 g in the scaled coordinates, and its length. False where that matrix is not
+  // positive definite.
   bool solve(double shift) {
     for (int64_t i = 0; i < m(); ++i)
       for (int64_t j = 0; j <= i; ++j) {
@@ -142,8 +153,8 @@ class Newton {
     return true;
   }
 
-  // The model's maximiser at the distance `radius`, by bisection of the shift (More & Sorensen 1983). False in the hard
-  // case.
+  // The model's maximiser at the distance `radius`, by bisection of the shift (More & Sorensen 1983). False
+  // in the hard case.
   bool solve_on_the_boundary() {
     double low = 0, high = 0, frobenius = 0, slope = 0;
     for (int64_t i = 0; i < m(); ++i) {

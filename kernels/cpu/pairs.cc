@@ -1,11 +1,13 @@
-// Handlers for sparse matrices over the levels of two factors (pairs.h), and for the sums over rows that make them.
+// Handlers for sparse matrices over the levels of two factors (pairs.h), and for the sums over rows that make
+// them.
 //
-//   pair_product     values (P, a, b), start (G + 1,), other (m,), place (m,) or (0,), x (G', ., k)  ->  (G, ., k)
-//   pair_outer       start (G + 1,), other (P,), a (G, S, k), b (G', R, k)  ->  (P, S, R)
-//   row_sums         left (S, n), right (R, n) or (0, n), start (G + 1,), place (m,) or (0,)  ->  (G, S, R)
-//   sampled_product  values (m,), start (G + 1,), other (m,), R (r, r)  ->  (m,)
+//   pair_product     values (P, a, b), start (G + 1,), other (m,), place (m,) or (0,), x (G', ., k)  ->  (G,
+//   ., k) pair_outer       start (G + 1,), other (P,), a (G, S, k), b (G', R, k)  ->  (P, S, R) row_sums left
+//   (S, n), right (R, n) or (0, n), start (G + 1,), place (m,) or (0,)  ->  (G, S, R) sampled_product  values
+//   (m,), start (G + 1,), other (m,), R (r, r)  ->  (m,)
 //
-// All float64 with int32 indices, and with leading axes. Levels are cut into chunks of about as many entries each.
+// All float64 with int32 indices, and with leading axes. Levels are cut into chunks of about as many entries
+// each.
 #include "pairs.h"
 
 #include <cstring>
@@ -22,7 +24,8 @@ constexpr int64_t kWorthThreads = 1 << 15;  // multiplications
 
 // Calls body(first, last) for ranges of levels that have about as many entries each.
 template <typename Body>
-void for_each_range(ffi::ThreadPool& pool, const int32_t* start, int64_t levels, int64_t work, const Body& body) {
+void for_each_range(ffi::ThreadPool& pool, const int32_t* start, int64_t levels, int64_t work,
+                    const Body& body) {
   const int64_t all = start[levels] + levels;
   const auto bound = [&](int64_t chunk) {  // the first level at or behind a share of entries and levels
     int64_t low = 0, high = levels;
@@ -73,8 +76,8 @@ double* at(const Result& v, int64_t b) { return static_cast<double*>(v.at(b).at)
 using S32 = ffi::Buffer<ffi::S32>;
 
 // Row pointers, and the indices behind them: checked once a call, since a wrong one would read anywhere.
-std::string index_fault(const Integers& start, int64_t levels, const Integers& other, int64_t count, int64_t limit,
-                        int64_t items) {
+std::string index_fault(const Integers& start, int64_t levels, const Integers& other, int64_t count,
+                        int64_t limit, int64_t items) {
   for (int64_t b = 0; b < items; ++b) {
     if (!points(start.at(b), levels, count)) return "start must rise from 0 to the number of entries";
     if (!within(other.at(b), start.at(b)[levels], limit))
@@ -102,9 +105,14 @@ ffi::Error pair_product(ffi::ThreadPool pool, ffi::AnyBuffer values, S32 start, 
   const std::string fault = index_fault(starts, levels, others, m, extent(in, 3), operands.items());
   if (!fault.empty()) return invalid("pair_product", fault);
   for (int64_t b = 0; b < operands.items(); ++b) {
-    if (n_place && !within(places.at(b), starts.at(b)[levels], P)) return invalid("pair_product", "place is out of range");
-    const PairProduct q = {at(value, b), starts.at(b), others.at(b), n_place ? places.at(b) : nullptr, at(vector, b),
-                           at(result, b), levels, rows, inner, k, transposed};
+    if (n_place && !within(places.at(b), starts.at(b)[levels], P))
+      return invalid("pair_product", "place is out of range");
+    const PairProduct q = {at(value, b),  starts.at(b),
+                           others.at(b),  n_place ? places.at(b) : nullptr,
+                           at(vector, b), at(result, b),
+                           levels,        rows,
+                           inner,         k,
+                           transposed};
     const auto run = best<PairProduct>();
     for_each_range(pool, q.start, levels, q.start[levels] * rows * inner * k,
                    [&](int64_t first, int64_t last) { run(q, first, last); });
@@ -115,7 +123,8 @@ ffi::Error pair_product(ffi::ThreadPool pool, ffi::AnyBuffer values, S32 start, 
 ffi::Error pair_outer(ffi::ThreadPool pool, S32 start, S32 other, ffi::AnyBuffer a, ffi::AnyBuffer b,
                       ffi::Result<ffi::AnyBuffer> out) {
   const Dimensions left = a.dimensions(), right = b.dimensions(), to = out->dimensions();
-  const int64_t levels = extent(left, 3), rows = extent(left, 2), inner = extent(right, 2), k = extent(left, 1);
+  const int64_t levels = extent(left, 3), rows = extent(left, 2), inner = extent(right, 2),
+                k = extent(left, 1);
   const int64_t m = extent(to, 3);
   Operands operands(leading(to, 3));
   const Integers starts = operands.integers("start", start, {levels + 1});
@@ -128,8 +137,15 @@ ffi::Error pair_outer(ffi::ThreadPool pool, S32 start, S32 other, ffi::AnyBuffer
   const std::string fault = index_fault(starts, levels, others, m, extent(right, 3), operands.items());
   if (!fault.empty()) return invalid("pair_outer", fault);
   for (int64_t item = 0; item < operands.items(); ++item) {
-    const PairOuter q = {starts.at(item), others.at(item), at(one, item), at(two, item), at(result, item),
-                         levels, rows, inner, k};
+    const PairOuter q = {starts.at(item),
+                         others.at(item),
+                         at(one, item),
+                         at(two, item),
+                         at(result, item),
+                         levels,
+                         rows,
+                         inner,
+                         k};
     const int64_t used = q.start[levels];
     std::memset(q.out + used * rows * inner, 0, (m - used) * rows * inner * sizeof(double));
     const auto run = best<PairOuter>();
@@ -164,14 +180,19 @@ ffi::Error row_sums(ffi::ThreadPool pool, ffi::AnyBuffer left, ffi::AnyBuffer ri
   const Integers starts = operands.integers("start", start, {levels + 1});
   const Integers places = operands.integers("place", place, {n_place});
   const Result result = operands.result("the result", out, {levels, S, inner});
-  operands.require(left.element_type() == ffi::F64 && right.element_type() == ffi::F64, "float64 is expected");
+  operands.require(left.element_type() == ffi::F64 && right.element_type() == ffi::F64,
+                   "float64 is expected");
   if (!operands.wrong().empty()) return invalid("row_sums", operands.wrong());
-  const std::string fault = index_fault(starts, n_place ? levels : 0, places, m, n, n_place ? operands.items() : 0);
+  const std::string fault =
+      index_fault(starts, n_place ? levels : 0, places, m, n, n_place ? operands.items() : 0);
   if (!fault.empty()) return invalid("row_sums", fault);
   for (int64_t b = 0; b < operands.items(); ++b) {
-    if (!points(starts.at(b), levels, m)) return invalid("row_sums", "start must rise from 0 to the number of rows");
-    const RowSums q = {starts.at(b), n_place ? places.at(b) : nullptr, at(lefts, b), R ? at(rights, b) : nullptr,
-                       at(result, b), S, inner, n};
+    if (!points(starts.at(b), levels, m))
+      return invalid("row_sums", "start must rise from 0 to the number of rows");
+    const RowSums q = {starts.at(b),  n_place ? places.at(b) : nullptr,
+                       at(lefts, b),  R ? at(rights, b) : nullptr,
+                       at(result, b), S,
+                       inner,         n};
     for_each_range(pool, q.start, levels, q.start[levels] * S * inner,
                    [&](int64_t first, int64_t last) { run(q, first, last); });
   }
@@ -191,8 +212,8 @@ void run(const SampledProduct& q, int64_t first, int64_t last) {
     }
 }
 
-ffi::Error sampled_product(ffi::ThreadPool pool, ffi::AnyBuffer values, S32 start, S32 other, ffi::AnyBuffer R,
-                           ffi::Result<ffi::AnyBuffer> out) {
+ffi::Error sampled_product(ffi::ThreadPool pool, ffi::AnyBuffer values, S32 start, S32 other,
+                           ffi::AnyBuffer R, ffi::Result<ffi::AnyBuffer> out) {
   const int64_t m = extent(values.dimensions(), 1), levels = extent(start.dimensions(), 1) - 1;
   const int64_t order = extent(R.dimensions(), 1);
   Operands operands(leading(out->dimensions(), 1));
@@ -209,7 +230,8 @@ ffi::Error sampled_product(ffi::ThreadPool pool, ffi::AnyBuffer values, S32 star
     const SampledProduct q = {at(value, b), starts.at(b), others.at(b), at(inverse, b), at(result, b), order};
     const int64_t used = q.start[levels];
     std::memset(q.out + used, 0, (m - used) * sizeof(double));
-    for_each_range(pool, q.start, levels, used * 16, [&](int64_t first, int64_t last) { run(q, first, last); });
+    for_each_range(pool, q.start, levels, used * 16,
+                   [&](int64_t first, int64_t last) { run(q, first, last); });
   }
   return ffi::Error::Success();
 }
@@ -250,7 +272,7 @@ JAXGLMM_HANDLER(jaxglmm_sampled_product, jaxglmm::sampled_product,
                 xla::ffi::Ffi::Bind()
                     .Ctx<xla::ffi::ThreadPool>()
                     .Arg<xla::ffi::AnyBuffer>()  // values
-                    .Arg<jaxglmm::S32>()  // start
-                    .Arg<jaxglmm::S32>()  // other
+                    .Arg<jaxglmm::S32>()         // start
+                    .Arg<jaxglmm::S32>()         // other
                     .Arg<xla::ffi::AnyBuffer>()  // R
                     .Ret<xla::ffi::AnyBuffer>());

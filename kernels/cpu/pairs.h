@@ -1,13 +1,13 @@
-// Sparse matrices over the levels of two factors, a block for each pair of levels that meet: what the handlers hand to
-// the code of each target. `start` (levels + 1,) says where each level's entries begin.
+// Sparse matrices over the levels of two factors, a block for each pair of levels that meet: what the
+// handlers hand to the code of each target. `start` (levels + 1,) says where each level's entries begin.
 #pragma once
 
 #include <cstdint>
 
 namespace jaxglmm {
 
-// out[g] = sum over its entries j of A_j x[other[j]], A_j = values[place[j]] (rows, inner), or the transpose of such a
-// block (inner, rows).
+// out[g] = sum over its entries j of A_j x[other[j]], A_j = values[place[j]] (rows, inner), or the transpose
+// of such a block (inner, rows).
 struct PairProduct {
   const double* values;
   const int32_t *start, *other, *place;  // place: null where it counts up
@@ -33,8 +33,8 @@ struct RowSums {
   int64_t rows, inner, length;
 };
 
-// out[j] = sum over the entries i of the same row of values[i] R[other[i], other[j]]; R symmetric (order, order), its
-// lower triangle stored by columns.
+// out[j] = sum over the entries i of the same row of values[i] R[other[i], other[j]]; R symmetric (order,
+// order), its lower triangle stored by columns.
 struct SampledProduct {
   const double* values;
   const int32_t *start, *other;
@@ -44,8 +44,8 @@ struct SampledProduct {
 };
 
 // Work of the levels first .. last - 1.
-#define JAXGLMM_PAIR_KERNELS(name)                          \
-  namespace name {                                          \
+#define JAXGLMM_PAIR_KERNELS(name)                           \
+  namespace name {                                           \
   void run(const PairProduct&, int64_t first, int64_t last); \
   void run(const PairOuter&, int64_t first, int64_t last);   \
   }

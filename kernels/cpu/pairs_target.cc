@@ -21,7 +21,8 @@ inline void prefetch(const PairProduct& q, int64_t j, int64_t end) {
 template <int Vectors>
 void add_entries(const PairProduct& q, int64_t level, int64_t s, int64_t c, double* out) {
   V held[Vectors] = {};
-  const int64_t size = q.rows * q.inner, by_row = q.transposed ? 1 : q.inner, step = q.transposed ? q.rows : 1;
+  const int64_t size = q.rows * q.inner, by_row = q.transposed ? 1 : q.inner,
+                step = q.transposed ? q.rows : 1;
   const int64_t all = q.start[q.levels];
   for (int64_t j = q.start[level]; j < q.start[level + 1]; ++j) {
     prefetch(q, j, all);
@@ -35,7 +36,8 @@ void add_entries(const PairProduct& q, int64_t level, int64_t s, int64_t c, doub
 
 double add_column(const PairProduct& q, int64_t level, int64_t s, int64_t c) {
   double total = 0;
-  const int64_t size = q.rows * q.inner, by_row = q.transposed ? 1 : q.inner, step = q.transposed ? q.rows : 1;
+  const int64_t size = q.rows * q.inner, by_row = q.transposed ? 1 : q.inner,
+                step = q.transposed ? q.rows : 1;
   const int64_t all = q.start[q.levels];
   for (int64_t j = q.start[level]; j < q.start[level + 1]; ++j) {
     prefetch(q, j, all);

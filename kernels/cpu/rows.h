@@ -29,11 +29,12 @@ struct Moments {
 struct RowsTarget {
   // Of rows begin ... end of a column; a weight of null is ones.
   Moments (*moments)(const HostColumn& column, const HostColumn* weight, int64_t begin, int64_t end);
-  // Rows begin ... begin + m of so many columns, m at most kTurned: out (m, columns), value - center over scale.
+  // Rows begin ... begin + m of so many columns, m at most kTurned: out (m, columns), value - center over
+  // scale.
   void (*turn)(const HostColumn* column, int64_t columns, int64_t begin, int64_t m, const double* center,
                const double* scale, double* out);
-  void (*turn_single)(const HostColumn* column, int64_t columns, int64_t begin, int64_t m, const double* center,
-                      const double* scale, float* out);
+  void (*turn_single)(const HostColumn* column, int64_t columns, int64_t begin, int64_t m,
+                      const double* center, const double* scale, float* out);
 };
 
 const RowsTarget& best_rows_target();

@@ -96,7 +96,8 @@ void scaled(const HostColumn& c, int64_t begin, int64_t m, double center, double
     each_value(c, begin, m, [=](int64_t i, double x) { out[i] = x; });
   // The next rows of so many columns, more than a processor foresees by itself.
   if (c.stride <= static_cast<int64_t>(sizeof(double)))
-    for (int64_t at = 0; at < m * c.stride; at += 64) __builtin_prefetch(c.at + (begin + kTurned) * c.stride + at);
+    for (int64_t at = 0; at < m * c.stride; at += 64)
+      __builtin_prefetch(c.at + (begin + kTurned) * c.stride + at);
   for (int64_t i = 0; i < m; i += kLanes) store(out + i, (load(in + i) - center) / scale);
 }
 

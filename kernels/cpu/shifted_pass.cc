@@ -1,5 +1,6 @@
-// shifted_pass: fused_pass for groups nested in parents that shift their rows' eta, at several shifts of each parent:
-// weighted sums over all of them, and each parent's own, from which differences in the shift are made.
+// shifted_pass: fused_pass for groups nested in parents that shift their rows' eta, at several shifts of each
+// parent: weighted sums over all of them, and each parent's own, from which differences in the shift are
+// made.
 //
 //   X, y, weight, offset, z, start, sizes, pieces, psi, points, log_weights, count   as in fused_pass
 //   group, parent   (..., N), (..., G)        as in nested_pass
@@ -7,13 +8,14 @@
 //   steps           (..., J)                  shift j of parent h is shift[h] + steps[j]
 //   multiplier      (..., J, H)
 //   value           (...)                     at the first shift
-//   gradient (..., p + U), hessian (..., p + U, p + U)   sums over shifts and groups, each times its multiplier
-//   modes           (..., S, N)               at the first shift
-//   of_parents      (..., H, J, p + U + 2)    sums over a parent's groups at each shift, without a multiplier: value,
-//                                             gradient, and the second derivative in beta_0, where there is one
+//   gradient (..., p + U), hessian (..., p + U, p + U)   sums over shifts and groups, each times its
+//   multiplier modes           (..., S, N)               at the first shift of_parents      (..., H, J, p + U
+//   + 2)    sums over a parent's groups at each shift, without a multiplier: value,
+//                                             gradient, and the second derivative in beta_0, where there is
+//                                             one
 //
-// Groups must come sorted by parent within each size class. Types, and terms without eta, as in fused_pass; such terms
-// are in the sums as if the multipliers of a parent had the sum 1, and not in of_parents.
+// Groups must come sorted by parent within each size class. Types, and terms without eta, as in fused_pass;
+// such terms are in the sums as if the multipliers of a parent had the sum 1, and not in of_parents.
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -39,8 +41,8 @@ struct OfParent {
 };
 
 // Tiles of one parent each.
-std::vector<OfParent> tiles_of(const Shifts& shifts, const int32_t* sizes, int64_t blocks, const int32_t* pieces,
-                               int64_t n_pieces, int64_t block) {
+std::vector<OfParent> tiles_of(const Shifts& shifts, const int32_t* sizes, int64_t blocks,
+                               const int32_t* pieces, int64_t n_pieces, int64_t block) {
   std::vector<OfParent> tiles;
   const auto parent_at = [&](int64_t slot) {
     const int32_t group = shifts.group[slot];
@@ -75,7 +77,11 @@ struct Part {
 class ChunkPass {
  public:
   ChunkPass(const Problem& q, const Shifts& shifts, const Sums& shape)
-      : q_(q), shifts_(shifts), shape_(shape), code_(best_target()), m_(q.columns + q.unknowns()),
+      : q_(q),
+        shifts_(shifts),
+        shape_(shape),
+        code_(best_target()),
+        m_(q.columns + q.unknowns()),
         part(std::make_unique<Part>(shape, shifts.count() * (m_ + 2))) {}
 
   void add(const OfParent& of) {
@@ -158,35 +164,38 @@ using Any = ffi::AnyBuffer;
 using S32 = ffi::Buffer<ffi::S32>;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
-ffi::Error shifted_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset, Any z, Any start, S32 sizes,
-                        S32 pieces, S32 group, S32 parent, Any shift, Any steps, Any multiplier, Any psi, Any points,
-                        Any log_weights, S32 count, Out value, Out gradient, Out hessian, Out modes, Out of_parents,
-                        int64_t block, int64_t family) {
+ffi::Error shifted_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offset, Any z, Any start,
+                        S32 sizes, S32 pieces, S32 group, S32 parent, Any shift, Any steps, Any multiplier,
+                        Any psi, Any points, Any log_weights, S32 count, Out value, Out gradient, Out hessian,
+                        Out modes, Out of_parents, int64_t block, int64_t family) {
   for (const Any* v : {&X, &z, &points})
     if (v->dimensions().size() < 2) return invalid("expected a matrix, found " + shape_text(v->dimensions()));
-  for (const Dimensions dims : {sizes.dimensions(), pieces.dimensions(), parent.dimensions(), shift.dimensions(),
-                                steps.dimensions()})
+  for (const Dimensions dims :
+       {sizes.dimensions(), pieces.dimensions(), parent.dimensions(), shift.dimensions(), steps.dimensions()})
     if (dims.size() < 1) return invalid("sizes, pieces, parent, shift and steps need an axis");
   const auto extent = [](Dimensions dims, int from_last) { return dims[dims.size() - from_last]; };
   Problem q;
-  q.columns = extent(X.dimensions(), 1), q.slots = extent(X.dimensions(), 2), q.effects = extent(z.dimensions(), 2);
+  q.columns = extent(X.dimensions(), 1), q.slots = extent(X.dimensions(), 2),
+  q.effects = extent(z.dimensions(), 2);
   q.stride = extent(points.dimensions(), 1), q.block = block, q.determinant = q.second = true;
   if (q.effects < 1 || q.effects > kMostEffects)
     return invalid(std::to_string(q.effects) + " effects a group; expected 1, 2 or 3");
   if (family < 0 || family >= kFamilies) return invalid("family " + std::to_string(family) + " is not known");
   q.family = static_cast<Family>(family);
-  const int64_t N = q.slots, p = q.columns, S = q.effects, m = p + q.unknowns(), G = extent(parent.dimensions(), 1),
-                H = extent(shift.dimensions(), 1), J = extent(steps.dimensions(), 1);
+  const int64_t N = q.slots, p = q.columns, S = q.effects, m = p + q.unknowns(),
+                G = extent(parent.dimensions(), 1), H = extent(shift.dimensions(), 1),
+                J = extent(steps.dimensions(), 1);
   const int64_t n_sizes = extent(sizes.dimensions(), 1), n_pieces = extent(pieces.dimensions(), 1);
   Operands in(value->dimensions());
   const Numbers X_ = in.numbers("X", X, {N, p}), y_ = in.numbers("y", y, {N}),
                 weight_ = in.numbers("weight", weight, {N}), offset_ = in.numbers("offset", offset, {N}),
                 z_ = in.numbers("z", z, {S, N}), start_ = in.numbers("start", start, {S, N}),
                 shift_ = in.numbers("shift", shift, {H}), steps_ = in.numbers("steps", steps, {J}),
-                multiplier_ = in.numbers("multiplier", multiplier, {J, H}), psi_ = in.numbers("psi", psi, {m}),
-                points_ = in.numbers("points", points, {S, q.stride}),
+                multiplier_ = in.numbers("multiplier", multiplier, {J, H}),
+                psi_ = in.numbers("psi", psi, {m}), points_ = in.numbers("points", points, {S, q.stride}),
                 log_weights_ = in.numbers("log_weights", log_weights, {q.stride});
-  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}), pieces_ = in.integers("pieces", pieces, {n_pieces}),
+  const Integers sizes_ = in.integers("sizes", sizes, {n_sizes}),
+                 pieces_ = in.integers("pieces", pieces, {n_pieces}),
                  group_ = in.integers("group", group, {N}), parent_ = in.integers("parent", parent, {G}),
                  count_ = in.integers("count", count, {});
   const Result value_ = in.result("value", value, {}), gradient_ = in.result("gradient", gradient, {m}),
@@ -200,7 +209,8 @@ ffi::Error shifted_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offs
   if (!fault.empty()) return invalid(fault);
   for (size_t i = 0; i < count.element_count(); ++i)
     if (count.typed_data()[i] < 1 || count.typed_data()[i] > q.stride)
-      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(q.stride) + " nodes");
+      return invalid("count = " + std::to_string(count.typed_data()[i]) + " of " + std::to_string(q.stride) +
+                     " nodes");
 
   const auto evaluate = [&](int64_t b, bool threaded) {
     Problem at = q;
@@ -211,7 +221,8 @@ ffi::Error shifted_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offs
     };
     const std::vector<double> parameters = read(psi_, m), nodes = read(points_, S * q.stride),
                               log_omega = read(log_weights_, q.stride);
-    const Shifts shifts = {group_.at(b), parent_.at(b), read(shift_, H), read(steps_, J), read(multiplier_, J * H), H};
+    const Shifts shifts = {
+        group_.at(b), parent_.at(b), read(shift_, H), read(steps_, J), read(multiplier_, J * H), H};
     at.X = X_.at(b), at.y = y_.at(b), at.weight = weight_.at(b), at.offset = offset_.at(b), at.z = z_.at(b);
     at.start = start_.at(b), at.modes = modes_.at(b);
     at.beta = parameters.data(), at.factor = at.beta + p, at.log_phi = parameters[m - 1];
@@ -220,8 +231,8 @@ ffi::Error shifted_pass(ffi::ThreadPool pool, Any X, Any y, Any weight, Any offs
     double* out = static_cast<double*>(of_parents_.at(b).at);
     std::fill_n(out, H * J * (m + 2), 0.0);
     std::vector<double> total;
-    sweep_shifts(pool, threaded, at, shifts, tiles_of(shifts, sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, block),
-                 total, out);
+    sweep_shifts(pool, threaded, at, shifts,
+                 tiles_of(shifts, sizes_.at(b), n_sizes, pieces_.at(b), n_pieces, block), total, out);
     write_sums(at, total, value_.at(b), gradient_.at(b), hessian_.at(b));
   };
   if (!for_each_fit(pool, in.items(), N, evaluate))

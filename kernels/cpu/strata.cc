@@ -1,4 +1,5 @@
-// The rows of many strata: sorted by stratum and group, and gathered to be fitted. See jaxglmm/ops/stratum_rows.py.
+// The rows of many strata: sorted by stratum and group, and gathered to be fitted. See
+// jaxglmm/ops/stratum_rows.py.
 #include "strata.h"
 
 #include <cmath>
@@ -29,7 +30,8 @@ struct Grouper {
   std::vector<int32_t> table, of_row;
   std::vector<int64_t> at;
 
-  // `order` gets the rows sorted by group, the largest group first; `size` the groups' rows. How many groups there are.
+  // `order` gets the rows sorted by group, the largest group first; `size` the groups' rows. How many groups
+  // there are.
   int64_t sort(const int64_t* rows, int64_t n, const int32_t* code, int64_t* order, int32_t* size) {
     int64_t capacity = 8;
     while (capacity < 2 * n) capacity *= 2;
@@ -62,7 +64,8 @@ struct Measured {
   std::vector<double> mean, gram, L;
 };
 
-// Centre and scale of the columns: of the rows' weighted distribution, but 0 and the constant itself of an intercept.
+// Centre and scale of the columns: of the rows' weighted distribution, but 0 and the constant itself of an
+// intercept.
 void measure_scaling(const StratumRows& q, int64_t b, const double* X, const double* weight, int64_t n) {
   const int64_t p = q.columns;
   double *center = q.center + b * p, *scale = q.scale + b * p, total = 0;
@@ -91,8 +94,8 @@ void measure_scaling(const StratumRows& q, int64_t b, const double* X, const dou
   }
 }
 
-// Whether columns may be zero, constant or combinations of others: what is left of the correlation matrix of columns
-// when it is factorised, and how a column's spread compares with its mean.
+// Whether columns may be zero, constant or combinations of others: what is left of the correlation matrix of
+// columns when it is factorised, and how a column's spread compares with its mean.
 bool suspect_columns(const StratumRows& q, const double* X, int64_t n, double least, Measured& m) {
   const int64_t p = q.columns;
   m.mean.assign(p, 0.0), m.gram.assign(p * p, 0.0), m.L.assign(p * p, 0.0);
@@ -107,7 +110,8 @@ bool suspect_columns(const StratumRows& q, const double* X, int64_t n, double le
   }
   for (int64_t c = 0; c < p; ++c) {
     const double size = std::sqrt(m.gram[c * p + c]);
-    if (m.mean[c] != 0 && size < kConstant * std::sqrt(static_cast<double>(n)) * std::fabs(m.mean[c])) return true;
+    if (m.mean[c] != 0 && size < kConstant * std::sqrt(static_cast<double>(n)) * std::fabs(m.mean[c]))
+      return true;
   }
   std::fill(m.L.begin(), m.L.end(), 0.0);
   for (int64_t c = 0; c < p; ++c)
@@ -129,7 +133,8 @@ void read_stratum(const StratumRows& q, const std::vector<HostColumn>& columns, 
   const int64_t begin = q.begin[b], n = q.begin[b + 1] - begin, p = q.columns, S = q.effects;
   const int64_t* rows = q.order + begin;
   double *y = q.y_out + begin, *X = q.x_out + begin * p, low = 0, high = 0;
-  double *weight = q.weight ? q.weight_out + begin : nullptr, *offset = q.offset ? q.offset_out + begin : nullptr;
+  double *weight = q.weight ? q.weight_out + begin : nullptr,
+         *offset = q.offset ? q.offset_out + begin : nullptr;
   bool weightless = false;
   for (int64_t i = 0; i < n; ++i) {
     y[i] = q.y[rows[i]];
@@ -167,12 +172,12 @@ void read_stratum(const StratumRows& q, const std::vector<HostColumn>& columns, 
 }  // namespace
 }  // namespace jaxglmm
 
-// order (rows,): the rows stratum by stratum, in each group by group, the largest first (of the same size: by code).
-// size (rows,): from where a stratum begins on, its groups' numbers of rows; zero behind them. groups (strata,).
-// Returns 1 where begin (strata + 1,) does not have each stratum's rows, else 0.
-JAXGLMM_EXPORT int32_t jaxglmm_segments(int64_t rows, const int64_t* stratum, const int32_t* code, int64_t strata,
-                                        const int64_t* begin, int64_t* order, int32_t* size, int64_t* groups,
-                                        int64_t threads) {
+// order (rows,): the rows stratum by stratum, in each group by group, the largest first (of the same size: by
+// code). size (rows,): from where a stratum begins on, its groups' numbers of rows; zero behind them. groups
+// (strata,). Returns 1 where begin (strata + 1,) does not have each stratum's rows, else 0.
+JAXGLMM_EXPORT int32_t jaxglmm_segments(int64_t rows, const int64_t* stratum, const int32_t* code,
+                                        int64_t strata, const int64_t* begin, int64_t* order, int32_t* size,
+                                        int64_t* groups, int64_t threads) {
   using namespace jaxglmm;
   if (!rises(begin, strata, rows) || begin[strata] != rows || !within(stratum, rows, strata)) return 1;
   std::vector<int64_t> sorted(rows), next(begin, begin + strata);
@@ -193,8 +198,7 @@ JAXGLMM_EXPORT int32_t jaxglmm_stratum_rows(const jaxglmm::StratumRows* q, doubl
   using namespace jaxglmm;
   if (!rises(q->begin, q->strata, q->rows) || !within(q->order, q->rows, q->all_rows)) return 1;
   const auto columns = columns_of(q->columns, q->column, q->stride, q->type);
-  for_strata<Measured>(q->strata, threads, [&](int64_t b, Measured& measured) {
-    read_stratum(*q, columns, b, least, measured);
-  });
+  for_strata<Measured>(q->strata, threads,
+                       [&](int64_t b, Measured& measured) { read_stratum(*q, columns, b, least, measured); });
   return 0;
 }

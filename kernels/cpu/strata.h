@@ -12,10 +12,10 @@ struct StratumRows {
   const void* const* column;
   const int64_t* stride;
   const int32_t* type;
-  const double *y, *weight, *offset, *z;                        // of all rows; weight, offset and z may be null
-  double *y_out, *x_out, *weight_out, *offset_out, *z_out;      // (rows,), (rows, columns), ..., (effects, rows)
-  double *center, *scale, *z_scale;                             // (strata, columns), and (strata, effects)
-  uint8_t* suspect;                                             // (strata,)
+  const double *y, *weight, *offset, *z;                    // of all rows; weight, offset and z may be null
+  double *y_out, *x_out, *weight_out, *offset_out, *z_out;  // (rows,), (rows, columns), ..., (effects, rows)
+  double *center, *scale, *z_scale;                         // (strata, columns), and (strata, effects)
+  uint8_t* suspect;                                         // (strata,)
 };
 
 }  // namespace jaxglmm

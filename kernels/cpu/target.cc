@@ -12,18 +12,18 @@ namespace baseline {
 extern const Target target;
 extern const LaneTarget lane_target;
 extern const RowsTarget rows_target;
-}
+}  // namespace baseline
 #if defined(JAXGLMM_X86)
 namespace avx2 {
 extern const Target target;
 extern const LaneTarget lane_target;
 extern const RowsTarget rows_target;
-}
+}  // namespace avx2
 namespace avx512 {
 extern const Target target;
 extern const LaneTarget lane_target;
 extern const RowsTarget rows_target;
-}
+}  // namespace avx512
 #endif
 
 namespace {

@@ -1,4 +1,5 @@
-// The passes of family JAXGLMM_FAMILY for JAXGLMM_EFFECTS effects a group: a source for each, since ptxas takes its time.
+// The passes of family JAXGLMM_FAMILY for JAXGLMM_EFFECTS effects a group: a source for each, since ptxas
+// takes its time.
 #include "grid.h"
 #include "launch.h"
 #include "run.h"

@@ -1,9 +1,11 @@
-// Groups of one evaluation on a GPU: a thread a group where groups are short, a block of threads where one is long.
+// Groups of one evaluation on a GPU: a thread a group where groups are short, a block of threads where one is
+// long.
 //
-// A tile is what a block of threads works on at a time: up to kThreads groups of one class, or one long group. Rows lie
-// k-major, so that threads side by side read slots side by side. What a group needs of each of its rows lies in the
-// tile's work memory, a thread's next to its neighbour's. Products with X are formed when all threads are done with
-// their groups: each thread owns entries of the sums, and adds the rows of the tile to them in order.
+// A tile is what a block of threads works on at a time: up to kThreads groups of one class, or one long
+// group. Rows lie k-major, so that threads side by side read slots side by side. What a group needs of each
+// of its rows lies in the tile's work memory, a thread's next to its neighbour's. Products with X are formed
+// when all threads are done with their groups: each thread owns entries of the sums, and adds the rows of the
+// tile to them in order.
 #pragma once
 
 #include "jaxglmm/group_derivatives.h"
@@ -90,7 +92,9 @@ class GroupTile {
   Groups groups;
   double *products, *vectors = nullptr;
 
-  static JAXGLMM_HD bool has_pairs(const Problem& q, bool joined) { return q.second && !q.t_eta.at && !joined; }
+  static JAXGLMM_HD bool has_pairs(const Problem& q, bool joined) {
+    return q.second && !q.t_eta.at && !joined;
+  }
 
   // Column c of the row in lane j's k-th place.
   JAXGLMM_HD double x(int64_t k, int64_t j, int64_t c) const {
@@ -111,13 +115,15 @@ class GroupTile {
       if (groups.direction) r[R::t][i] = q.t_eta[slot];
       for (int a = 0; a < S; ++a) r[R::z + a][i] = q.z[a * q.slots + slot];
     }
-    for (int a = 0; a < S; ++a) groups.modes[a * tile.lanes + j] = q.start[a * q.slots + tile.slot(tile.joined ? 0 : j)];
+    for (int a = 0; a < S; ++a)
+      groups.modes[a * tile.lanes + j] = q.start[a * q.slots + tile.slot(tile.joined ? 0 : j)];
   }
 
   JAXGLMM_HD void write_slots(int64_t j) const {
     for (int64_t k = 0; k < tile.size; ++k) {
       const int64_t slot = tile.slot(j) + k * tile.stride, i = k * tile.lanes + j;
-      for (int a = 0; a < S && q.modes; ++a) q.modes.set(a * q.slots + slot, groups.modes[a * tile.lanes + j]);
+      for (int a = 0; a < S && q.modes; ++a)
+        q.modes.set(a * q.slots + slot, groups.modes[a * tile.lanes + j]);
       for (int p = 0; p < kPairs && q.curvature; ++p)
         q.curvature.set(p * q.slots + slot, groups.curvatures[p * tile.lanes + j]);
       if (q.d_eta) q.d_eta.set(slot, groups.r[R::d_eta][i]);
@@ -183,7 +189,8 @@ class GroupTile {
     }
   }
 
-  // The rest of a long group's Hessian: a quadratic form in few p-vectors, and the covariance of the nodes' spreads.
+  // The rest of a long group's Hessian: a quadratic form in few p-vectors, and the covariance of the nodes'
+  // spreads.
   JAXGLMM_HD void add_joined() {
     const int64_t p = q.columns, spreads = q.nodes == 1 ? 0 : q.nodes;
     for (int64_t e = team.rank; e < 2 * kForm * p; e += team.size)
@@ -215,7 +222,8 @@ class GroupTile {
         total += g[k * p + a] * to + r[k * p + a] * g[k * p + b];
       }
       for (int64_t k = 0; k < spreads; ++k) centre += per * groups.nodes[k] * at[k * p + b];
-      for (int64_t k = 0; k < spreads; ++k) total += at[k * p + a] * per * groups.nodes[k] * (at[k * p + b] - centre);
+      for (int64_t k = 0; k < spreads; ++k)
+        total += at[k * p + a] * per * groups.nodes[k] * (at[k * p + b] - centre);
       sums.hessian()[e] += total;
     }
   }
@@ -250,7 +258,8 @@ struct AddGroups {
       if (team.rank == 0) *to = total;
     };
     store(&sums.value(), totals.value);
-    for (int x = 0; x < u; ++x) store(sums.first() + x, totals.first[x]), store(sums.pushed() + x, totals.pushed[x]);
+    for (int x = 0; x < u; ++x)
+      store(sums.first() + x, totals.first[x]), store(sums.pushed() + x, totals.pushed[x]);
     for (int x = 0; x < pairs_of(u); ++x) store(sums.second() + x, totals.second.at[x]);
   }
 
@@ -288,7 +297,8 @@ struct AddGroups {
       const int64_t first = place.at;
       while (++place.at < p.n_pieces && p.pieces[place.at] == p.pieces[first]) continue;
       if (first > 0 && p.pieces[first] == p.pieces[first - 1]) continue;
-      place.work = p.long_work + first * Groups::lane_work(q, true, kPiece) + place.part * Groups::tile_work(q);
+      place.work =
+          p.long_work + first * Groups::lane_work(q, true, kPiece) + place.part * Groups::tile_work(q);
       tile = {true, kPiece, place.at - first, first, q.block / kPiece, p.n_sizes * q.block};
       return true;
     }

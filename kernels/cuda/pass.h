@@ -1,6 +1,7 @@
-// One evaluation on a GPU, and the small steps around the groups' own (group_tile.h). A step is a body that the grid
-// calls in every thread with its block: Body{...}(team, block). There are no atomic operations: each block of the grid
-// has sums of its own, which `AddSums` adds in order, so that results are the same bits each time.
+// One evaluation on a GPU, and the small steps around the groups' own (group_tile.h). A step is a body that
+// the grid calls in every thread with its block: Body{...}(team, block). There are no atomic operations: each
+// block of the grid has sums of its own, which `AddSums` adds in order, so that results are the same bits
+// each time.
 #pragma once
 
 #include "jaxglmm/count_terms.h"
@@ -11,24 +12,26 @@
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-constexpr int64_t kThreads = 64;      // of a block
-constexpr int64_t kShortParts = 512;  // blocks that share the short groups: sums of their own, whatever the device
-constexpr int64_t kLongParts = 64;    // the same for long groups, and for the rows' constants
-constexpr int64_t kPiece = 32;        // rows of a piece, design.groups.LONGEST
+constexpr int64_t kThreads = 64;  // of a block
+constexpr int64_t kShortParts =
+    512;  // blocks that share the short groups: sums of their own, whatever the device
+constexpr int64_t kLongParts = 64;  // the same for long groups, and for the rows' constants
+constexpr int64_t kPiece = 32;      // rows of a piece, design.groups.LONGEST
 
 // What a part is given of `n` things, and where it begins.
 JAXGLMM_HD inline int64_t begin_of(int64_t part, int64_t parts, int64_t n) { return part * n / parts; }
 JAXGLMM_HD inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Problem and results, all in the device's memory. Of `q`, the pointers to parameters and nodes lead into scratch
-// memory, which Prepare fills; count and log_phi are read there by `problem_of`.
+// Problem and results, all in the device's memory. Of `q`, the pointers to parameters and nodes lead into
+// scratch memory, which Prepare fills; count and log_phi are read there by `problem_of`.
 struct Pass {
   Problem q;
   Column psi, points, log_weights, t_unknowns;  // as the caller has them
   const int32_t *sizes, *pieces, *count;
   int64_t n_sizes, n_pieces;
   MutableColumn value, gradient, hessian, pushed_unknowns;  // gradient and Hessian with the columns' part
-  // Doubles each: parameters and nodes; sums of the parts and of all; constants of rows; work on short and long groups.
+  // Doubles each: parameters and nodes; sums of the parts and of all; constants of rows; work on short and
+  // long groups.
   double *numbers, *sums, *total, *constants, *short_work, *long_work;
 
   JAXGLMM_HD int64_t parameters() const { return q.columns + q.unknowns(); }
@@ -131,8 +134,8 @@ struct Write {
   }
 };
 
-// For every slot the sum of its group's slots; a block of the grid for each block of slots. A size that does not
-// divide the block gives NaN.
+// For every slot the sum of its group's slots; a block of the grid for each block of slots. A size that does
+// not divide the block gives NaN.
 template <typename T>
 struct GroupTotal {
   const T* v;

@@ -33,8 +33,12 @@ std::vector<T> numbers(int64_t count, const Next& next) {
   for (T& v : out) v = static_cast<T>(next());
   return out;
 }
-inline Doubles any(int64_t count) { return numbers(count, [] { return draw(); }); }
-inline Doubles binary(int64_t count) { return numbers(count, [] { return draw() > 0; }); }
+inline Doubles any(int64_t count) {
+  return numbers(count, [] { return draw(); });
+}
+inline Doubles binary(int64_t count) {
+  return numbers(count, [] { return draw() > 0; });
+}
 
 inline void tell(const std::string& name, bool fine, double value) {
   std::printf("%s: %.10g%s\n", name.c_str(), value, fine ? "" : "  WRONG");

@@ -1,5 +1,6 @@
-// Every exported handler without XLA (stand_in.h), on one thread and on four: tiles of all classes and long groups,
-// groups nested in parents, matrices over pairs of levels; and operands that do not fit, which must be refused.
+// Every exported handler without XLA (stand_in.h), on one thread and on four: tiles of all classes and long
+// groups, groups nested in parents, matrices over pairs of levels; and operands that do not fit, which must
+// be refused.
 //
 //   kernels/tests/sanitize.sh [address|thread]
 #include <cmath>
@@ -12,16 +13,18 @@
 
 using namespace stand_in;
 
-#define JAXGLMM_HANDLERS(each)                                                                                     \
-  each(group_total) each(fused_pass) each(group_modes) each(group_push) each(group_moments) each(group_effects)    \
-  each(pair_product) each(pair_outer) each(row_sums) each(sampled_product) each(nested_pass) each(shifted_pass)
+#define JAXGLMM_HANDLERS(each)                                                                     \
+  each(group_total) each(fused_pass) each(group_modes) each(group_push) each(group_moments)        \
+      each(group_effects) each(pair_product) each(pair_outer) each(row_sums) each(sampled_product) \
+          each(nested_pass) each(shifted_pass)
 #define JAXGLMM_DECLARE(name) extern "C" XLA_FFI_Error* jaxglmm_##name(XLA_FFI_CallFrame*);
 JAXGLMM_HANDLERS(JAXGLMM_DECLARE)
 extern "C" const char* jaxglmm_handlers();
 
 namespace {
 
-constexpr int64_t kBlock = 480, kColumns = 5, kLong = kBlock / 32, kParents = 40, kLogit = 1, kNegativeBinomial = 5;
+constexpr int64_t kBlock = 480, kColumns = 5, kLong = kBlock / 32, kParents = 40, kLogit = 1,
+                  kNegativeBinomial = 5;
 constexpr int64_t kFamilies = 7, kGamma = 6;
 constexpr int32_t kSizes[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32};
 constexpr int64_t kShort = std::size(kSizes), kSlots = (kShort + 1) * kBlock;
@@ -63,7 +66,8 @@ Array integers(const std::vector<int32_t>& of) {
 }
 Attribute attribute(const char* name, int64_t value) { return {name, XLA_FFI_DataType_S64, value}; }
 
-// Rows in tile storage: a block of each class, then long groups of several pieces; T is the type they are stored in.
+// Rows in tile storage: a block of each class, then long groups of several pieces; T is the type they are
+// stored in.
 template <typename T>
 struct Rows {
   int64_t effects, groups = 0;
@@ -77,7 +81,8 @@ struct Rows {
   }
   Array& y() { return vectors[0]; }
 
-  Rows(int64_t S, int64_t family) : effects(S), X(stored({kSlots, kColumns}, [](int64_t) { return draw(); })) {
+  Rows(int64_t S, int64_t family)
+      : effects(S), X(stored({kSlots, kColumns}, [](int64_t) { return draw(); })) {
     const double more = family == kGamma ? 1.0 : 0.0;
     vectors = {stored({kSlots}, [&](int64_t) { return more + (draw() > 0 ? 1.0 : 0.0); }),
                stored({kSlots}, [](int64_t) { return std::floor(2 + 2 * draw()); }),
@@ -102,7 +107,8 @@ struct Rows {
 struct Nodes {
   Array points, log_weights;
   Nodes(int64_t effects, int64_t count)
-      : points(numbers({effects, count}, [&](int64_t i) { return count == 1 ? 0.0 : (i + i / count) % 3 - 1.0; })),
+      : points(numbers({effects, count},
+                       [&](int64_t i) { return count == 1 ? 0.0 : (i + i / count) % 3 - 1.0; })),
         log_weights(numbers({count}, [](int64_t) { return -0.5; })) {}
 };
 
@@ -115,7 +121,10 @@ Array unknowns(int64_t columns, int64_t effects) {  // (beta, the lower triangle
   const int64_t triangle = effects * (effects + 1) / 2;
   const double wide[] = {0.7, 0.2, 0.5};
   return numbers({columns + triangle + 1}, [&](int64_t i) {
-    return i < columns ? 0.1 : i == columns + triangle ? 0.2 : effects == 2 ? wide[i - columns] : factor[i - columns];
+    return i < columns               ? 0.1
+           : i == columns + triangle ? 0.2
+           : effects == 2            ? wide[i - columns]
+                                     : factor[i - columns];
   });
 }
 
@@ -126,21 +135,27 @@ void add_passes(std::vector<Case>& cases, int64_t family, int64_t effects, int64
   const int64_t U = effects * (effects + 1) / 2 + 1, m = kColumns + U, S = effects;
   const Array pieces = integers(rows.piece), psi = unknowns(kColumns, S), own = unknowns(0, S);
   const Array& y = rows.vectors[0];
-  const Array &weight = rows.vectors[1], &offset = rows.vectors[2], &z = rows.vectors[3], &start = rows.vectors[4];
+  const Array &weight = rows.vectors[1], &offset = rows.vectors[2], &z = rows.vectors[3],
+              &start = rows.vectors[4];
   const std::string what = " family " + std::to_string(family) + ", " + std::to_string(S) + " effects, " +
                            std::to_string(count) + " nodes, float" + std::to_string(8 * sizeof(T));
   const std::vector<Attribute> attributes = {attribute("block", kBlock), attribute("determinant", 1),
                                              attribute("family", family)};
   std::vector<Attribute> with_second = attributes;
   with_second.push_back(attribute("second", 1));
-  cases.push_back({"fused_pass", what,
-                   {rows.X, y, weight, offset, z, start, rows.sizes, pieces, psi, nodes.points, nodes.log_weights,
-                    one_number(count)},
+  cases.push_back({"fused_pass",
+                   what,
+                   {rows.X, y, weight, offset, z, start, rows.sizes, pieces, psi, nodes.points,
+                    nodes.log_weights, one_number(count)},
                    {f64({}), f64({m}), f64({m, m}), f64({S, kSlots})},
                    with_second});
-  const std::vector<Array> groups = {offset, y,   weight,       z,          start, rows.sizes,
-                                     pieces, own, nodes.points, nodes.log_weights, one_number(count)};
-  cases.push_back({"group_modes", what, groups, {f64({}), f64({kSlots}), f64({U}), f64({S, kSlots}), f64({U - 1, kSlots})},
+  const std::vector<Array> groups = {
+      offset,           y, weight, z, start, rows.sizes, pieces, own, nodes.points, nodes.log_weights,
+      one_number(count)};
+  cases.push_back({"group_modes",
+                   what,
+                   groups,
+                   {f64({}), f64({kSlots}), f64({U}), f64({S, kSlots}), f64({U - 1, kSlots})},
                    attributes});
   std::vector<Array> with_direction = groups;
   with_direction.push_back(offset), with_direction.push_back(unknowns(0, S));
@@ -156,8 +171,16 @@ void add_posteriors(std::vector<Case>& cases, int64_t family) {
     flat.shape = {kSlots};
     return flat;
   };
-  std::vector<Array> operands = {rows.X, rows.vectors[0], rows.vectors[1], rows.vectors[2], row(rows.vectors[3]),
-                                 row(rows.vectors[4]), rows.sizes, pieces, level, psi};
+  std::vector<Array> operands = {rows.X,
+                                 rows.vectors[0],
+                                 rows.vectors[1],
+                                 rows.vectors[2],
+                                 row(rows.vectors[3]),
+                                 row(rows.vectors[4]),
+                                 rows.sizes,
+                                 pieces,
+                                 level,
+                                 psi};
   const std::vector<Attribute> attributes = {attribute("block", kBlock), attribute("family", family)};
   const std::string what = " family " + std::to_string(family) + ", float" + std::to_string(8 * sizeof(T));
   const int64_t m = kColumns + 2, G = rows.groups;
@@ -176,27 +199,34 @@ template <typename T>
 void add_nested(std::vector<Case>& cases, int64_t family, int64_t columns, int64_t effects) {
   Rows<T> rows(effects, family);
   const int64_t H = kParents, G = rows.groups, J = 3, U = effects * (effects + 1) / 2 + 1;
-  const Array pieces = integers(rows.piece), group = integers(rows.group_at), parent = integers(rows.parent_of);
+  const Array pieces = integers(rows.piece), group = integers(rows.group_at),
+              parent = integers(rows.parent_of);
   const Array X = Rows<T>::stored({kSlots, columns}, [](int64_t) { return draw(); });
   const Array shift = numbers({H}, [](int64_t) { return 0.2 * draw(); });
   const std::vector<Attribute> attributes = {attribute("block", kBlock), attribute("family", family)};
-  const std::string what = " family " + std::to_string(family) + ", " + std::to_string(columns) + " columns, " +
-                           std::to_string(effects) + " effects, float" + std::to_string(8 * sizeof(T));
+  const std::string what = " family " + std::to_string(family) + ", " + std::to_string(columns) +
+                           " columns, " + std::to_string(effects) + " effects, float" +
+                           std::to_string(8 * sizeof(T));
   const auto& v = rows.vectors;
   if (effects == 1)
-    cases.push_back({"nested_pass", what,
-                     {X, v[2], v[0], v[1], rows.sizes, pieces, group, parent, numbers({G}, [](int64_t) { return 0.0; }),
-                      shift, numbers({H}, [](int64_t) { return 0.3; }), numbers({H}, [](int64_t) { return 0.1 * draw(); }),
-                      numbers({2}, [](int64_t k) { return 0.7 - 0.5 * k; })},
-                     {f64({}), f64({columns + 2}), f64({columns + 2, columns + 2}), f64({G}), f64({G}),
-                      f64({H, 12 + 3 * columns})},
-                     attributes});
+    cases.push_back(
+        {"nested_pass",
+         what,
+         {X, v[2], v[0], v[1], rows.sizes, pieces, group, parent, numbers({G}, [](int64_t) { return 0.0; }),
+          shift, numbers({H}, [](int64_t) { return 0.3; }),
+          numbers({H}, [](int64_t) { return 0.1 * draw(); }),
+          numbers({2}, [](int64_t k) { return 0.7 - 0.5 * k; })},
+         {f64({}), f64({columns + 2}), f64({columns + 2, columns + 2}), f64({G}), f64({G}),
+          f64({H, 12 + 3 * columns})},
+         attributes});
   const Nodes nodes(effects, 3);
   const int64_t m = columns + U;
-  cases.push_back({"shifted_pass", what,
+  cases.push_back({"shifted_pass",
+                   what,
                    {X, v[0], v[1], v[2], v[3], v[4], rows.sizes, pieces, group, parent, shift,
-                    numbers({J}, [](int64_t j) { return 0.1 * j; }), numbers({J, H}, [](int64_t) { return 1 + 0.1 * draw(); }),
-                    unknowns(columns, effects), nodes.points, nodes.log_weights, one_number(3)},
+                    numbers({J}, [](int64_t j) { return 0.1 * j; }),
+                    numbers({J, H}, [](int64_t) { return 1 + 0.1 * draw(); }), unknowns(columns, effects),
+                    nodes.points, nodes.log_weights, one_number(3)},
                    {f64({}), f64({m}), f64({m, m}), f64({effects, kSlots}), f64({H, J, m + 2})},
                    attributes});
 }
@@ -211,21 +241,30 @@ void add_pairs(std::vector<Case>& cases, int64_t rows, int64_t inner, int64_t co
   const Array other = integers({P}, [](int64_t) { return std::floor((draw() + 1) / 2 * kOthers); });
   const Array place = integers({P}, [&](int64_t j) { return (j * 101) % P; });
   const auto any = [](const Shape& shape) { return numbers(shape, [](int64_t) { return draw(); }); };
-  const std::string what = " blocks " + std::to_string(rows) + " x " + std::to_string(inner) + ", " + std::to_string(columns);
+  const std::string what =
+      " blocks " + std::to_string(rows) + " x " + std::to_string(inner) + ", " + std::to_string(columns);
   for (int64_t transposed : {0, 1})
     for (const Array& places : {none, place})
-      cases.push_back({"pair_product", what,
+      cases.push_back({"pair_product",
+                       what,
                        {any({P, transposed ? inner : rows, transposed ? rows : inner}), starts, other, places,
                         any({kOthers, inner, columns})},
                        {f64({kLevels, rows, columns})},
                        {{"transposed", XLA_FFI_DataType_PRED, transposed}}});
-  cases.push_back({"pair_outer", what, {starts, other, any({kLevels, rows, columns}), any({kOthers, inner, columns})},
-                   {f64({P, rows, inner})}, {}});
+  cases.push_back({"pair_outer",
+                   what,
+                   {starts, other, any({kLevels, rows, columns}), any({kOthers, inner, columns})},
+                   {f64({P, rows, inner})},
+                   {}});
   for (const Array& places : {none, place})
     for (int64_t right : {int64_t{0}, inner})
-      cases.push_back({"row_sums", what, {any({rows, P}), any({right, P}), starts, places},
-                       {f64({kLevels, rows, right ? right : 1})}, {}});
-  cases.push_back({"sampled_product", what, {any({P}), starts, other, any({kOthers, kOthers})}, {f64({P})}, {}});
+      cases.push_back({"row_sums",
+                       what,
+                       {any({rows, P}), any({right, P}), starts, places},
+                       {f64({kLevels, rows, right ? right : 1})},
+                       {}});
+  cases.push_back(
+      {"sampled_product", what, {any({P}), starts, other, any({kOthers, kOthers})}, {f64({P})}, {}});
 }
 
 void add_totals(std::vector<Case>& cases) {
@@ -233,14 +272,16 @@ void add_totals(std::vector<Case>& cases) {
   for (bool narrow : {false, true}) {
     const Shape shape = {3, 7, 480 * 8};
     const auto next = [](int64_t) { return draw(); };
-    cases.push_back({"group_total", narrow ? " float32" : " float64",
+    cases.push_back({"group_total",
+                     narrow ? " float32" : " float64",
                      {narrow ? Array(shape, float{}, next) : Array(shape, double{}, next), sizes},
                      {{narrow ? XLA_FFI_DataType_F32 : XLA_FFI_DataType_F64, shape}},
                      {}});
   }
 }
 
-// Each operand with an entry more and less on each axis, without axes, and of integers out of range: refused or computed.
+// Each operand with an entry more and less on each axis, without axes, and of integers out of range: refused
+// or computed.
 int64_t misfits(const Case& of, Handler handler) {
   int64_t refused = 0;
   const auto attempt = [&](size_t which, const Array& with) {
@@ -285,7 +326,8 @@ int main() {
     add_nested<double>(cases, family, kColumns, 1);
   }
   for (int64_t effects : {1, 2, 3}) add_passes<float>(cases, kNegativeBinomial, effects, 1);
-  for (int64_t effects : {2, 3}) add_passes<double>(cases, kLogit, effects, 3), add_nested<double>(cases, kLogit, 3, effects);
+  for (int64_t effects : {2, 3})
+    add_passes<double>(cases, kLogit, effects, 3), add_nested<double>(cases, kLogit, 3, effects);
   add_posteriors<float>(cases, kLogit), add_nested<float>(cases, kNegativeBinomial, kColumns, 1);
   add_nested<double>(cases, kLogit, 0, 1);
   for (int64_t size : {1, 2, 3}) add_pairs(cases, size, size % 3 + 1, size == 1 ? 1 : 6);
@@ -298,11 +340,13 @@ int main() {
     const int64_t before = threads_started;
     good &= agree(c.handler + c.what, handler, c.operands, c.results, c.attributes);
     threads["jaxglmm_" + c.handler] += threads_started - before;
-    if (reached["jaxglmm_" + c.handler]++ == 0) std::printf("  %d misfits refused\n", static_cast<int>(misfits(c, handler)));
+    if (reached["jaxglmm_" + c.handler]++ == 0)
+      std::printf("  %d misfits refused\n", static_cast<int>(misfits(c, handler)));
   }
   std::istringstream names(jaxglmm_handlers());
   for (std::string name; names >> name;) {
-    std::printf("%s: %d cases, %d threads\n", name.c_str(), static_cast<int>(reached[name]), static_cast<int>(threads[name]));
+    std::printf("%s: %d cases, %d threads\n", name.c_str(), static_cast<int>(reached[name]),
+                static_cast<int>(threads[name]));
     good &= threads[name] > 0;
   }
   return good ? 0 : 1;

@@ -1,5 +1,5 @@
-// The functions that bring the caller's arrays to storage, and those of lattices, called from Python by their addresses: on
-// one thread and on four, and with arguments that do not fit, which must be refused.
+// The functions that bring the caller's arrays to storage, and those of lattices, called from Python by their
+// addresses: on one thread and on four, and with arguments that do not fit, which must be refused.
 //
 //   kernels/tests/sanitize.sh [address|thread]
 #include <algorithm>
@@ -12,29 +12,33 @@
 using namespace jaxglmm;
 
 extern "C" {
-void jaxglmm_column_moments(int64_t, int64_t, const void* const*, const int64_t*, const int32_t*, const void*, int64_t,
-                            double*, int64_t);
-int64_t jaxglmm_whole_present(int64_t, const void*, int64_t, int32_t, const uint8_t*, int64_t, int64_t, uint64_t*, int64_t);
-void jaxglmm_whole_codes(int64_t, const void*, int64_t, int32_t, const uint8_t*, int64_t, int64_t, const uint64_t*,
-                         int32_t*, int64_t*, int64_t);
-int64_t jaxglmm_text_codes(int64_t, const int64_t*, const char*, int64_t, const uint8_t*, int64_t, int32_t*, int32_t*,
-                           int64_t);
+void jaxglmm_column_moments(int64_t, int64_t, const void* const*, const int64_t*, const int32_t*, const void*,
+                            int64_t, double*, int64_t);
+int64_t jaxglmm_whole_present(int64_t, const void*, int64_t, int32_t, const uint8_t*, int64_t, int64_t,
+                              uint64_t*, int64_t);
+void jaxglmm_whole_codes(int64_t, const void*, int64_t, int32_t, const uint8_t*, int64_t, int64_t,
+                         const uint64_t*, int32_t*, int64_t*, int64_t);
+int64_t jaxglmm_text_codes(int64_t, const int64_t*, const char*, int64_t, const uint8_t*, int64_t, int32_t*,
+                           int32_t*, int64_t);
 int32_t jaxglmm_counts(int64_t, const int32_t*, int64_t, int32_t*);
-int32_t jaxglmm_slots(int64_t, const int32_t*, int64_t, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int64_t*);
-int32_t jaxglmm_scatter(int64_t, int64_t, const void* const*, const int64_t*, const int32_t*, const double*, const double*,
-                        const int64_t*, int64_t, int32_t, void*, int64_t);
-int32_t jaxglmm_segments(int64_t, const int64_t*, const int32_t*, int64_t, const int64_t*, int64_t*, int32_t*, int64_t*,
-                         int64_t);
+int32_t jaxglmm_slots(int64_t, const int32_t*, int64_t, const int64_t*, const int64_t*, int64_t, int64_t,
+                      int64_t, int64_t*);
+int32_t jaxglmm_scatter(int64_t, int64_t, const void* const*, const int64_t*, const int32_t*, const double*,
+                        const double*, const int64_t*, int64_t, int32_t, void*, int64_t);
+int32_t jaxglmm_segments(int64_t, const int64_t*, const int32_t*, int64_t, const int64_t*, int64_t*, int32_t*,
+                         int64_t*, int64_t);
 int32_t jaxglmm_stratum_rows(const StratumRows*, double, int64_t);
-int64_t jaxglmm_lattices(const double*, const double*, const double*, const double*, const int64_t*, int64_t, int64_t,
-                         const int64_t*, int64_t, const double*, const double*, int32_t, const double*, int32_t, double,
-                         double, double, double, int64_t, double*, double*, double*, double*, int64_t*, double*, double*);
-int32_t jaxglmm_lattice_expect(int64_t, int64_t, const double*, const int64_t*, const int32_t*, int64_t, int64_t,
-                               const int64_t*, const int64_t*, const int64_t*, const double*, int64_t, double*);
-int32_t jaxglmm_lattice_add(int64_t, int64_t, const double*, const int64_t*, const int32_t*, int64_t, const int64_t*,
-                            const int64_t*, double*, int64_t);
-void jaxglmm_lattice_quantiles(int64_t, int64_t, const double*, const int64_t*, const double*, int64_t, const double*,
-                               int64_t, const double*, double*);
+int64_t jaxglmm_lattices(const double*, const double*, const double*, const double*, const int64_t*, int64_t,
+                         int64_t, const int64_t*, int64_t, const double*, const double*, int32_t,
+                         const double*, int32_t, double, double, double, double, int64_t, double*, double*,
+                         double*, double*, int64_t*, double*, double*);
+int32_t jaxglmm_lattice_expect(int64_t, int64_t, const double*, const int64_t*, const int32_t*, int64_t,
+                               int64_t, const int64_t*, const int64_t*, const int64_t*, const double*,
+                               int64_t, double*);
+int32_t jaxglmm_lattice_add(int64_t, int64_t, const double*, const int64_t*, const int32_t*, int64_t,
+                            const int64_t*, const int64_t*, double*, int64_t);
+void jaxglmm_lattice_quantiles(int64_t, int64_t, const double*, const int64_t*, const double*, int64_t,
+                               const double*, int64_t, const double*, double*);
 }
 
 namespace {
@@ -50,7 +54,9 @@ struct Table {
   Longs stride = {8, 4, 2, 1, 0};
   Ints type = {0, 1, 4, 6, 0};
   explicit Table(int64_t n)
-      : rows(n), wide(any(n)), narrow(numbers<float>(n, [] { return draw(); })),
+      : rows(n),
+        wide(any(n)),
+        narrow(numbers<float>(n, [] { return draw(); })),
         whole(numbers<int16_t>(n, [] { return draw.below(900) - 450; })),
         small(numbers<uint8_t>(n, [] { return draw.below(200); })),
         at{wide.data(), narrow.data(), whole.data(), small.data(), constant.data()} {}
@@ -71,12 +77,13 @@ void check_columns() {
   const auto missing = numbers<uint8_t>(n, [] { return draw() > 0.8; });
   const auto whole = [&](int64_t from, int64_t words, int64_t threads, Bytes* out) {
     std::vector<uint64_t> bits(words);
-    const int64_t count = jaxglmm_whole_present(n, table.whole.data(), 2, 4, missing.data(), from, words, bits.data(), threads);
+    const int64_t count =
+        jaxglmm_whole_present(n, table.whole.data(), 2, 4, missing.data(), from, words, bits.data(), threads);
     if (count < 0) return false;
     Ints codes(n);
     Longs labels(count);
-    jaxglmm_whole_codes(n, table.whole.data(), 2, 4, missing.data(), from, words, bits.data(), codes.data(), labels.data(),
-                        threads);
+    jaxglmm_whole_codes(n, table.whole.data(), 2, 4, missing.data(), from, words, bits.data(), codes.data(),
+                        labels.data(), threads);
     if (out) *out << codes << labels;
     return true;
   };
@@ -85,16 +92,20 @@ void check_columns() {
     whole(low, 20, threads, &out);
     return out;
   });
-  refuse("whole numbers above", !whole(low, 8, 4, nullptr)), refuse("whole numbers below", !whole(0, 20, 4, nullptr));
+  refuse("whole numbers above", !whole(low, 8, 4, nullptr)),
+      refuse("whole numbers below", !whole(0, 20, 4, nullptr));
 
   std::string bytes;
   Longs offset = {0};
-  for (int64_t i = 0; i < n; ++i) bytes += "group " + std::to_string(draw.below(20000)), offset.push_back(bytes.size());
+  for (int64_t i = 0; i < n; ++i)
+    bytes += "group " + std::to_string(draw.below(20000)), offset.push_back(bytes.size());
   const auto valid = numbers<uint8_t>(n / 8 + 2, [] { return draw.below(256) | 1; });
   const std::vector<char> text(bytes.begin(), bytes.end());
-  const auto codes_of = [&](const Longs& begins, int64_t size, const uint8_t* bits, int64_t threads, Bytes* out) {
+  const auto codes_of = [&](const Longs& begins, int64_t size, const uint8_t* bits, int64_t threads,
+                            Bytes* out) {
     Ints codes(n), first(n);
-    const int64_t count = jaxglmm_text_codes(n, begins.data(), text.data(), size, bits, 5, codes.data(), first.data(), threads);
+    const int64_t count =
+        jaxglmm_text_codes(n, begins.data(), text.data(), size, bits, 5, codes.data(), first.data(), threads);
     first.resize(std::max<int64_t>(count, 0));
     if (out) *out << codes << first;
     return count >= 0;
@@ -129,8 +140,9 @@ void check_layout() {
     for (bool single : {false, true})
       agree("scatter of " + std::to_string(columns), [&](int64_t threads) {
         Doubles out(slots * columns);
-        const int fault = jaxglmm_scatter(n, columns, table.at.data(), table.stride.data(), table.type.data(), center.data(),
-                                          scale.data(), slot.data(), slots, single, out.data(), threads);
+        const int fault =
+            jaxglmm_scatter(n, columns, table.at.data(), table.stride.data(), table.type.data(),
+                            center.data(), scale.data(), slot.data(), slots, single, out.data(), threads);
         return fault ? Bytes() : Bytes() << out;
       });
   // Enough columns for whole lines of memory; all of one type.
@@ -140,8 +152,8 @@ void check_layout() {
   const Doubles zeros(40), ones(40, 1.0);
   agree("scatter of 40", [&](int64_t threads) {
     Doubles out(slots * 40);
-    jaxglmm_scatter(n, 40, many.data(), strides.data(), types.data(), zeros.data(), ones.data(), slot.data(), slots, 0,
-                    out.data(), threads);
+    jaxglmm_scatter(n, 40, many.data(), strides.data(), types.data(), zeros.data(), ones.data(), slot.data(),
+                    slots, 0, out.data(), threads);
     return Bytes() << out;
   });
   for (int64_t bad : {int64_t{-1}, slots, std::numeric_limits<int64_t>::max()}) {
@@ -149,43 +161,67 @@ void check_layout() {
     other[n / 2] = bad;
     Doubles out(slots);
     refuse("slot " + std::to_string(bad),
-           jaxglmm_scatter(n, 1, table.at.data(), table.stride.data(), table.type.data(), center.data(), scale.data(),
-                           other.data(), slots, 0, out.data(), 4));
+           jaxglmm_scatter(n, 1, table.at.data(), table.stride.data(), table.type.data(), center.data(),
+                           scale.data(), other.data(), slots, 0, out.data(), 4));
   }
   for (int32_t bad : {-1, static_cast<int32_t>(groups), std::numeric_limits<int32_t>::min()}) {
     codes[n / 3] = bad;
-    refuse("code " + std::to_string(bad),
-           jaxglmm_counts(n, codes.data(), groups, counts.data()) &&
-               jaxglmm_slots(n, codes.data(), groups, first.data(), stride.data(), across, block, base, slot.data()));
+    refuse("code " + std::to_string(bad), jaxglmm_counts(n, codes.data(), groups, counts.data()) &&
+                                              jaxglmm_slots(n, codes.data(), groups, first.data(),
+                                                            stride.data(), across, block, base, slot.data()));
   }
 }
 
 void check_strata() {
   constexpr int64_t n = 6000, strata = 150, S = 2;
   const Table table(n);
-  Longs stratum = numbers<int64_t>(n, [] { return draw.below(strata - 1); }), begin(strata + 1);  // the last one is empty
+  Longs stratum = numbers<int64_t>(n, [] { return draw.below(strata - 1); }),
+        begin(strata + 1);  // the last one is empty
   const Ints code = numbers<int32_t>(n, [] { return draw.below(40); });
   for (int64_t b : stratum) ++begin[b + 1];
   for (int64_t b = 0; b < strata; ++b) begin[b + 1] += begin[b];
   Longs order(n), groups(strata);
   Ints size(n);
   const auto segments = [&](int64_t threads) {
-    return jaxglmm_segments(n, stratum.data(), code.data(), strata, begin.data(), order.data(), size.data(), groups.data(),
-                            threads);
+    return jaxglmm_segments(n, stratum.data(), code.data(), strata, begin.data(), order.data(), size.data(),
+                            groups.data(), threads);
   };
   agree("segments", [&](int64_t threads) {
     segments(threads);
     return Bytes() << order << size << groups;
   });
-  const Doubles y = binary(n), weight = numbers(n, [] { return 1 + draw.below(3); }), offset = any(n), z = any(S * n);
+  const Doubles y = binary(n), weight = numbers(n, [] { return 1 + draw.below(3); }), offset = any(n),
+                z = any(S * n);
   const int64_t p = table.columns();
-  const auto gather = [&](const Longs& rows, const Longs& begins, bool given, int64_t intercept, int64_t threads, Bytes* out) {
-    Doubles y_out(n), x_out(n * p), w_out(n), o_out(n), z_out(S * n), center(strata * p), scale(strata * p), z_scale(strata * S);
+  const auto gather = [&](const Longs& rows, const Longs& begins, bool given, int64_t intercept,
+                          int64_t threads, Bytes* out) {
+    Doubles y_out(n), x_out(n * p), w_out(n), o_out(n), z_out(S * n), center(strata * p), scale(strata * p),
+        z_scale(strata * S);
     std::vector<uint8_t> suspect(strata);
-    const StratumRows q = {strata, n, p, S, n, intercept, begins.data(), rows.data(), table.at.data(), table.stride.data(),
-                           table.type.data(), y.data(), given ? weight.data() : nullptr, given ? offset.data() : nullptr,
-                           given ? z.data() : nullptr, y_out.data(), x_out.data(), w_out.data(), o_out.data(), z_out.data(),
-                           center.data(), scale.data(), z_scale.data(), suspect.data()};
+    const StratumRows q = {strata,
+                           n,
+                           p,
+                           S,
+                           n,
+                           intercept,
+                           begins.data(),
+                           rows.data(),
+                           table.at.data(),
+                           table.stride.data(),
+                           table.type.data(),
+                           y.data(),
+                           given ? weight.data() : nullptr,
+                           given ? offset.data() : nullptr,
+                           given ? z.data() : nullptr,
+                           y_out.data(),
+                           x_out.data(),
+                           w_out.data(),
+                           o_out.data(),
+                           z_out.data(),
+                           center.data(),
+                           scale.data(),
+                           z_scale.data(),
+                           suspect.data()};
     const int fault = jaxglmm_stratum_rows(&q, 1e-9, threads);
     if (out) *out << y_out << x_out << w_out << o_out << z_out << center << scale << z_scale << suspect;
     return fault == 0;
@@ -220,10 +256,11 @@ void check_lattices() {
   Longs first(G);
   Doubles mode(G), curvature(G), average(G), variance(G), step(G), weights(G * most);
   const auto posteriors = [&](int32_t family, int64_t groups, const int64_t* which, int64_t at) {
-    return jaxglmm_lattices(y.data(), weight.data(), eta.data(), z.data(), begin.data(), n, G, which, groups, mean.data(),
-                            sd.data(), 1, start.data(), family, 0.2, 1e-9, 0.5, 0.25, most, mode.data() + at,
-                            curvature.data() + at, average.data() + at, variance.data() + at, first.data() + at,
-                            step.data() + at, weights.data() + at * most);
+    return jaxglmm_lattices(y.data(), weight.data(), eta.data(), z.data(), begin.data(), n, G, which, groups,
+                            mean.data(), sd.data(), 1, start.data(), family, 0.2, 1e-9, 0.5, 0.25, most,
+                            mode.data() + at, curvature.data() + at, average.data() + at,
+                            variance.data() + at, first.data() + at, step.data() + at,
+                            weights.data() + at * most);
   };
   const auto on_threads = [&](int64_t threads, const auto& work) {
     constexpr int64_t kPieces = 8;
@@ -238,11 +275,13 @@ void check_lattices() {
     if (family == static_cast<int32_t>(Family::logit))
       for (double& v : y) v -= 1;
     agree("lattices, family " + std::to_string(family), [&](int64_t threads) {
-      on_threads(threads, [&](int64_t from, int64_t to) { posteriors(family, to - from, all.data() + from, from); });
+      on_threads(threads,
+                 [&](int64_t from, int64_t to) { posteriors(family, to - from, all.data() + from, from); });
       return Bytes() << mode << curvature << average << variance << first << step;
     });
   }
-  for (int64_t bad : {int64_t{-1}, G}) refuse("group " + std::to_string(bad), posteriors(1, 1, &bad, 0) == -2);
+  for (int64_t bad : {int64_t{-1}, G})
+    refuse("group " + std::to_string(bad), posteriors(1, 1, &bad, 0) == -2);
   begin[3] = n + 1;
   refuse("rows that are not there", posteriors(1, G, all.data(), 0) == -2);
   begin[3] = begin[2];
@@ -260,19 +299,21 @@ void check_lattices() {
   for (int64_t v = 0; v < 3 * T; ++v) place.push_back(90 * v);
   const Doubles flat = any(3 * T * 90);
   const auto expect = [&](int64_t from, int64_t to, int64_t size, double* out) {
-    return jaxglmm_lattice_expect(to - from, most, weights.data() + from * most, first.data() + from, level.data() + from, 3, T,
-                                  origin.data(), place.data(), length.data(), flat.data(), size, out);
+    return jaxglmm_lattice_expect(to - from, most, weights.data() + from * most, first.data() + from,
+                                  level.data() + from, 3, T, origin.data(), place.data(), length.data(),
+                                  flat.data(), size, out);
   };
   agree("lattice_expect", [&](int64_t threads) {
     Doubles out(T * G);
-    on_threads(threads, [&](int64_t from, int64_t to) { expect(from, to, flat.size(), out.data() + T * from); });
+    on_threads(threads,
+               [&](int64_t from, int64_t to) { expect(from, to, flat.size(), out.data() + T * from); });
     return Bytes() << out;
   });
   Doubles mass(400);
   const Longs to_origin(3, -30), to_place = {0, 130, 260};
   const auto add = [&](int64_t size) {
-    return jaxglmm_lattice_add(G, most, weights.data(), first.data(), level.data(), 3, to_origin.data(), to_place.data(),
-                               mass.data(), size);
+    return jaxglmm_lattice_add(G, most, weights.data(), first.data(), level.data(), 3, to_origin.data(),
+                               to_place.data(), mass.data(), size);
   };
   agree("lattice_add", [&](int64_t) {
     std::fill(mass.begin(), mass.end(), 0.0), add(mass.size());
@@ -295,8 +336,8 @@ void check_lattices() {
     agree(bad ? "lattice_quantiles of NaN" : "lattice_quantiles", [&](int64_t threads) {
       Doubles out(G * 3);
       on_threads(threads, [&](int64_t from, int64_t to) {
-        jaxglmm_lattice_quantiles(to - from, most, weights.data() + from * most, first.data() + from, step.data() + from, 16,
-                                  kernel.data(), 3, p.data(), out.data() + 3 * from);
+        jaxglmm_lattice_quantiles(to - from, most, weights.data() + from * most, first.data() + from,
+                                  step.data() + from, 16, kernel.data(), 3, p.data(), out.data() + 3 * from);
       });
       return Bytes() << out;
     });

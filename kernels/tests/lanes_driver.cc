@@ -1,5 +1,5 @@
-// Newton's method in very many fits at once, as Python calls it, on one thread and on four; fits of NaN among them.
-// (Their evaluation is in sweep_driver.cc.)
+// Newton's method in very many fits at once, as Python calls it, on one thread and on four; fits of NaN among
+// them. (Their evaluation is in sweep_driver.cc.)
 //
 //   kernels/tests/sanitize.sh [address|thread]
 #include <algorithm>
@@ -26,14 +26,16 @@ void check_climb() {
   for (int64_t b = 0; b < B; ++b) {
     place[b] = b * kRows;
     if (b % 4) which.push_back(b);
-    for (int64_t g = 0; g <= G; ++g) begin.push_back(static_cast<int32_t>(std::min(g * (5 + b % 4), kRows - b % 7)));
+    for (int64_t g = 0; g <= G; ++g)
+      begin.push_back(static_cast<int32_t>(std::min(g * (5 + b % 4), kRows - b % 7)));
   }
   const int64_t k = which.size();
   for (int64_t S : {int64_t{0}, int64_t{1}, int64_t{2}})
     for (bool bad : {false, true}) {
       const int64_t effects = std::max<int64_t>(S, 1), triangle = S * (S + 1) / 2, m = p + triangle;
       if (bad) X[5 * kRows * p + 4] = kNaN, y[9 * kRows] = kNaN;
-      Doubles block(k * triangle * triangle), points(effects, 0.0), log_weights = {0.0}, modes(B * G * effects);
+      Doubles block(k * triangle * triangle), points(effects, 0.0), log_weights = {0.0},
+                                                                    modes(B * G * effects);
       for (int64_t f = 0; f < k; ++f)
         for (int64_t t = 0; t < triangle; ++t) block[(f * triangle + t) * triangle + t] = 1;
       std::vector<uint8_t> even(m);
@@ -44,13 +46,39 @@ void check_climb() {
         Longs reason(k), evaluations(k);
         std::fill(modes.begin(), modes.end(), 0.0);
         LaneClimb q = {};
-        q.lanes = {X.data(), y.data(), nullptr, nullptr, z.data(), place.data(), place.data(), begin.data(), G + 1, B * kRows, p,
-                   effects, G, 0, static_cast<int64_t>(Family::logit), nullptr, 0, nullptr, S ? points.data() : nullptr,
-                   S ? log_weights.data() : nullptr, 1, 1, S ? modes.data() : nullptr, nullptr, nullptr, nullptr, nullptr};
-        q.which = which.data(), q.fits = k, q.entries = q.triangle = triangle, q.block = S ? block.data() : nullptr;
+        q.lanes = {X.data(),
+                   y.data(),
+                   nullptr,
+                   nullptr,
+                   z.data(),
+                   place.data(),
+                   place.data(),
+                   begin.data(),
+                   G + 1,
+                   B * kRows,
+                   p,
+                   effects,
+                   G,
+                   0,
+                   static_cast<int64_t>(Family::logit),
+                   nullptr,
+                   0,
+                   nullptr,
+                   S ? points.data() : nullptr,
+                   S ? log_weights.data() : nullptr,
+                   1,
+                   1,
+                   S ? modes.data() : nullptr,
+                   nullptr,
+                   nullptr,
+                   nullptr,
+                   nullptr};
+        q.which = which.data(), q.fits = k, q.entries = q.triangle = triangle,
+        q.block = S ? block.data() : nullptr;
         q.rules = {m, even.data(), 1e-10, 30, -1, 0.0};
         q.x = x.data(), q.value = value.data(), q.gradient = gradient.data(), q.hessian = hessian.data();
-        q.decrement = decrement.data(), q.move = move.data(), q.reason = reason.data(), q.evaluations = evaluations.data();
+        q.decrement = decrement.data(), q.move = move.data(), q.reason = reason.data(),
+        q.evaluations = evaluations.data();
         q.spread = S ? nullptr : spread.data();
         if (jaxglmm_lane_climb(&q, threads)) return Bytes();
         return Bytes() << x << value << gradient << hessian << decrement << move << reason << evaluations;
@@ -91,23 +119,54 @@ void check_gaussian() {
         std::vector<uint8_t> even(Q);
         for (int64_t e = 0; e < Q; ++e) even[e] = row[e] == column[e];
         for (bool climbs : {false, true})
-          agree("gaussian_" + std::string(climbs ? "climb" : "profile") + ", " + std::to_string(S) + " effects" +
-                    (reml ? ", REML" : "") + (bad ? ", NaN" : ""),
+          agree("gaussian_" + std::string(climbs ? "climb" : "profile") + ", " + std::to_string(S) +
+                    " effects" + (reml ? ", REML" : "") + (bad ? ", NaN" : ""),
                 [&](int64_t threads) {
-                  Doubles x(B * Q, 0.5), value(B), gradient(B * Q), hessian(B * Q * Q), decrement(B), move(B * Q), rss(B), c(B * p);
-                  Doubles inverse(B * p * p), load(B * p * Q), bend(B * Q * Q), rss1(B * Q), rss2(B * Q * Q), log_det2(B * Q * Q);
+                  Doubles x(B * Q, 0.5), value(B), gradient(B * Q), hessian(B * Q * Q), decrement(B),
+                      move(B * Q), rss(B), c(B * p);
+                  Doubles inverse(B * p * p), load(B * p * Q), bend(B * Q * Q), rss1(B * Q), rss2(B * Q * Q),
+                      log_det2(B * Q * Q);
                   Doubles q_xx(B * p * p);
                   Longs reason(B), evaluations(B);
-                  const GaussianLanes q = {p, S, G, Q, reml, row.data(), column.data(), {ztz.data(), B, 1}, {ztx.data(), B, 1},
-                                           {ztr.data(), B, 1}, {xx.data(), B, 1}, {xr.data(), B, 1}, {rr.data(), B, 1},
-                                           {rows.data(), B, 1}, {log_weights.data(), B, 1}, which.data(), B, scale.data(),
-                                           {Q, even.data(), 1e-10, 40, -1, 0.0}, x.data(), value.data(), gradient.data(),
-                                           hessian.data(), decrement.data(), move.data(), reason.data(), evaluations.data(),
-                                           rss.data(), c.data(), inverse.data(), load.data(), bend.data(), rss1.data(),
-                                           rss2.data(), log_det2.data(), q_xx.data()};
+                  const GaussianLanes q = {p,
+                                           S,
+                                           G,
+                                           Q,
+                                           reml,
+                                           row.data(),
+                                           column.data(),
+                                           {ztz.data(), B, 1},
+                                           {ztx.data(), B, 1},
+                                           {ztr.data(), B, 1},
+                                           {xx.data(), B, 1},
+                                           {xr.data(), B, 1},
+                                           {rr.data(), B, 1},
+                                           {rows.data(), B, 1},
+                                           {log_weights.data(), B, 1},
+                                           which.data(),
+                                           B,
+                                           scale.data(),
+                                           {Q, even.data(), 1e-10, 40, -1, 0.0},
+                                           x.data(),
+                                           value.data(),
+                                           gradient.data(),
+                                           hessian.data(),
+                                           decrement.data(),
+                                           move.data(),
+                                           reason.data(),
+                                           evaluations.data(),
+                                           rss.data(),
+                                           c.data(),
+                                           inverse.data(),
+                                           load.data(),
+                                           bend.data(),
+                                           rss1.data(),
+                                           rss2.data(),
+                                           log_det2.data(),
+                                           q_xx.data()};
                   (climbs ? jaxglmm_gaussian_climb : jaxglmm_gaussian_profile)(&q, threads);
-                  return Bytes() << x << value << gradient << hessian << move << rss << c << inverse << load << bend << rss2
-                                 << log_det2 << q_xx << reason;
+                  return Bytes() << x << value << gradient << hessian << move << rss << c << inverse << load
+                                 << bend << rss2 << log_det2 << q_xx << reason;
                 });
       }
 }

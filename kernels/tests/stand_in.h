@@ -1,5 +1,5 @@
-// What XLA does for a handler, without XLA: operands, results, attributes and a pool of threads, so that the exported
-// handlers run where jaxlib, which is not instrumented, has no part.
+// What XLA does for a handler, without XLA: operands, results, attributes and a pool of threads, so that the
+// exported handlers run where jaxlib, which is not instrumented, has no part.
 #pragma once
 
 #include <algorithm>
@@ -38,12 +38,15 @@ struct Array {
   Array(XLA_FFI_DataType dtype, std::vector<int64_t> dims) : type(dtype), shape(std::move(dims)) {
     if (!bytes()) return;
     constexpr std::align_val_t kAlign{64};
-    memory.reset(static_cast<char*>(::operator new(bytes(), kAlign)), [](char* p) { ::operator delete(p, kAlign); });
+    memory.reset(static_cast<char*>(::operator new(bytes(), kAlign)),
+                 [](char* p) { ::operator delete(p, kAlign); });
     std::memset(memory.get(), 0xff, bytes());  // a NaN that no kernel makes
   }
   template <typename T, typename Next>
   Array(std::vector<int64_t> dims, T, const Next& next)
-      : Array(sizeof(T) == 8 ? XLA_FFI_DataType_F64 : std::is_integral_v<T> ? XLA_FFI_DataType_S32 : XLA_FFI_DataType_F32,
+      : Array(sizeof(T) == 8          ? XLA_FFI_DataType_F64
+              : std::is_integral_v<T> ? XLA_FFI_DataType_S32
+                                      : XLA_FFI_DataType_F32,
               std::move(dims)) {
     for (int64_t i = 0; i < count(); ++i) at<T>()[i] = static_cast<T>(next(i));
   }
@@ -59,7 +62,9 @@ struct Array {
   T* at() const {
     return reinterpret_cast<T*>(memory.get());
   }
-  double operator[](int64_t i) const { return type == XLA_FFI_DataType_F64 ? at<double>()[i] : at<float>()[i]; }
+  double operator[](int64_t i) const {
+    return type == XLA_FFI_DataType_F64 ? at<double>()[i] : at<float>()[i];
+  }
 };
 
 struct Attribute {
@@ -77,8 +82,12 @@ inline const XLA_FFI_Api& api() {
     XLA_FFI_Api of{};
     of.struct_size = XLA_FFI_Api_STRUCT_SIZE;
     of.api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
-    of.XLA_FFI_Error_Create = [](XLA_FFI_Error_Create_Args* args) { return new XLA_FFI_Error{args->message}; };
-    of.XLA_FFI_Error_GetMessage = [](XLA_FFI_Error_GetMessage_Args* args) { args->message = args->error->message.c_str(); };
+    of.XLA_FFI_Error_Create = [](XLA_FFI_Error_Create_Args* args) {
+      return new XLA_FFI_Error{args->message};
+    };
+    of.XLA_FFI_Error_GetMessage = [](XLA_FFI_Error_GetMessage_Args* args) {
+      args->message = args->error->message.c_str();
+    };
     of.XLA_FFI_Error_Destroy = [](XLA_FFI_Error_Destroy_Args* args) { delete args->error; };
     of.XLA_FFI_ThreadPool_NumThreads = [](XLA_FFI_ThreadPool_NumThreads_Args* args) -> XLA_FFI_Error* {
       *args->num_threads = args->ctx->threads;
@@ -94,15 +103,15 @@ inline const XLA_FFI_Api& api() {
   return table;
 }
 
-// Calls a handler; the text of its error, empty where there is none. Threads may begin after the handler has returned,
-// as those of a busy pool do.
+// Calls a handler; the text of its error, empty where there is none. Threads may begin after the handler has
+// returned, as those of a busy pool do.
 inline std::string call(Handler handler, const std::vector<Array>& operands, std::vector<Array>& results,
                         const std::vector<Attribute>& attributes, int64_t threads) {
   const auto buffers_of = [](const std::vector<Array>& arrays) {
     std::vector<XLA_FFI_Buffer> found;
     for (const Array& a : arrays)
-      found.push_back({XLA_FFI_Buffer_STRUCT_SIZE, nullptr, a.type, a.memory.get(), static_cast<int64_t>(a.shape.size()),
-                       const_cast<int64_t*>(a.shape.data())});
+      found.push_back({XLA_FFI_Buffer_STRUCT_SIZE, nullptr, a.type, a.memory.get(),
+                       static_cast<int64_t>(a.shape.size()), const_cast<int64_t*>(a.shape.data())});
     return found;
   };
   const auto places_of = [](auto& things) {
@@ -127,10 +136,12 @@ inline std::string call(Handler handler, const std::vector<Array>& operands, std
   XLA_FFI_CallFrame frame{};
   frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE, frame.api = &api(), frame.ctx = &pool;
   frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
-  frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, static_cast<int64_t>(in.size()), in_types.data(), in_at.data()};
-  frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, static_cast<int64_t>(out.size()), out_types.data(), out_at.data()};
-  frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, static_cast<int64_t>(attributes.size()), attribute_types.data(),
-                 name_at.data(), scalar_at.data()};
+  frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, static_cast<int64_t>(in.size()), in_types.data(),
+                in_at.data()};
+  frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, static_cast<int64_t>(out.size()), out_types.data(),
+                out_at.data()};
+  frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr,        static_cast<int64_t>(attributes.size()),
+                 attribute_types.data(),    name_at.data(), scalar_at.data()};
   const std::unique_ptr<XLA_FFI_Error> error(handler(&frame));
   for (std::thread& thread : pool.started) thread.join();
   threads_started += static_cast<int64_t>(pool.started.size());
@@ -145,7 +156,8 @@ inline bool agree(const std::string& name, Handler handler, const std::vector<Ar
   for (int64_t threads : {1, 4, 4}) {
     std::vector<Array> results;
     for (const Array& shape : shapes) results.emplace_back(shape.type, shape.shape);
-    if (const std::string error = call(handler, operands, results, attributes, threads); !error.empty()) fault = error;
+    if (const std::string error = call(handler, operands, results, attributes, threads); !error.empty())
+      fault = error;
     found.push_back(results);
   }
   double total = 0;
@@ -153,7 +165,8 @@ inline bool agree(const std::string& name, Handler handler, const std::vector<Ar
     const Array& one = found[0][r];
     const std::vector<char> untouched(one.size(), static_cast<char>(0xff));
     for (int64_t i = 0; i < one.count(); ++i) {
-      if (!std::memcmp(one.memory.get() + i * one.size(), untouched.data(), one.size())) fault = "a number is NOT WRITTEN";
+      if (!std::memcmp(one.memory.get() + i * one.size(), untouched.data(), one.size()))
+        fault = "a number is NOT WRITTEN";
       total += one[i] * one[i];
     }
     for (const auto& other : found)

@@ -1,5 +1,6 @@
-// The passes over groups without XLA, for the sanitizers (jaxlib is not instrumented) and for arm64: tiles of every
-// class and long groups, several effects, both widths of storage, on plain threads that share the data as XLA's do.
+// The passes over groups without XLA, for the sanitizers (jaxlib is not instrumented) and for arm64: tiles of
+// every class and long groups, several effects, both widths of storage, on plain threads that share the data
+// as XLA's do.
 //
 //   kernels/tests/sanitize.sh [address|thread]
 //   kernels/tests/arm64.sh
@@ -164,7 +165,8 @@ bool check_elementary() {
 bool check_lanes(int64_t effects, int64_t nodes, bool shared, bool fixed) {
   constexpr int64_t kFits = 21, kGroups = 5, kRows = 40;
   Random random;
-  std::vector<double> X(kFits * kRows * kColumns), y(kFits * kRows), z(effects * kFits * kRows), modes(kFits * kGroups * 2);
+  std::vector<double> X(kFits * kRows * kColumns), y(kFits * kRows), z(effects * kFits * kRows),
+      modes(kFits * kGroups * 2);
   for (double& v : X) v = random();
   for (double& v : y) v = random() > 0 ? 1.0 : 0.0;
   for (double& v : z) v = random();
@@ -182,19 +184,42 @@ bool check_lanes(int64_t effects, int64_t nodes, bool shared, bool fixed) {
   const auto evaluate_lanes = [&](int64_t threads) {
     std::vector<double> value(k), gradient(k * m), hessian(k * m * m), spread(k * (3 * effects + 1));
     std::fill(modes.begin(), modes.end(), 0.0);
-    const LaneProblem q = {X.data(), y.data(), nullptr, nullptr, z.data(), design.data(), response.data(), begin.data(),
-                           shared ? 0 : kGroups + 1, kFits * kRows, kColumns, effects, kGroups, shared,
-                           static_cast<int64_t>(Family::logit), which.data(), k, psi.data(), points.data(),
-                           log_weights.data(), nodes, nodes, modes.data(), value.data(), gradient.data(),
-                           hessian.data(), fixed ? spread.data() : nullptr};
+    const LaneProblem q = {X.data(),
+                           y.data(),
+                           nullptr,
+                           nullptr,
+                           z.data(),
+                           design.data(),
+                           response.data(),
+                           begin.data(),
+                           shared ? 0 : kGroups + 1,
+                           kFits * kRows,
+                           kColumns,
+                           effects,
+                           kGroups,
+                           shared,
+                           static_cast<int64_t>(Family::logit),
+                           which.data(),
+                           k,
+                           psi.data(),
+                           points.data(),
+                           log_weights.data(),
+                           nodes,
+                           nodes,
+                           modes.data(),
+                           value.data(),
+                           gradient.data(),
+                           hessian.data(),
+                           fixed ? spread.data() : nullptr};
     jaxglmm_lanes(&q, threads);
     value.insert(value.end(), hessian.begin(), hessian.end());
     return value;
   };
   const std::vector<double> one = evaluate_lanes(1), three = evaluate_lanes(3);
   const bool good = one == three && std::isfinite(one[0]);
-  std::printf("lanes, %d effects, %d nodes%s%s: %.10g%s\n", static_cast<int>(effects), static_cast<int>(nodes),
-              shared ? ", one design" : "", fixed ? ", fixed" : "", one[0], good ? "" : "  DIFFER");
+  std::printf("lanes, %d effects, %d nodes%s%s: %.10g%s\n", static_cast<int>(effects),
+              static_cast<int>(nodes), shared ? ", one design" : "", fixed ? ", fixed" : "", one[0],
+              good ? "" : "  DIFFER");
   return good;
 }
 

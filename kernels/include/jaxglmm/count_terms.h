@@ -18,7 +18,8 @@ JAXGLMM_HD inline void add_count_term(double* sum, double j, double theta) {
   sum[0] += ::log1p(j / theta), sum[1] -= part, sum[2] += part * theta / (theta + j);
 }
 
-// Adds the terms of j = from .. y - 1 by Stirling's series, which is exact to rounding for arguments in the thousands.
+// Adds the terms of j = from .. y - 1 by Stirling's series, which is exact to rounding for arguments in the
+// thousands.
 JAXGLMM_HD inline void add_count_tail(double* sum, double from, double y, double theta, double log_theta) {
   const double top = y + theta, bottom = from + theta;
   const auto lgamma = [](double x) { return (x - 0.5) * ::log(x) - x + 1 / (12 * x); };

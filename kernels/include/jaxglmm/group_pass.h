@@ -38,8 +38,8 @@
 namespace jaxglmm {
 namespace JAXGLMM_TARGET {
 
-// What all groups share. `factor` holds the lower triangle of Lambda by columns, kLanes of each entry where every
-// lane has a Lambda of its own; node k is at points[a * stride + k], a < S.
+// What all groups share. `factor` holds the lower triangle of Lambda by columns, kLanes of each entry where
+// every lane has a Lambda of its own; node k is at points[a * stride + k], a < S.
 struct Setting {
   const double *factor, *points, *log_weights;
   int64_t stride, nodes;
@@ -142,7 +142,8 @@ class GroupPass {
   template <class Body>
   JAXGLMM_INLINE void each_row(int64_t v0, int64_t v1, const Body& body) const {
     for (int64_t k = 0; k < size; ++k)
-      for (int64_t i = k * width + v0 + team.rank * kLanes; i < k * width + v1; i += team.size * kLanes) body(i);
+      for (int64_t i = k * width + v0 + team.rank * kLanes; i < k * width + v1; i += team.size * kLanes)
+        body(i);
   }
 
   // a_x, U_x and -f_xu of a row.
@@ -272,7 +273,7 @@ JAXGLMM_INLINE auto GroupPass<F, S, L>::form_of(int64_t i) const -> RowForm {
 
 template <class F, int S, class L>
 JAXGLMM_INLINE V GroupPass<F, S, L>::spread_of(int64_t i, V s, const Vector<S>& slope,
-                                            const Symmetric<S>& slope_e) const {
+                                               const Symmetric<S>& slope_e) const {
   V along{}, out = s - load(r[R::s] + i);
   for (int a = 0; a < S; ++a) along += slope[a] * load(r[R::white + a] + i);
   for (int k = 0; k < kPairs; ++k) out += slope_e.at[k] * load(r[R::bend + k] + i);

@@ -68,7 +68,9 @@ struct Problem {
   Column t_eta;                            // (slots,) and (unknowns,): a direction
   const double* t_unknowns = nullptr;
 
-  JAXGLMM_HD int64_t unknowns() const { return effects * (effects + 1) / 2 + 1; }  // entries of Lambda, and log_phi
+  JAXGLMM_HD int64_t unknowns() const {
+    return effects * (effects + 1) / 2 + 1;
+  }  // entries of Lambda, and log_phi
 };
 
 // Some groups of one class, a lane each; or, joined, one long group, each lane a piece of 32 of its rows.

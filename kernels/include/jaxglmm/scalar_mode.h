@@ -11,10 +11,10 @@ constexpr int kMostSteps = 100;
 
 // `slopes(u, first, second)` gives f'(u) and -f''(u) of f(u) = sum l(u) - u^2/2, with l concave.
 //
-// f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the bracket. A Newton
-// step no shorter than half the last one is doubled if it has the same sign (in an exponential tail all steps are alike)
-// and replaced by bisection if it has the other (between two flat tails it would go back and forth). A lane that has
-// arrived stays, so that it does not depend on its neighbours in the vector.
+// f' is decreasing with slope at most -1, so that the mode lies between u and u + f'(u): that is the bracket.
+// A Newton step no shorter than half the last one is doubled if it has the same sign (in an exponential tail
+// all steps are alike) and replaced by bisection if it has the other (between two flat tails it would go back
+// and forth). A lane that has arrived stays, so that it does not depend on its neighbours in the vector.
 template <class Slopes>
 JAXGLMM_INLINE V scalar_mode(V u, double close, const Slopes& slopes) {
   V low = splat(-kInfinity), high = splat(kInfinity), last = high, stretch = splat(1.0);

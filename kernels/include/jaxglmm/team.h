@@ -8,7 +8,8 @@ namespace JAXGLMM_TARGET {
 
 #if JAXGLMM_LANES == 1
 
-// The threads of a block, when `size` is theirs; a thread alone by default. All of them must call `total` together.
+// The threads of a block, when `size` is theirs; a thread alone by default. All of them must call `total`
+// together.
 struct Team {
   int64_t rank = 0, size = 1;
   double* shared = nullptr;  // (size,), seen by all of them

@@ -1,8 +1,8 @@
 // Vectors of doubles, as wide as the target's registers, with exp, log and log1p of our own.
 //
 // A source is compiled once for each target (CMakeLists.txt): JAXGLMM_TARGET names the namespace that holds
-// everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width. One lane is a plain
-// double: what a thread of a GPU computes with, and the host when it plays one (tests/host_grid.cc).
+// everything, so that the linker cannot mix code of two targets, and JAXGLMM_LANES is the width. One lane is
+// a plain double: what a thread of a GPU computes with, and the host when it plays one (tests/host_grid.cc).
 #pragma once
 
 #include <cmath>
@@ -91,7 +91,8 @@ JAXGLMM_INLINE bool any(M mask) {
 #endif
 }
 
-// c[0] + c[1] x + ... by Estrin's scheme (1960): neighbours in pairs, pairs of pairs, ..., a short chain of dependences.
+// c[0] + c[1] x + ... by Estrin's scheme (1960): neighbours in pairs, pairs of pairs, ..., a short chain of
+// dependences.
 template <int N>
 JAXGLMM_INLINE V polynomial(const double (&c)[N], V x) {
   constexpr int kPairs = (N + 1) / 2;
