@@ -37,8 +37,8 @@ class Path:
     aic, bic, ebic : (L,)
         -2 loglik + 2 df; + log(n) df; and the extended BIC, + 2 gamma log binom(candidates, chosen) (Chen & Chen 2008).
     kkt : (L,)
-        Largest violation of the optimality conditions of all columns, in units of the mean log-likelihood's derivative
-        by the coefficients that are penalised.
+        Largest violation of the optimality conditions of all columns, relative to the gradient's own scale: in scaled
+        columns, the mean log-likelihood's derivative divided by the root of the information in a row.
     converged : bool (L,)
     n : int
         Rows.

@@ -67,7 +67,7 @@ def fit_path(
     gamma : float
         Of the extended BIC.
     tol : float
-        Residual of the optimality conditions at which to stop.
+        Residual of the optimality conditions at which to stop, relative to the gradient's own scale (`Path.kkt`).
     max_iterations : int
         Evaluations at each lambda.
     progress : bool, optional

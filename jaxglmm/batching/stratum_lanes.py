@@ -189,7 +189,7 @@ class StratumLanes:
             terms=terms, index=index, constant=constants(self.family, rows.y, rows.begin, rows.weights),
         )  # fmt: skip
         owned = jax.tree.map(lambda v: v is not None, design)
-        indices = lambda d: [d.index, *(term.index for term in d.terms)]
+        indices = lambda d: [d.index, *(d.terms[k].index for k in range(len(terms)))]  # an empty tuple is a leaf here
         static = lambda i: [i.kind] + ([] if i.piece is None else [i.piece]) + ([i.head] if head is None else [])
         owned = eqx.tree_at(lambda d: [v for i in indices(d) for v in static(i)], owned, replace_fn=lambda _: False)
         return DesignLanes(self.family, Batch.of(design, owned))

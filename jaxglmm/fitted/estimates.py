@@ -110,6 +110,8 @@ class Estimates:
         if estimate.penalised is not None:
             return float(estimate.penalised["df"])
         estimated = np.diag(estimate.covariance) > 0
+        if self.family.at_limit(self.state.log_dispersion):
+            estimated[-1] = True
         # What the caller held has no variance either, but it was not estimated.
         return int(np.sum(estimated | (estimate.boundary & estimate.convergence.singular)))
 
@@ -133,10 +135,14 @@ class Estimates:
         """{name, value}, or None for families without one.
 
         "sigma": residual sd (Gaussian). "theta": Var = mu + mu^2/theta (negative binomial). "shape": Var = mu^2/shape
-        (gamma). "phi": Var = mu(1-mu)/(1+phi) (beta).
+        (gamma). "phi": Var = mu(1-mu)/(1+phi) (beta). theta is infinite where there is no overdispersion and the Poisson
+        fit, the limit, is as good as any: an estimate on the boundary, without a standard error.
         """
         value = self.state.estimate.dispersion
-        return None if value is None else {"name": self.family.dispersion_name, "value": float(value)}
+        if value is None:
+            return None
+        limit = self.family.at_limit(self.state.log_dispersion)
+        return {"name": self.family.dispersion_name, "value": np.inf if limit else float(value)}
 
     def _unpenalised(self, what: str) -> None:
         """Refuse what is defined for maximum likelihood.

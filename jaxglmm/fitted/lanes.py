@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from jaxglmm.inference.parameters import Parameter, covariance_parameters
+from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.ops import lanes
 
 
@@ -116,6 +117,8 @@ def parameter_table(parameters, beta, factor, dispersion, covariance, free, entr
                 continue
             if parameter.kind == "dispersion":
                 value[:, k], se[:, k] = dispersion, dispersion * np.sqrt(variance[:, -1])
+                limit = dispersion >= np.exp(AT_LIMIT - 1e-6)  # no family has another estimate of that size
+                value[limit, k], se[limit, k] = np.inf, np.nan
                 continue
             slope = np.zeros_like(factor)
             r, s = parameter.effects[0], parameter.effects[-1]

@@ -158,6 +158,8 @@ def _dispersion_line(fit) -> str:
         "shape": "Var = mu^2/shape",
         "phi": "Var = mu(1 - mu)/(1 + phi)",
     }[fit.dispersion["name"]]
+    if math.isinf(fit.dispersion["value"]):
+        return f"Dispersion: {fit.dispersion['name']} = inf: no overdispersion, the {fit.family.limit} fit is the limit"
     return f"Dispersion: {fit.dispersion['name']} = {fit.dispersion['value']:.5g} ({meaning})"
 
 

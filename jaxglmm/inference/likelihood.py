@@ -18,6 +18,7 @@ from jaxglmm.errors import NotYetError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.gaussian_expansion import expand as expand_one
 from jaxglmm.objectives.gaussian_several import Slopes, expand_factors
+from jaxglmm.optimise.dispersion import LARGEST, dispersion_limit
 from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
@@ -63,7 +64,7 @@ def coordinates(state, first: int | None = None) -> Coordinates:
     """
     estimate = state.estimate
     p = len(estimate.beta)
-    phi = np.array([estimate.dispersion is not None])
+    phi = np.array([estimate.dispersion is not None and not state.family.at_limit(state.log_dispersion)])
     if not state.terms:
         return Coordinates(
             np.append(estimate.beta, state.log_dispersion), p, (np.zeros(0, int),) * 2,
@@ -116,6 +117,7 @@ class Likelihood:
 
     def __init__(self, state, problem, first: int | None = None):
         self.at = coordinates(state, first)
+        self.limit = dispersion_limit(problem.family, problem.frame.y, problem.frame.weights)
         if problem.cross is not None:
             self._evaluate = _gaussian(problem, self.at)
         elif len(state.terms) > 1:
@@ -131,7 +133,10 @@ class Likelihood:
             self._evaluate = _scaled(_Marginal(state, problem, self.at), problem, self.at)
 
     def __call__(self, x):
-        return self._evaluate(np.asarray(x, float))
+        x = np.asarray(x, float)
+        if abs(x[-1]) > LARGEST:
+            return -math.inf, np.zeros_like(x), np.zeros((len(x),) * 2)
+        return self._evaluate(x)
 
 
 def to_scaled(problem, at: Coordinates) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What intervals are given for: fixed effects, sds, correlations and dispersion; their values and derivatives."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,7 @@ def value(parameter: Parameter, state) -> float:
     if parameter.kind == "beta":
         return float(estimate.beta[parameter.effects[0]])
     if parameter.kind == "dispersion":
-        return float(estimate.dispersion)
+        return math.inf if state.family.at_limit(state.log_dispersion) else float(estimate.dispersion)
     sigma = state.factor @ state.factor.T
     if parameter.kind == "sd":
         return float(np.sqrt(sigma[parameter.effects[0], parameter.effects[0]]))

@@ -20,6 +20,7 @@ import numpy as np
 from jaxglmm.errors import ConvergenceWarning
 from jaxglmm.inference.likelihood import Likelihood
 from jaxglmm.inference.parameters import Parameter
+from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.newton import maximise
 
@@ -69,9 +70,15 @@ def _interval(likelihood, best, parameter, quantile):
     at = likelihood.at
     if parameter.kind in ("beta", "dispersion"):
         j = parameter.effects[0] if parameter.kind == "beta" else len(best) - 1
+        if parameter.kind == "dispersion" and not at.free[j]:  # at its limit: from close by
+            profile = _Profile(likelihood, _Identity(at), np.append(best[:-1], likelihood.limit.near), j)
+            profile.se = 1.0
+            return math.exp(profile.end(-1, quantile, -math.inf, math.inf)), math.inf
         profile = _Profile(likelihood, _Identity(at), best, j)
-        ends = [profile.end(sign, quantile, -math.inf, math.inf) for sign in (-1, 1)]
-        return tuple(math.exp(v) for v in ends) if parameter.kind == "dispersion" else tuple(ends)
+        high = math.inf if parameter.kind == "beta" or likelihood.limit is None else AT_LIMIT
+        ends = [profile.end(sign, quantile, -math.inf, high) for sign in (-1, 1)]
+        natural = lambda v: math.inf if v == AT_LIMIT else math.exp(v)
+        return tuple(natural(v) for v in ends) if parameter.kind == "dispersion" else tuple(ends)
     place = {(int(r), int(c)): at.p + k for k, (r, c) in enumerate(zip(*at.entries, strict=True))}
     row = int(np.flatnonzero(at.order == parameter.effects[0])[0])
     if parameter.kind == "sd":

@@ -122,6 +122,7 @@ class NegativeBinomial(AbstractFamily):
     links: ClassVar[tuple[str, ...]] = ("log",)
     dispersion_name: ClassVar[str | None] = "theta"
     discrete: ClassVar[bool] = True
+    limit: ClassVar[str | None] = "poisson"
 
     def unit(self, eta, y, log_phi) -> Derivatives:
         theta = jnp.exp(log_phi)
@@ -170,12 +171,16 @@ class NegativeBinomial(AbstractFamily):
         return math.log(mu), math.log(min(max(theta, 0.05), 100.0))
 
     def sample(self, rng, mu, weight, log_phi) -> np.ndarray:
+        if self.at_limit(log_phi):
+            return Poisson().sample(rng, mu, weight, 0.0)
         theta = math.exp(float(log_phi))
         return rng.poisson(rng.gamma(theta, np.asarray(mu) / theta)).astype(np.float64)
 
     def cdf(self, y, mu, weight, log_phi) -> np.ndarray:
         from scipy.stats import nbinom
 
+        if self.at_limit(log_phi):
+            return Poisson().cdf(y, mu, weight, 0.0)
         theta = math.exp(float(log_phi))
         return nbinom.cdf(y, theta, theta / (theta + np.asarray(mu)))
 

@@ -32,6 +32,10 @@ class Derivatives(NamedTuple):
     c: jax.Array
 
 
+# A log dispersion that stands for infinity, where a family is its limit to all digits.
+AT_LIMIT = 100.0
+
+
 class AbstractFamily(eqx.Module):
     """A response family with its link; holds no arrays, so it is a static argument and a pytree alike.
 
@@ -54,6 +58,9 @@ class AbstractFamily(eqx.Module):
         Whether w >= 0 for every eta of the domain.
     positive_eta : bool
         Whether the link's domain is eta > 0, else all of the line.
+    limit : str or None
+        The family that it becomes as the dispersion grows without bound, where that is an estimate to be told: one on
+        the boundary, as a variance of zero is.
     """
 
     name: eqx.AbstractClassVar[str]
@@ -63,6 +70,7 @@ class AbstractFamily(eqx.Module):
     link: eqx.AbstractVar[str]
 
     positive_links: ClassVar[tuple[str, ...]] = ("inverse", "sqrt")
+    limit: ClassVar[str | None] = None
 
     def __check_init__(self):
         if self.link not in self.links:
@@ -83,6 +91,10 @@ class AbstractFamily(eqx.Module):
     @property
     def log_concave(self) -> bool:
         return True
+
+    def at_limit(self, log_phi: float) -> bool:
+        """Whether a log dispersion stands for the limit."""
+        return self.limit is not None and bool(log_phi >= AT_LIMIT - 1e-6)
 
     # -- on the device ------------------------------------------------------------------------------------------
 

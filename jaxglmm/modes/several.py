@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxglmm.design.rows import RowDesign
-from jaxglmm.modes.blocks import normal_equations, standardised
+from jaxglmm.modes.blocks import Blocks, normal_equations, standardised
 from jaxglmm.modes.solver import AbstractSolver
 from jaxglmm.ops.rows import FamilyRows
 
@@ -17,6 +17,8 @@ from jaxglmm.ops.rows import FamilyRows
 _MAX_ITERATIONS = 200
 # The step from here leaves an error that is the square of a small one.
 _CLOSE = 1e-10
+# Shares of its diagonal that are added to a matrix until it is positive definite.
+_SHIFTS = (0.0, 1e-10, 1e-6, 1e-2)
 
 
 class Modes(NamedTuple):
@@ -56,7 +58,14 @@ def find_modes(design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta,
     """
     if not any(factor.any() for factor in factors):
         return Modes(np.zeros_like(start), eta, True)
+    found = _climb(design, rows, solver, eta, factors, log_phi, start)
+    if not found.found and start.any():
+        # Modes of other parameters may lie where the likelihood is next to nothing; from zero the way is always up.
+        found = _climb(design, rows, solver, eta, factors, log_phi, np.zeros_like(start))
+    return found
 
+
+def _climb(design, rows, solver, eta, factors, log_phi, start) -> Modes:
     def at(u):
         shifted = linear_predictor(design, eta, factors, u)
         value, s, w = rows.newton(shifted, log_phi)
@@ -65,12 +74,12 @@ def find_modes(design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta,
     u = start
     f, shifted, s, w = at(u)
     if not np.isfinite(f):
-        u = np.zeros_like(start)
-        f, shifted, s, w = at(u)
+        return Modes(u, shifted, False)
     for _ in range(_MAX_ITERATIONS):
         g = effect_scores(design, factors, s) - u
-        H = standardised(normal_equations(design, w), factors)
-        step = solver.rough.factorise(design, H).solve(g[:, None])[:, 0]
+        step = _step(design, solver.rough, standardised(normal_equations(design, w), factors), g)
+        if step is None:
+            return Modes(u, shifted, False)
         decrement = step @ g
         if decrement <= _CLOSE:
             u = u + step
@@ -85,3 +94,20 @@ def find_modes(design: RowDesign, rows: FamilyRows, solver: AbstractSolver, eta,
                 return Modes(u, shifted, False)
         u, f, (shifted, s, w) = u + shrink * step, f_new, new
     return Modes(u, shifted, False)
+
+
+def _step(design, solver, H, g):
+    """H^-1 g (q,); with H nearer to its diagonal where it is not positive definite in floating point, or None.
+
+    H is at least the identity, but where rows' weights range over more digits than a number has, as far from the mode,
+    eliminating one factor leaves nothing of that. Any such step leads upwards.
+    """
+    for shift in _SHIFTS:
+        diagonal = [D * (1 + shift * np.eye(D.shape[-1])) for D in H.diagonal] if shift else H.diagonal
+        try:
+            step = solver.factorise(design, Blocks(diagonal, H.cross)).solve(g[:, None])[:, 0]
+        except np.linalg.LinAlgError:
+            continue
+        if np.isfinite(step).all() and step @ g >= 0:
+            return step
+    return None

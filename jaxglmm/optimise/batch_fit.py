@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxglmm.errors import ConvergenceError, DataError
+from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
 from jaxglmm.optimise.marginal_fit import (
@@ -112,6 +113,7 @@ class _Fitter:
             reasons=[None] * self.B,
         )  # fmt: skip
         self.again, self.converged = np.zeros(self.B, bool), np.zeros(self.B, bool)
+        self.limits = None if family.limit is None else lanes.dispersion_limits()
 
     def open(self) -> np.ndarray:
         """Lanes that have neither failed nor been put off."""
@@ -133,11 +135,35 @@ class _Fitter:
 
     def climb_glm(self, which, x, tol) -> BatchResult:
         """In (beta, log dispersion)."""
-        return maximise_many(
-            lambda k, x: self.lanes.glm(which[k], x), x, free=np.append(np.ones(self.p, bool), self.all_free[-1]),
-            even=np.zeros(self.p + 1, bool), tol=tol, max_iterations=self.max_iterations,
-            begun=self.lanes.climb_glm(which, x, tol=tol, max_iterations=self.max_iterations),
-        )  # fmt: skip
+        begun = self.lanes.climb_glm(which, x, tol=tol, max_iterations=self.max_iterations)
+        free = np.append(np.ones(self.p, bool), self.all_free[-1])
+        return self._maximise(self.lanes.glm, which, x, free, np.zeros(self.p + 1, bool), tol, begun)
+
+    def _maximise(self, at, which, x, free, even, tol, begun, stop=None) -> BatchResult:
+        """Maximise lanes; where a dispersion grows without bound, at its limit (`optimise.dispersion`)."""
+        options = {"even": even, "tol": tol, "max_iterations": self.max_iterations}
+        if self.limits is None:
+            evaluate = lambda k, x: at(which[k], x)
+            return maximise_many(evaluate, x, free=free, stop=stop, begun=begun, **options)
+        near = np.array([self.limits[i].near for i in which])
+        x = np.concatenate([x[:, :-1], np.minimum(x[:, -1:], near[:, None] - 1)], 1)
+        beyond = lambda k, x: x[:, -1] >= near[k]
+        ends = beyond if stop is None else lambda k, x: beyond(k, x) | stop(k, x)
+        result = maximise_many(lambda k, x: at(which[k], x), x, free=free, stop=ends, **options)
+        some = np.flatnonzero(beyond(np.arange(len(which)), result.x))
+        if len(some):
+            x = np.concatenate([result.x[some, :-1], np.full((len(some), 1), AT_LIMIT)], 1)
+            held = np.append(free[:-1], False)
+            rival = maximise_many(lambda k, x: at(which[some[k]], x), x, free=held, stop=stop, **options)
+            better = rival.value >= result.value[some] - 1e-10 * (1 + np.abs(result.value[some]))
+            for name, array in vars(result).items():
+                array[some[better]] = getattr(rival, name)[better]
+            looks = [self.limits[i].looks for i in which[some]]
+            for look in np.transpose(looks):
+                points = np.concatenate([rival.x[:, :-1], look[:, None]], 1)
+                higher = at(which[some], points)[0] > rival.value + 1e-10 * (1 + np.abs(rival.value))
+                result.converged[some[higher]] = False  # to be fitted alone
+        return result
 
     def _start(self):
         """Where the fits without random effects begin, as in `marginal_fit.fit_glm`."""
@@ -207,9 +233,9 @@ class _Fitter:
             which, self.x[which], self.jacobian[which], nodes, even=self.even, tol=tol,
             max_iterations=self.max_iterations, nothing=NOTHING if self.S == 1 else 0.0,
         )  # fmt: skip
-        result = maximise_many(
-            lambda k, x: self.at(which[k], x, nodes), self.x[which], free=self.all_free, even=self.even, tol=tol,
-            max_iterations=self.max_iterations, stop=self.nothing if self.S == 1 else None, begun=begun,
+        result = self._maximise(
+            lambda k, x: self.at(k, x, nodes), which, self.x[which], self.all_free, self.even, tol, begun,
+            stop=self.nothing if self.S == 1 else None,
         )  # fmt: skip
         self.x[which] = result.x
         self.out.n_agq[which] = n_agq
@@ -225,6 +251,8 @@ class _Fitter:
         self.out.psi[which] = np.einsum("bij,bj->bi", J, result.x)
         self.out.hessian[which] = np.swapaxes(back, 1, 2) @ result.hessian @ back
         self.out.value[which], self.out.decrement[which] = result.value, np.maximum(result.decrement, 0.0)
+        if self.family.limit is not None:
+            free[:, -1] &= result.x[:, -1] < AT_LIMIT
         self.out.free[which] = free
         self.converged[which] = result.converged
 
@@ -234,12 +262,14 @@ class _Fitter:
         value, gradient, hessian = self.at(which, x, nodes)
         kept = self.all_free & ~(self.even & (np.abs(x) < NOTHING))
         both = kept[:, :, None] & kept[:, None, :]
+        told = np.isfinite(value)
+        hessian = np.where(told[:, None, None], hessian, 0.0)
         information = np.where(both, -hessian, 0.0) + np.eye(x.shape[1]) * ~kept[:, :, None]
         inverse = np.linalg.pinv(information, hermitian=True)
-        step = np.einsum("bij,bj->bi", inverse, np.where(kept, gradient, 0.0))
+        step = np.einsum("bij,bj->bi", inverse, np.where(kept & told[:, None], gradient, 0.0))
         errors = np.sqrt(np.maximum(np.einsum("bii->bi", inverse), 1e-300))
         largest = np.max(np.abs(step) / errors, axis=1)
-        return (np.abs(value - self.out.value[which]) < 1e-3) & (largest < 0.01)
+        return told & (np.abs(value - self.out.value[which]) < 1e-3) & (largest < 0.01)
 
     def settle(self):
         """Hold at zero what is as good there, and put off what takes more than that."""
@@ -294,7 +324,8 @@ class _Fitter:
         out = self.out
         glm, groups = fit_glm(self.family, design, self.intercept, names=self.names, tol=self.tol)
         if not self.S:
-            psi, free, hessian, value = glm.x, self.all_free, glm.hessian, glm.value
+            psi, free, hessian, value = glm.x, self.all_free.copy(), glm.hessian, glm.value
+            free[-1] &= not self.family.at_limit(psi[-1])
             converged, reason, decrement, evaluations = glm.converged, glm.reason, glm.decrement, glm.iterations + 1
         else:
             solution = fit_marginal(

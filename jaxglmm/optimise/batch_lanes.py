@@ -14,6 +14,7 @@ from jaxglmm.objectives.evaluate_many import GroupSpread, evaluate_glm_many, eva
 from jaxglmm.ops import fused, lane_pass
 from jaxglmm.ops.lane_pass import LaneRows
 from jaxglmm.optimise.batch_newton import BatchResult
+from jaxglmm.optimise.dispersion import DispersionLimit, dispersion_limit
 
 
 # Lanes that programs evaluate together: as fewer remain they move to smaller arrays, one program for each size.
@@ -191,6 +192,11 @@ class DesignLanes:
         start = self.family.start  # looking up a method of an equinox module takes longer than this one does
         eta, log_phi = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
         return eta - np.einsum("bn,bn->b", offset, weights) / np.sum(weights, 1), log_phi
+
+    def dispersion_limits(self) -> list[DispersionLimit | None]:
+        """Of each lane."""
+        pairs = zip(self.batch.stacked("y"), self.batch.stacked("weights"), strict=True)
+        return [dispersion_limit(self.family, *pair) for pair in pairs]
 
     def design(self, i: int) -> Design:
         """The design of one fit."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxglmm.ops import lanes
-from jaxglmm.optimise.newton import LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, RADIUS_SHRINKS
+from jaxglmm.optimise.newton import FLAT, LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, RADIUS_SHRINKS
 
 
 REASONS = ("converged", "stalled", "limit", "not finite", "stopped")
@@ -121,7 +121,12 @@ def maximise_many(
         new_value, new_gradient, new_hessian = _checked(evaluate, a, trial)
         rounding = 1e-14 * (np.abs(value[a]) + 1.0)
         gain = new_value - value[a]
-        accepted = np.isfinite(gain) & (gain >= LEAST_GAIN * predicted - 8 * rounding)
+        least = LEAST_GAIN * predicted - 8 * rounding
+        flat = np.isfinite(gain) & (gain < least) & (predicted < FLAT * (np.abs(value[a]) + 1.0))
+        with np.errstate(invalid="ignore", over="ignore"):
+            slopes = 0.5 * np.einsum("bi,bi->b", np.where(free[a], gradient[a] + new_gradient, 0.0), move[a])
+        gain = np.where(flat, slopes, gain)
+        accepted = np.isfinite(gain) & (gain >= least)
         poor = ~accepted | (gain < 0.25 * predicted - rounding)
         good = accepted & (gain > 0.75 * predicted) & (length > 0.9 * radius[a])
         radius[a] = np.where(poor, RADIUS_SHRINKS * length, np.where(good, RADIUS_GROWS * radius[a], radius[a]))

@@ -18,6 +18,7 @@ from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_zeros
+from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.newton import NewtonResult, maximise
 
@@ -101,7 +102,8 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
 
     at = _without_effects(family, design) if fused.covers(family, design) else plain
     x0 = x0 if start is None else start
-    result = maximise_free(at, x0, free, np.zeros(p + 1, bool), tol=tol, callback=callback)
+    limit = dispersion_limit(family, design.y, design.weights)
+    result = maximise_free(at, x0, free, np.zeros(p + 1, bool), limit=limit, tol=tol, callback=callback)
     check_separation(design, result, names, intercept)
     (groups,) = result.extra or (evaluate_glm(family, design, result.x, second=False)[3],)
     return result, tuple(np.asarray(v) for v in groups)
@@ -123,8 +125,22 @@ def _without_effects(family, design):
     return at
 
 
-def maximise_free(at, x0, free, even, *, part=None, **options) -> NewtonResult:
-    """Maximise over the free coordinates, the others held; the result is about all of them."""
+def maximise_free(at, x0, free, even, *, part=None, limit: DispersionLimit | None = None, **options) -> NewtonResult:
+    """Maximise over the free coordinates, the others held; the result is about all of them.
+
+    The last one is the log dispersion: with a `limit`, that is tried where it grows without bound.
+    """
+    if limit is None or not free[-1]:
+        return _maximise_free(at, x0, free, even, part, **options)
+
+    def climb(x, held, stop):
+        moving = np.append(free[:-1], not held)
+        return _maximise_free(at, x, moving, even, part, stop=stop, **options)
+
+    return maximise_to_limit(climb, lambda x: float(at(x)[0]), np.asarray(x0, float), limit)
+
+
+def _maximise_free(at, x0, free, even, part, **options) -> NewtonResult:
     x0, kept = np.asarray(x0, float), np.flatnonzero(free)
     block = (kept[:, None], kept)
 
@@ -135,7 +151,10 @@ def maximise_free(at, x0, free, even, *, part=None, **options) -> NewtonResult:
 
     def restricted(at):
         def over_free(x):
-            value, gradient, hessian, *extra = at(whole(x, x0))
+            x = whole(x, x0)
+            value, gradient, hessian, *extra = at(x)
+            if abs(x[-1]) > LARGEST:  # where families overflow, and may do so to any number
+                value = -math.inf
             return value, gradient[kept], hessian[block], gradient, hessian, *extra
 
         return over_free
@@ -264,6 +283,7 @@ def fit_marginal(
     if determinant and used > 1:
         convergence.gap = float(result.value - state.at(result.x, padded_nodes(1, S))[0])
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
+    free[-1] &= not family.at_limit(psi[-1])
     if fixed_factor is None:
         _check_growth(family, design, psi[p : p + q], convergence)
     convergence.iterations = state.evaluations
@@ -355,6 +375,7 @@ class Search:
         self.free, self.even, self.tol, self.max_iterations = free, even, tol, max_iterations
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
+        self.limit = dispersion_limit(family, design.y, design.weights)
         start = aligned_zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
         self.modes = jax.device_put(start, may_alias=True)
         self.evaluations, self.sample = 0, sample
@@ -379,7 +400,7 @@ class Search:
     def climb(self, x, nodes, *, loose=False, free=None, steps=None):
         free, sample = self.free if free is None else free, self.sample
         return maximise_free(
-            lambda x: self.at(x, nodes), x, free, self.even,
+            lambda x: self.at(x, nodes), x, free, self.even, limit=self.limit,
             tol=1e-4 if loose else self.tol, max_iterations=steps or self.max_iterations, callback=self.callback,
             part=None if sample is None else lambda x: sample.at(x, nodes),
         )  # fmt: skip

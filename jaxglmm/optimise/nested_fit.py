@@ -16,6 +16,7 @@ from jaxglmm.objectives.marginal import Nodes
 from jaxglmm.objectives.nested import AbstractNested
 from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
+from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free
 from jaxglmm.optimise.newton import NewtonResult
@@ -74,7 +75,8 @@ def fit_nested(
         psi = psi if nodes is None else search.climb(psi, search.free, tol=_SAMPLE_TOLERANCE).x
     search.integrate(nodes)
     result, free = search.settle(search.climb(search.inside(psi), search.free))
-    psi, hessian = result.x, result.hessian
+    psi, hessian, free = result.x, result.hessian, free.copy()
+    free[-1] &= not family.at_limit(psi[-1])
     gap = None if nodes is None else float(result.value - search.laplace.evaluate(psi).value)
     fine, coarse = design.order
     place = np.arange(len(psi))
@@ -141,6 +143,7 @@ class _Search:
         self.free = ~self.even if taus is not None else np.ones(self.p + 3, bool)
         self.free[-1] = family.dispersion_name is not None
         self.evaluations, self.passes, self.unit = 0, 0.0, 1.0
+        self.limit = dispersion_limit(family, design.tiles.y, design.tiles.weights)
 
     def start(self, intercept, names):
         """Fixed effects without random ones, and deviations of the size that the scores at zero suggest."""
@@ -178,7 +181,7 @@ class _Search:
             return e
 
         return maximise_free(
-            at, psi, free, self.even,
+            at, psi, free, self.even, limit=self.limit,
             tol=tol or self.tol, max_iterations=self.max_iterations, callback=self.callback,
         )  # fmt: skip
 

@@ -23,6 +23,10 @@ LONGEST_LOG_STEP = 2.0
 RADIUS_SHRINKS, RADIUS_GROWS = 0.25, 2.0
 # A step is taken that gains this share of what the model predicts.
 LEAST_GAIN = 1e-4
+# A step that is expected to gain less, relative to the value, may be judged by the slopes at its ends (the approximate
+# condition of Hager & Zhang 2005, SIAM J. Optim. 16, 170): the values' difference may be rounding, whose size is that of
+# the terms that a value is summed of, not its own.
+FLAT = 1e-8
 # So much, relatively, standard errors may be off where a sample foretells their change.
 _SAME_ERRORS = 2e-5
 
@@ -44,7 +48,7 @@ class NewtonResult:
         Evaluations after the first.
     converged : bool
     reason : str
-        "converged", "stalled" (no step improves beyond rounding), "limit", or "not finite".
+        "converged", "stalled" (no step improves beyond rounding), "limit", "stopped", or "not finite".
     step : (m,)
         The last Newton step tried, in the caller's coordinates: the direction of divergence if there is one.
     extra : tuple
@@ -72,6 +76,7 @@ def maximise(
     log_coordinates: np.ndarray | None = None,
     callback: Callable | None = None,
     part: Callable | None = None,
+    stop: Callable | None = None,
 ) -> NewtonResult:
     """Maximise a function by trust-region Newton steps.
 
@@ -92,6 +97,9 @@ def maximise(
         higher derivatives (`optimise.surrogate`). Where the error of such a step is foretold to be within `tol`, it is
         taken without a look at its end, which would only confirm it. Value and Hessian are then the surrogate's,
         standard errors from it within 2e-5, the decrement is that bound; gradient and `extra` are those where it began.
+
+    stop : callable, optional
+        x (m,) -> bool: where there is no need to go on, "stopped".
 
     Returns
     -------
@@ -114,6 +122,9 @@ def maximise(
             callback(iterations, value, decrement, x)
         if decrement <= tol:
             reason = "converged"
+            break
+        if stop is not None and stop(x):
+            reason = "stopped"
             break
         share = math.inf if correction is None else error_share(correction, decrement, hessian)
         correction = None
@@ -140,7 +151,10 @@ def maximise(
             new = _checked(evaluate, trial)
             iterations += 1
             gain = new[0] - value
-            if math.isfinite(gain) and gain >= LEAST_GAIN * predicted - 8 * rounding:
+            least = LEAST_GAIN * predicted - 8 * rounding
+            if math.isfinite(gain) and gain < least and predicted < FLAT * (abs(value) + 1.0):
+                gain = 0.5 * (gradient + new[1]) @ move
+            if math.isfinite(gain) and gain >= least:
                 accepted = True
                 break
             if correction is not None:  # misled: the step as the quadratic has it comes first

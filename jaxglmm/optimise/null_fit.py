@@ -78,7 +78,8 @@ def fit_null(
     log_phi = glm.x[-1] if likelihood.log_phi is None else likelihood.log_phi
     if not design.terms:
         beta[unpenalised] = glm.x[:k]
-        model = Model(family, design, None, True, free, total, prior)
+        excess = 1.0 if likelihood.log_phi is None else float(np.exp(glm.x[-1] - log_phi))
+        model = Model(family, design, None, True, free, total, prior, excess)
         return NullFit(model, Point(beta, np.array([log_phi]), None), None)
     solution = fit_marginal(
         family, part, glm, groups, n_agq=likelihood.n_agq, auto=likelihood.auto, fixed_factor=likelihood.factor,

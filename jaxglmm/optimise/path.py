@@ -56,7 +56,8 @@ class PathSolver:
     points : sequence of Point
         Where they begin.
     tol : float
-        KKT residual.
+        KKT residual, relative to the gradient's own scale: the root of a row's information, which is about the size of
+        its score, and so of the gradient of the mean loss in a scaled column that says something.
     max_iterations : int
         Evaluations a lambda and model.
     """
@@ -71,6 +72,13 @@ class PathSolver:
         self.last = None
         for i in range(len(self.models)):
             self.restart(i)
+        self.scale = self._gradient_scale()
+
+    def _gradient_scale(self) -> float:
+        curvature: Any = self.points[0].curvature.matrix
+        information = np.max(np.diag(curvature)[: len(self.set.at)], initial=0.0)
+        scale = float(np.sqrt(information)) * self.models[0].excess
+        return scale if np.isfinite(scale) and scale > 0 else 1.0
 
     def restart(self, i) -> None:
         """Value and derivatives of a model where it stands."""
@@ -232,7 +240,10 @@ class PathSolver:
             return np.maximum(out, 1e-3)
 
         pad = lambda v, fill: np.append(v[W], np.full(extra, fill))
-        weights = pad(self.weights.l1(lam), 0.0), pad(self.weights.l2(lam), 0.0), pad(self.weights.unit, 1.0)
+        scale = np.full(len(gradient), self.scale)
+        if model.free[-1]:
+            scale[-1] = 1.0  # a logarithm has no unit
+        weights = pad(self.weights.l1(lam), 0.0), pad(self.weights.l2(lam), 0.0), scale
         return Penalised(*weights, len(W), longest), self._x(i), gradient
 
     # --- Evaluations -----------------------------------------------------------------------------------------
@@ -308,7 +319,7 @@ class PathSolver:
         outside = np.isfinite(l1)
         outside[self.set.at] = False
         excess = np.abs(self.points[i].gradient[: len(l1)]) - np.where(outside, l1, 0.0)
-        return np.where(outside, np.maximum(excess, 0.0) * self.weights.unit, 0.0)
+        return np.where(outside, np.maximum(excess, 0.0), 0.0) / self.scale
 
     # --- Variances at zero, degrees of freedom -------------------------------------------------------------
 

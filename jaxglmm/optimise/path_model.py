@@ -74,6 +74,8 @@ class Model:
         N, the sum of the weights.
     prior : callable or None
         psi of given columns -> (value, gradient, Hessian), added to the log-likelihood.
+    excess : float
+        Residuals' standard deviation relative to the one that the dispersion says; other than 1 where that is held.
     """
 
     family: Any
@@ -83,6 +85,7 @@ class Model:
     free: np.ndarray
     total: float
     prior: Any = None
+    excess: float = 1.0
 
 
 @dataclass
@@ -112,7 +115,7 @@ class Solution:
     df : float
         Effective number of parameters: tr (A + l2)^-1 A over the active ones, their number for the lasso.
     kkt : float
-        Largest violation of the optimality conditions, over all columns.
+        Largest violation of the optimality conditions, over all columns, relative to the gradient's own scale.
     iterations : int
     converged : bool
     """

@@ -29,7 +29,7 @@ def fit_penalised(
     prior : callable, optional
         psi, columns -> (value, gradient, Hessian) in the design's coordinates, added to the log-likelihood.
     tol : float
-        KKT residual, of the mean log-likelihood, in the coordinates that are penalised.
+        KKT residual, relative to the gradient's own scale as in `optimise.path`.
 
     Returns
     -------

@@ -26,6 +26,9 @@ _SHIFTS = (_LEAST_SHIFT, 1e-8, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3)
 _SMALLEST_STEP = 1e-7
 # Where no step can be seen to improve any more, a residual this small is the answer.
 _ROUNDING = 1e-8
+# A step that is expected to gain less is judged by the slopes at its ends: the losses' difference may be rounding, whose
+# size is that of the terms that a loss is summed of, not its own.
+_FLAT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Penalised:
     ----------
     l1, l2 : (m,)
         At least 0, finite; 0 for coordinates without a penalty.
-    unit : (m,)
-        The residual is reported in coordinates x / unit.
+    scale : (m,)
+        Size of the gradient in each coordinate, relative to which the residual is reported.
     width : int
         The first coordinates, that are coefficients.
     longest : callable
@@ -46,7 +49,7 @@ class Penalised:
 
     l1: np.ndarray
     l2: np.ndarray
-    unit: np.ndarray
+    scale: np.ndarray
     width: int
     longest: Callable
 
@@ -54,10 +57,10 @@ class Penalised:
         return float(self.l1 @ np.abs(x) + 0.5 * self.l2 @ np.square(x))
 
     def violations(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """Distance (m,) of -gradient from the subdifferential of the penalty, in units of `unit`."""
+        """Distance (m,) of -gradient from the subdifferential of the penalty, relative to `scale`."""
         slope = gradient + self.l2 * x
         at_zero = np.maximum(np.abs(slope) - self.l1, 0.0)
-        return self.unit * np.where(x != 0, np.abs(slope + self.l1 * np.sign(x)), at_zero)
+        return np.where(x != 0, np.abs(slope + self.l1 * np.sign(x)), at_zero) / self.scale
 
 
 @dataclass
@@ -129,11 +132,13 @@ def proximal_newton(
         slack = 2e-14 * (1 + abs(before))
         while share > _SMALLEST_STEP and iterations < max_iterations:
             trial = target if share == 1 else x + share * step
-            gain = gradient @ (trial - x) + penalised.value(trial) - penalised.value(x)
+            added = penalised.value(trial) - penalised.value(x)
+            gain = gradient @ (trial - x) + added
             second = curvature.rate > _SLOW
             new = yield trial, second, curvature.rate * kkt <= tol
             iterations += 1
-            if np.isfinite(new[0]) and new[0] + penalised.value(trial) <= before + 1e-4 * min(gain, 0.0) + slack:
+            change = new[0] - loss if abs(gain) > _FLAT else 0.5 * (gradient + new[1]) @ (trial - x)
+            if np.isfinite(new[0]) and change + added <= 1e-4 * min(gain, 0.0) + slack:
                 accepted = True
                 break
             share *= 0.3

@@ -25,6 +25,9 @@ def inverse_information(hessian: np.ndarray, free: np.ndarray) -> np.ndarray:
     out = np.zeros_like(hessian)
     kept = np.ix_(free, free)
     information = -hessian[kept]
+    if not np.isfinite(information).all():
+        out[kept] = np.nan
+        return out
     scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(information)), 1e-300))
     inverse = np.linalg.pinv(information * scale[:, None] * scale[None, :], hermitian=True)
     out[kept] = inverse * scale[:, None] * scale[None, :]
@@ -38,7 +41,7 @@ def glm_estimate(problem, glm) -> Estimate:
     has_phi = family.dispersion_name is not None
     T = np.eye(p + 1)
     T[:p, :p] = scaling.to_columns()
-    free = np.append(np.ones(p, bool), has_phi)
+    free = np.append(np.ones(p, bool), has_phi and not family.at_limit(glm.x[p]))
     covariance = T @ inverse_information(glm.hessian, free) @ T.T
     kept = p + has_phi
     return Estimate(
@@ -50,7 +53,7 @@ def glm_estimate(problem, glm) -> Estimate:
         n_agq=None,
         parameters=problem.frame.names + log_dispersion_name(family),
         covariance=covariance[:kept, :kept],
-        boundary=np.zeros(kept, bool),
+        boundary=~free[:kept],
         convergence=Convergence(
             converged=glm.converged, decrement=float(glm.decrement), iterations=glm.iterations + 1,
             passes=float(glm.iterations + 1), reason=glm.reason,

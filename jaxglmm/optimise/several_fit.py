@@ -115,6 +115,7 @@ def fit_several(
         scores_at_zero=scores,
     )
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
+    free[-1] &= not family.at_limit(psi[-1])
     hessian = back.T @ hessian @ back
     solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
     if factors is None:

@@ -43,7 +43,7 @@ def fit_several_penalised(
     prior : callable, optional
         (beta, rest, columns) -> (value, gradient, Hessian), added to the log-likelihood.
     tol : float
-        KKT residual, of the mean log-likelihood.
+        KKT residual, relative to the gradient's own scale as in `optimise.path`.
 
     Returns
     -------
@@ -112,7 +112,11 @@ def fit_several_penalised(
         out[width:] = np.maximum(np.abs(part[width:]), 0.3)
         return out
 
-    penalised = Penalised(pad(weights.l1(lam), 0.0), pad(weights.l2(lam), 0.0), pad(weights.unit, 1.0), width, longest)
+    information = np.max(-np.diag(null.hessian)[: len(weights.unpenalised)], initial=0.0) / total
+    scale = np.full(len(at), np.sqrt(information) if np.isfinite(information) and information > 0 else 1.0)
+    if free[-1]:
+        scale[-1] = 1.0
+    penalised = Penalised(pad(weights.l1(lam), 0.0), pad(weights.l2(lam), 0.0), scale, width, longest)
     steps = proximal_newton(x[at], penalised, Curvature(), tol=tol, max_iterations=max_iterations)
     found = lockstep({0: steps}, evaluate)[0]
     psi = full(found.x)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
+from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.marginal_fit import maximise_free
 from jaxglmm.optimise.newton import NewtonResult
 
@@ -55,6 +56,7 @@ class Search:
         for part, term in zip(self.parts, design.terms, strict=True):
             self.even[part] = term.covariance.diagonal
         self.jacobian = np.eye(self.m)
+        self.limit = dispersion_limit(family, design.y, design.weights)
         self.evaluations = 0
         self.u = np.zeros(design.starts[-1])
         self._last: tuple[bytes, SeveralEvaluation] | None = None
@@ -258,7 +260,7 @@ class Search:
 
         expensive = not self.solver.exact or self.solver.cheap is not self.solver
         result = maximise_free(
-            at, x, free, self.even, tol=max(self.tol, _COARSE) if expensive else self.tol,
+            at, x, free, self.even, limit=self.limit, tol=max(self.tol, _COARSE) if expensive else self.tol,
             max_iterations=steps or self.max_iterations, callback=self.callback,
         )  # fmt: skip
         return replace(result, value=self.at(result.x).value)

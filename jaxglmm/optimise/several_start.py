@@ -27,7 +27,9 @@ def fit_glm(search: Search, intercept, names) -> NewtonResult:
             return e.value, np.zeros(search.m), np.zeros((search.m, search.m))
         return e.value, search.gradient(e), _glm_hessian(search, x, e)
 
-    glm = maximise_free(at, x, free, np.zeros(search.m, bool), tol=search.tol, callback=search.callback)
+    glm = maximise_free(
+        at, x, free, np.zeros(search.m, bool), limit=search.limit, tol=search.tol, callback=search.callback
+    )
     check_separation(design, glm, names, intercept)
     return glm
 
