@@ -135,8 +135,8 @@ class Estimates:
         """{name, value}, or None for families without one.
 
         "sigma": residual sd (Gaussian). "theta": Var = mu + mu^2/theta (negative binomial). "shape": Var = mu^2/shape
-        (gamma). "phi": Var = mu(1-mu)/(1+phi) (beta). theta is infinite where there is no overdispersion and the Poisson
-        fit, the limit, is as good as any: an estimate on the boundary, without a standard error.
+        (gamma). "phi": Var = mu(1-mu)/(1+phi) (beta). theta is infinite where there is no overdispersion and the
+        Poisson fit, the limit, is as good as any: an estimate on the boundary, without a standard error.
         """
         value = self.state.estimate.dispersion
         if value is None:

@@ -1,7 +1,7 @@
 """A dispersion without bound: where a family's limit, as Poisson of the negative binomial, is as good or better.
 
 The log-likelihood then rises for ever along the log dispersion, by less and less, and Newton's method creeps after it.
-So the search stops once the family is close to its limit, and takes the limit itself if it is as good; from the limit it
+So the search stops once the family is close to its limit, and takes the limit itself if it is as good; from there it
 looks back along the dispersion, since only a fit that is nowhere higher is one.
 """
 

@@ -23,8 +23,8 @@ LONGEST_LOG_STEP = 2.0
 RADIUS_SHRINKS, RADIUS_GROWS = 0.25, 2.0
 # A step is taken that gains this share of what the model predicts.
 LEAST_GAIN = 1e-4
-# A step that is expected to gain less, relative to the value, may be judged by the slopes at its ends (the approximate
-# condition of Hager & Zhang 2005, SIAM J. Optim. 16, 170): the values' difference may be rounding, whose size is that of
+# A step that is expected to gain less, relative to the value, may be judged by the slopes at its ends (approximate
+# condition of Hager & Zhang 2005, SIAM J. Optim. 16, 170): values may differ by rounding, whose size is that of
 # the terms that a value is summed of, not its own.
 FLAT = 1e-8
 # So much, relatively, standard errors may be off where a sample foretells their change.

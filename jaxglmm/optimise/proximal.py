@@ -26,7 +26,7 @@ _SHIFTS = (_LEAST_SHIFT, 1e-8, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3)
 _SMALLEST_STEP = 1e-7
 # Where no step can be seen to improve any more, a residual this small is the answer.
 _ROUNDING = 1e-8
-# A step that is expected to gain less is judged by the slopes at its ends: the losses' difference may be rounding, whose
+# A step that is expected to gain less is judged by the slopes at its ends: losses' difference may be rounding, whose
 # size is that of the terms that a loss is summed of, not its own.
 _FLAT = 1e-6
 
