@@ -114,10 +114,15 @@ def x64():
 
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
-    """Return the folder of other programs' results: `$JAXGLMM_REFERENCE`, else beside the repository."""
-    folder = Path(os.environ.get("JAXGLMM_REFERENCE", ROOT.parent / "shared" / "reference"))
+    """Return the folder of other programs' results: `$JAXGLMM_REFERENCE`, else beside the repository.
+
+    With JAXGLMM_REFERENCE=require, as in CI, it is an error where that is missing.
+    """
+    named = os.environ.get("JAXGLMM_REFERENCE", "")
+    folder = ROOT.parent / "shared" / "reference" if named in ("", "require") else Path(named)
     if not folder.is_dir():
-        pytest.skip(f"reference results: no folder {folder}; name theirs by JAXGLMM_REFERENCE")
+        missing = f"reference results: no folder {folder}; name theirs by JAXGLMM_REFERENCE"
+        pytest.fail(missing) if named == "require" else pytest.skip(missing)
     return folder
 
 

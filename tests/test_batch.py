@@ -271,7 +271,6 @@ def test_without_random_effects(data):
     assert_same(fits, 0, jg.fit("y0 ~ x + z", data, family="binomial"))
 
 
-@pytest.mark.slow
 def test_counts_with_a_dispersion():
     rng = np.random.default_rng(5)
     x, g = rng.normal(size=N), rng.integers(0, 24, N)
@@ -283,7 +282,6 @@ def test_counts_with_a_dispersion():
     assert_same(fits, 0, alone)
 
 
-@pytest.mark.slow
 def test_two_effects_a_group(data):
     fits = jg.fit_many("~ x + (1 + x | g)", data, responses=["y0", "y1"], family="binomial", method="laplace")
     for i in range(2):

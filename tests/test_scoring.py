@@ -112,7 +112,6 @@ def test_bad_files_are_named(history, tmp_path):
         assert not (tmp_path / "s.csv").exists()
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_can_be_repeated(history, tmp_path):
     """The command line, killed by a signal once it has begun."""
     folder, _ = history
