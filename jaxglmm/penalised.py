@@ -151,7 +151,10 @@ def _reported(estimate, penalty: ElasticNet, prior, weights: Weights, found: dic
         covariance = np.full_like(covariance, np.nan)
     left_out = int(np.isinf(weights.factors).sum())
     found |= {"text": _described(penalty, left_out), "lam": float(penalty.lam), "alpha": float(penalty.alpha)}
-    found["prior"] = None if prior is None else "; ".join(f"{name} ~ {_told(p)}" for name, p in prior.items())
+    found["prior"] = None if prior is None else "; ".join(f"{name} ~ {p}" for name, p in prior.items())
+    # Group effects are integrated over the sd under its prior, where that is all that was added to the likelihood.
+    priors = list(prior.values()) if prior is not None and penalty.lam == 0 and not left_out else []
+    found["sd_prior"] = priors[0].to_json() if len(priors) == 1 and priors[0].on_sd else None
     return dataclasses.replace(estimate, covariance=covariance, penalised=found)
 
 
@@ -181,14 +184,9 @@ def prior_terms(prior, frame) -> tuple[PriorTerm, ...]:
             what, at = "column", every if name == "beta" else mine
         if not len(at):
             known = ", ".join(map(repr, groups if density.on_sd else frame.names)) or "none"
-            raise DataError(f"prior: no {what} {name!r} for {_told(density)}; there is {known}")
+            raise DataError(f"prior: no {what} {name!r} for {density}; there is {known}")
         out.append(PriorTerm(density, np.asarray(at, int)))
     return tuple(out)
-
-
-def _told(prior: AbstractPrior) -> str:
-    name = type(prior).__name__.removesuffix("Prior")
-    return f"{name}({', '.join(f'{v:g}' for v in vars(prior).values())})"
 
 
 def _described(penalty: ElasticNet, left_out: int) -> str:

@@ -64,6 +64,167 @@ def test_a_gaussian_fit_has_the_dense_prediction_variance():
     np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, half, rtol=1e-3)
 
 
+def crossed(seed=0, rows=10):
+    """20 x 20 crossed levels with so many rows a cell, their coordinates and the two matrices of indicators."""
+    rng = np.random.default_rng(seed)
+    g, h = (np.repeat(v.ravel(), rows) for v in np.meshgrid(np.arange(20), np.arange(20)))
+    x = rng.normal(size=len(g))
+    eta = 0.3 + 0.5 * x + rng.normal(size=20)[g] + 0.7 * rng.normal(size=20)[h]
+    Z = np.hstack([(g[:, None] == np.arange(20)) * 1.0, (h[:, None] == np.arange(20)) * 1.0])
+    return rng, pd.DataFrame({"x": x, "g": g, "h": h}), eta, np.column_stack([np.ones(len(g)), x]), Z
+
+
+def saved(fit, folder):
+    fit.save(folder / "fit")
+    return jg.load(folder / "fit")
+
+
+@pytest.mark.parametrize("reml", [False, True])
+def test_crossed_gaussian_factors_have_the_dense_prediction_variance(tmp_path, reml):
+    """Mixed model equations (Henderson 1975) and the delta method's part for both sds and sigma."""
+    rng, data, eta, X, Z = crossed()
+    data["y"] = eta + 0.6 * rng.normal(size=len(eta))
+    fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data, reml=reml)
+    C, beta = np.hstack([X, Z]), np.array(list(fit.fixef.values()))
+    theta = np.array([fit.varcorr[0]["sd"], fit.varcorr[1]["sd"], np.log(fit.dispersion["value"])])
+    precision = lambda t: np.repeat(t[:2] ** -2, 20)
+    modes = lambda t: np.linalg.solve(
+        Z.T @ Z * np.exp(-2 * t[2]) + np.diag(precision(t)), Z.T @ (data["y"] - X @ beta) * np.exp(-2 * t[2])
+    )
+    full = np.linalg.inv(C.T @ C * np.exp(-2 * theta[2]) + np.diag(np.r_[0, 0, precision(theta)]))
+    J = np.stack([(modes(theta + e) - modes(theta - e)) / 2e-4 for e in 1e-4 * np.eye(3)], 1)
+    V = fit.state.estimate.covariance[2:, 2:] * np.outer([*theta[:2], 1], [*theta[:2], 1])
+    full[2:, 2:] += J @ V @ J.T
+    at = [0, 7, 333, 3999]
+    half = norm.ppf(0.975) * np.sqrt(np.einsum("ma,ab,mb->m", C[at], full, C[at]))
+    found = fit.predict(data.iloc[at], interval=0.95)
+    np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, half, rtol=1e-4)
+    # Levels that never met: the covariance of all effects is there.
+    pd.testing.assert_frame_equal(saved(fit, tmp_path).predict(data.iloc[at], interval=0.95), found)
+
+
+def test_levels_that_never_met_have_the_dense_variance_too(tmp_path):
+    rng, data, eta, X, Z = crossed(1, 3)
+    data["y"] = eta + 0.6 * rng.normal(size=len(eta))
+    kept = ((data["g"] + data["h"]) % 3 > 0).to_numpy()
+    fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data[kept], theta={"g": 1.0, "h": 0.7})
+    C, s = np.hstack([X, Z]), fit.dispersion["value"]
+    precision = np.diag(np.r_[0, 0, np.repeat([1.0, 0.49**-1], 20)])
+    inverse = np.linalg.inv(C[kept].T @ C[kept] / s**2 + precision)
+    new = C[~kept][::50]
+    beta, b = np.array(list(fit.fixef.values())), np.concatenate([fit.ranef(f)["mean"] for f in "gh"])
+    slope = (
+        -np.linalg.solve(
+            Z[kept].T @ Z[kept] / s**2 + precision[2:, 2:],
+            2 * Z[kept].T @ (data["y"][kept] - X[kept] @ beta - Z[kept] @ b),
+        )
+        / s**2
+    )  # in log sigma
+    variance = np.einsum("ma,ab,mb->m", new, inverse, new)
+    variance += (new[:, 2:] @ slope) ** 2 * fit.state.estimate.covariance[-1, -1]
+    for one in (fit, saved(fit, tmp_path)):
+        found = one.predict(data[~kept].iloc[::50], interval=0.95)
+        np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, norm.ppf(0.975) * variance**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "formula", ["y ~ x + (1 | g) + (1 | h)", "y ~ x + (1 | h / g)", "y ~ x + (1 + x | g) + (1 | h)"]
+)
+def test_counts_have_the_variance_of_the_joint_hessian(tmp_path, formula):
+    """(beta, u) together at held sds, as glmmTMB's standard errors of predictions are, without a part for theta."""
+    rng, data, eta, X, Z = crossed(2)
+    data["y"] = rng.poisson(np.exp(eta))
+    if "/" in formula:
+        cell = (data["h"] * 20 + data["g"]).to_numpy()
+        Z, theta = np.hstack([Z[:, 20:], (cell[:, None] == np.arange(400)) * 1.0]), {"h": 0.7, "h:g": 0.3}
+        precision = np.repeat([0.7**-2, 0.3**-2], [20, 400])
+    else:
+        theta, precision = {"g": 1.0, "h": 0.7}, np.repeat([1, 0.7**-2], 20)
+    if "+ x |" in formula:
+        Z = np.hstack([Z, Z[:, :20] * X[:, 1:]])
+        theta, precision = {"g": [1.0, 0.2], "h": 0.7}, np.r_[precision, np.repeat(25, 20)]
+    names = [n for n in theta]
+    fit = jg.fit(formula, data, family="poisson", theta=theta, method="laplace")
+    assert set(fit.groups) == set(names)
+    C = np.hstack([X, Z])
+    mu = fit.predict(effects="mode")
+    inverse = np.linalg.inv((C * mu[:, None]).T @ C + np.diag(np.r_[0, 0, precision]))
+    at = [0, 7, 333, 3999]
+    half = norm.ppf(0.975) * np.sqrt(np.einsum("ma,ab,mb->m", C[at], inverse, C[at]))
+    found = fit.predict(data.iloc[at], kind="link", interval=0.95)
+    np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, half, rtol=5e-3)
+    pd.testing.assert_frame_equal(saved(fit, tmp_path).predict(data.iloc[at], kind="link", interval=0.95), found)
+
+
+def test_few_groups_of_many_rows_are_known_well(tmp_path):
+    """4 groups of 100 rows, sigma 1: a group's mean has the standard error 0.1, a little less for being shrunken."""
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(4), 100)
+    data = pd.DataFrame({"y": 1 + rng.normal(size=4)[g] + rng.normal(size=400), "g": g})
+    fit = jg.fit("y ~ 1 + (1 | g)", data)
+    one = data.iloc[::100]
+    found = fit.predict(one, interval=0.95)
+    half = (found["upper"] - found["lower"]) / 2 / norm.ppf(0.975)
+    np.testing.assert_allclose(half, fit.dispersion["value"] / 10, rtol=0.05)
+    pd.testing.assert_frame_equal(saved(fit, tmp_path).predict(one, interval=0.95), found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [10, 120])
+def test_logistic_groups_have_the_variance_of_the_joint_hessian(tmp_path, groups):
+    rng = np.random.default_rng(1)
+    g = np.repeat(np.arange(groups), 400)
+    x = rng.normal(size=len(g))
+    y = (rng.random(len(g)) < expit(0.2 * x + rng.normal(size=groups)[g])) * 1.0
+    data = pd.DataFrame({"y": y, "x": x, "g": g})
+    fit = jg.fit("y ~ x + (1 | g)", data, family="binomial", theta={"g": 1.0})
+    C = np.column_stack([np.ones(len(g)), x, (g[:, None] == np.arange(groups))])
+    mu = fit.predict(effects="mode")
+    inverse = np.linalg.inv((C * (mu * (1 - mu))[:, None]).T @ C + np.diag(np.r_[0, 0, np.ones(groups)]))
+    half = norm.ppf(0.975) * np.sqrt(np.einsum("ma,ab,mb->m", C[::400], inverse, C[::400]))
+    for one in (fit, saved(fit, tmp_path)):
+        found = one.predict(data.iloc[::400], kind="link", interval=0.95)
+        np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, half, rtol=0.01)
+    free = jg.fit("y ~ x + (1 | g)", data, family="binomial").predict(data.iloc[::400], kind="link", interval=0.95)
+    np.testing.assert_allclose((free["upper"] - free["lower"]) / 2, half, rtol=0.03)
+
+
+def test_the_uncertainty_of_the_sd_is_in_new_members_intervals():
+    """Quantiles by simulation from the fit's own posterior of (tau, beta), and another prior of the caller's."""
+    rng = np.random.default_rng(4)
+    g = np.repeat(np.arange(30), 3)
+    data = pd.DataFrame({"y": (rng.random(90) < expit(rng.normal(size=30)[g])) * 1.0, "g": g})
+    fit = jg.fit("y ~ 1 + (1 | g)", data, family="binomial")
+    new = pd.DataFrame({"g": [99]})
+    assert fit.effects_method() == "integrated" and "prior HalfStudent(3, 0.75)" in fit.summary().text
+    of = fit._effects(0).mixture
+    which = rng.choice(len(of.weights), 400_000, p=of.weights)
+    draws = of.beta[which, 0] + np.sqrt(of.vcov[which, 0, 0] + of.sds[which] ** 2) * rng.normal(size=len(which))
+    found = fit.predict(new, kind="link", interval=0.9)
+    np.testing.assert_allclose([*found["lower"], *found["upper"]], np.quantile(draws, [0.05, 0.95]), atol=0.02)
+    wide = fit.predict(new, kind="link", interval=0.9, prior=jg.HalfStudentPrior(3, 5.0))
+    assert wide["upper"][0] - wide["lower"][0] > 1.1 * (found["upper"][0] - found["lower"][0])
+    own = jg.fit("y ~ 1 + (1 | g)", data, family="binomial", prior={"g": jg.HalfStudentPrior(3, 5.0)})
+    assert "prior HalfStudent(3, 5)" in own.summary().text
+    np.testing.assert_allclose(own.predict(new, kind="link", interval=0.9), wide, rtol=0.1, atol=0.15)
+    with pytest.raises(jg.DataError, match="density of a standard deviation"):
+        fit.predict(new, interval=0.9, prior=jg.NormalPrior(1.0))
+
+
+def test_where_the_sd_is_clear_its_logarithm_is_normal():
+    """New members of many groups: draws of (beta, log tau) from their joint normal distribution."""
+    rng = np.random.default_rng(5)
+    g = np.repeat(np.arange(60), 20)
+    x = rng.normal(size=1200)
+    data = pd.DataFrame({"y": rng.poisson(np.exp(0.3 * x + rng.normal(size=60)[g])), "x": x, "g": g})
+    fit = jg.fit("y ~ x + (1 | g)", data, family="poisson")
+    assert fit.effects_method() == "delta"
+    draws = rng.multivariate_normal([*fit.fixef.values(), np.log(fit.varcorr[0]["sd"])], fit.state.estimate.covariance,
+                                    400_000)  # fmt: skip
+    eta = draws[:, 0] + 2 * draws[:, 1] + np.exp(draws[:, 2]) * rng.normal(size=len(draws))
+    found = fit.predict(pd.DataFrame({"x": [2.0], "g": [99]}), kind="link", interval=0.95)
+    np.testing.assert_allclose([*found["lower"], *found["upper"]], np.quantile(eta, [0.025, 0.975]), atol=0.02)
+
+
 def test_a_saved_fit_and_bad_levels(rows, tmp_path):
     fit = members()
     fit.save(tmp_path / "fit", rows=True)
@@ -71,8 +232,7 @@ def test_a_saved_fit_and_bad_levels(rows, tmp_path):
     given = {"interval": 0.9, "uncertainty": False}
     pd.testing.assert_frame_equal(loaded.predict(rows, **given), fit.predict(rows, **given))
     wide, exact = loaded.predict(rows, kind="link", interval=0.9), fit.predict(rows, kind="link", interval=0.9)
-    # Without X the fixed effects and the group's count as independent, though they are negatively correlated.
-    np.testing.assert_allclose(wide["upper"] - wide["lower"], exact["upper"] - exact["lower"], rtol=0.2)
+    pd.testing.assert_frame_equal(wide, exact)
     with pytest.raises(jg.DataError, match=r"interval must be a level within \(0, 1\)"):
         fit.predict(rows, interval=1)
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, of_levels, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.state import State
 from jaxglmm.ops.moments import covers, group_effects
@@ -16,11 +16,37 @@ from jaxglmm.ops.moments import covers, group_effects
 # What `sd_eb` is, by the way it was reached.
 HOW = {
     "delta": "delta method: posterior variance + d'V d, V the covariance of the parameters",
-    "integrated": "integrated over the posterior of the parameters, half-t(3, scale 2.5) on the sd between groups",
+    "integrated": "integrated over the posterior of the parameters, {prior} on the sd between groups",
     "updated": "not available: after update() posteriors are given the parameters",
     "approximated": "not available: after update() posteriors are given the parameters and N(mode, curvature)",
     "given": "not available: with several grouping factors posteriors are normal and given the parameters",
 }
+# Effects' covariances with the fixed effects are kept for all levels while they are so many numbers; beyond, for those
+# whose predictions they change: by this share of the variance.
+_CROSS_NUMBERS, _CROSS_SHARE = 4_000_000, 1e-3
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Posterior of (tau, beta) for one effect a group: K values of tau, beta given each normal.
+
+    Attributes
+    ----------
+    weights, sds : (K,)
+    beta : (K, p)
+    vcov : (K, p, p)
+    """
+
+    weights: np.ndarray
+    sds: np.ndarray
+    beta: np.ndarray
+    vcov: np.ndarray
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (p,) and covariance (p, p) of beta."""
+        mean = self.weights @ self.beta
+        away = self.beta - mean
+        return mean, np.einsum("k,kab->ab", self.weights, self.vcov + away[:, :, None] * away[:, None])
 
 
 @dataclass(frozen=True)
@@ -31,47 +57,149 @@ class Effects:
     ----------
     mean : (G, S)
         Given the parameters.
-    variance : (G, S)
+    covariance : (G, S, S)
         Given the parameters.
-    mean_eb, variance_eb : (G, S)
+    mean_eb, covariance_eb : (G, S), (G, S, S)
         With the parameters' uncertainty.
     how : str
-        "delta": variance_eb = variance + d'V d. "integrated": over the posterior of the parameters. "given": several
-        grouping factors, normal posteriors given the parameters, no variance_eb (NaN); nor is there one after an update
-        of an exact posterior ("updated") or of a normal one ("approximated").
+        "delta": covariance_eb = covariance + d'V d. "integrated": over the posterior of the parameters. "given":
+        several grouping factors, normal posteriors given the parameters, no covariance_eb (NaN); nor is there one after
+        an update of an exact posterior ("updated") or of a normal one ("approximated").
+    levels : int (L,)
+        Levels whose covariance with the fixed effects is known: all, or of very many those where it matters.
+    with_beta : (L, S, p)
+        Covariance of these levels' effects with the fixed effects.
+    mixture : Mixture or None
+        What was integrated over.
+    prior : str
+        Of the standard deviation, where it was integrated over.
     """
 
     mean: np.ndarray
-    variance: np.ndarray
+    covariance: np.ndarray
     mean_eb: np.ndarray
-    variance_eb: np.ndarray
+    covariance_eb: np.ndarray
     how: str
+    levels: np.ndarray
+    with_beta: np.ndarray
+    mixture: Mixture | None = None
+    prior: str = ""
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Given the parameters, (G, S)."""
+        return np.diagonal(self.covariance, axis1=1, axis2=2)
+
+    @property
+    def variance_eb(self) -> np.ndarray:
+        """With the parameters' uncertainty, (G, S)."""
+        return np.diagonal(self.covariance_eb, axis1=1, axis2=2)
+
+    def told(self) -> str:
+        """What `variance_eb` is."""
+        return HOW[self.how].format(prior=self.prior)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is saved, by name."""
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mixture"}
+        parts = {} if self.mixture is None else vars(self.mixture)
+        return {k: np.asarray(v) for k, v in (own | {f"mixture.{k}": v for k, v in parts.items()}).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Effects":
+        """What `arrays` gave."""
+        parts = {field.name: arrays[f"mixture.{field.name}"] for field in fields(Mixture) if "mixture.sds" in arrays}
+        own = {field.name: arrays[field.name] for field in fields(cls) if field.name != "mixture"}
+        own |= {"how": str(own["how"]), "prior": str(own["prior"]), "mixture": Mixture(**parts) if parts else None}
+        return cls(**own)
+
+
+def given_effects(mean: np.ndarray, covariance: np.ndarray, how: str, p: int) -> Effects:
+    """Effects without the parameters' uncertainty."""
+    none = np.zeros((0, mean.shape[1], p))
+    return Effects(mean, covariance, mean, np.full_like(covariance, np.nan), how, np.zeros(0, np.int64), none)
 
 
 @dataclass
 class Kept:
-    """What a fit has worked out of its groups, or was loaded with: effects by term, and its rows if they were saved."""
+    """What a fit has worked out of its groups, or was loaded with.
+
+    Attributes
+    ----------
+    effects : dict of int to Effects
+        By term.
+    history : History or None
+        Its rows, if they were saved.
+    joint : Joint or None
+        Of several grouping factors.
+    """
 
     effects: dict[int, Effects]
     history: History | None
+    joint: Any = None
 
 
-def effects_of(state: State, problem, term: int) -> Effects:
-    """Effects of one grouping factor of a fit that has its rows."""
+def effects_of(state: State, problem, term: int, prior=None) -> Effects:
+    """Effects of one grouping factor of a fit that has its rows.
+
+    Parameters
+    ----------
+    prior : AbstractPrior, optional
+        Of the standard deviation where it is integrated over.
+    """
+    p = len(state.estimate.beta)
     if len(state.terms) > 1 or problem is None:
         posterior = state.posteriors[term]
-        variance = np.diagonal(posterior.covariance_mean, axis1=1, axis2=2)
-        return Effects(posterior.mean, variance, posterior.mean, np.full_like(variance, np.nan), "given")
+        return given_effects(posterior.mean, posterior.covariance_mean, "given", p)
     from jaxglmm.inference.theta_posterior import integrate, needs_integration
 
-    mean, variance, added = conditional(state, problem)
-    if needs_integration(state, problem):
-        return Effects(mean, variance, *integrate(state, problem), "integrated")
-    return Effects(mean, variance, mean, variance + added, "delta")
+    found = conditional(state, problem)
+    levels = _levels_that_matter(state, found)
+    if needs_integration(state):
+        return integrate(state, problem, found, levels, prior)
+    cross = with_fixed(state, problem, levels)
+    return Effects(found.mean, found.covariance, found.mean, found.covariance + found.added, "delta", levels, cross)
+
+
+class Conditional(NamedTuple):
+    """Mean (G, S) and covariance (G, S, S) given the parameters, and d'V d (G, S, S)."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    added: np.ndarray
+
+
+def _levels_that_matter(state: State, found: Conditional) -> np.ndarray:
+    """Levels whose covariance with the fixed effects is kept.
+
+    It adds 2 x'V d to the variance of a prediction, at most 2 (x'V x d'V d)^(1/2); x'V x is as of the mean of the
+    columns' squares where predictions are made, for which p times the variance of the predictor's mean stands in.
+    """
+    (G, S), p = found.mean.shape, len(state.estimate.beta)
+    if G * S * p <= _CROSS_NUMBERS:
+        return np.arange(G)
+    variance = np.trace(found.covariance, axis1=1, axis2=2)
+    added = np.trace(found.added, axis1=1, axis2=2)
+    share = 2 * np.sqrt(added * np.max(added)) / np.maximum(variance, 1e-300)
+    found_levels = np.flatnonzero(share > _CROSS_SHARE)
+    most = _CROSS_NUMBERS // (S * p)
+    if len(found_levels) > most:
+        found_levels = np.sort(found_levels[np.argpartition(-share[found_levels], most)[:most]])
+    return found_levels
+
+
+def with_fixed(state: State, problem, levels: np.ndarray, x: np.ndarray | None = None, V: np.ndarray | None = None):
+    """Covariance (L, S, p) of some levels' effects with the fixed effects, V d; parameters as in `conditional`."""
+    from jaxglmm.inference.likelihood import raw_covariance
+
+    V = raw_covariance(state) if V is None else V
+    p, S = len(state.estimate.beta), len(state.terms[0].names)
+    out = np.zeros((len(levels), S, p))
+    if not len(levels):
+        return out
+    for at, found in with_slopes(state, problem, x, levels=levels):
+        out[at] = np.einsum("bm,smg->gsb", V[:p, : found.slopes.shape[1]], found.slopes)
+    return out
 
 
 def intervals(state: State, effects: Effects, history, level: float, uncertain: bool) -> np.ndarray:
@@ -120,8 +248,8 @@ def standard_quantiles(state: State, effects: Effects, history, level: float) ->
     return z
 
 
-def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarray | None = None):
-    """Mean, variance and d'V d (G, S) of the effects of a fit with one grouping factor.
+def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarray | None = None) -> Conditional:
+    """Posteriors of the effects of a fit with one grouping factor, and what the parameters' uncertainty adds.
 
     Parameters
     ----------
@@ -131,20 +259,25 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     from jaxglmm.inference.likelihood import raw_covariance
 
     V = raw_covariance(state) if V is None else V
-    if (found := _native(state, problem, V, x)) is not None:
-        return found
-    normal, G, S = is_normal(state.family), len(state.terms[0].levels), len(state.terms[0].names)
-    out = tuple(np.zeros((G, S)) for _ in range(3))
-    for groups, p in with_slopes(state, problem, x):
-        spread = p.curvature if normal else p.covariance
-        out[0][groups] = (p.mode if normal else p.mean).T
-        out[1][groups] = np.diagonal(spread, axis1=0, axis2=1)
-        m = p.slopes.shape[1]
-        out[2][groups] = np.einsum("sag,ab,sbg->gs", p.slopes, V[:m, :m], p.slopes, optimize=True)
-    return out
+    G, S = len(state.terms[0].levels), len(state.terms[0].names)
+    found, levels = _native(state, problem, V, x), None
+    if found is not None:
+        # A search for the mode that begins far from it may leave the range of numbers: there the plain way begins anew.
+        levels = np.flatnonzero(~np.isfinite(found.added[:, 0, 0]))
+        if not len(levels):
+            return found
+    else:
+        found = Conditional(np.zeros((G, S)), np.zeros((G, S, S)), np.zeros((G, S, S)))
+    normal = is_normal(state.family)
+    for groups, p in with_slopes(state, problem, x, levels=levels):
+        at, m = groups if levels is None else levels[groups], p.slopes.shape[1]
+        found.mean[at] = (p.mode if normal else p.mean).T
+        found.covariance[at] = np.moveaxis(p.curvature if normal else p.covariance, -1, 0)
+        found.added[at] = np.einsum("sag,ab,tbg->gst", p.slopes, V[:m, :m], p.slopes, optimize=True)
+    return found
 
 
-def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None):
+def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None) -> Conditional | None:
     """`conditional` by native code, where there is such for the fit; else None."""
     from jaxglmm.inference.likelihood import coordinates
 
@@ -162,16 +295,21 @@ def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None):
         modes[0, layout.slot] = (state.posteriors[0].mode[:, 0] / x[at.p])[term.codes]
     with jax.enable_x64(True):
         found = group_effects(family, design, to_design @ x, to_design @ V @ to_design.T, modes, layout.first)
-    return tuple(found[:, k : k + 1] / unit ** (1 if k == 0 else 2) for k in range(3))
+    mean, variance, added = found.T
+    return Conditional(mean[:, None] / unit, variance[:, None, None] / unit**2, added[:, None, None] / unit**2)
 
 
-def with_slopes(state: State, problem, x: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Any]]:
+def with_slopes(
+    state: State, problem, x: np.ndarray | None = None, levels: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, Any]]:
     """Posteriors with the slopes of their means in the parameters, piece by piece; none where all effects are zero.
 
     Parameters
     ----------
     x : (m,), optional
         Parameters, as in `conditional`.
+    levels : int (L,), optional
+        Some levels, ascending; the groups that are yielded are then positions among these.
     """
     from jaxglmm.inference.likelihood import coordinates
 
@@ -187,8 +325,9 @@ def with_slopes(state: State, problem, x: np.ndarray | None = None) -> Iterator[
     if not factor.any():
         return
     prior, history = Prior(np.zeros(S), factor), history_of(problem.frame, 0, x[: at.p])
+    layout, X = problem.storage, problem.frame.X
     nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=coarse)
-    yield from posteriors(
-        family, float(x[-1]), history, prior, nodes, layout=problem.storage, start=start, X=problem.frame.X,
-        entries=entries,
-    )  # fmt: skip
+    if levels is not None and len(levels) < history.n_groups:
+        history, rows = of_levels(history, levels)
+        layout, X, start = None, X[rows], None if start is None else start[levels]
+    yield from posteriors(family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=X, entries=entries)

@@ -61,7 +61,9 @@ class Fit(Estimates, Refits):
 
     # --- Effects of the groups ---------------------------------------------------------------------------
 
-    def ranef(self, group: str | None = None, *, interval: float | None = None, uncertainty: bool = True) -> Any:
+    def ranef(
+        self, group: str | None = None, *, interval: float | None = None, uncertainty: bool = True, prior=None
+    ) -> Any:
         """Effects of every level of a grouping factor given the estimated parameters.
 
         Parameters
@@ -73,6 +75,9 @@ class Fit(Estimates, Refits):
             group, normal ones for several.
         uncertainty : bool
             Whether the intervals hold the uncertainty of the parameters: the posterior is stretched to `sd_eb`.
+        prior : prior of a standard deviation, optional
+            Such as `jg.HalfStudentPrior(3, 2.5)`: that which `sd_eb` is integrated under, where it is (see
+            `effects_method`). By default the prior of the fit, or half-t with 3 degrees of freedom and scale 0.75.
 
         Returns
         -------
@@ -88,7 +93,7 @@ class Fit(Estimates, Refits):
             For a factor that the model does not have, or intervals of a fit that was saved without its rows.
         """
         at = term_index(self.state, group)
-        effects = self._effects(at)
+        effects = self._effects(at, prior)
         if interval is None:
             return ranef_table(self.state, at, effects, None)
         check_level(interval)
@@ -99,17 +104,41 @@ class Fit(Estimates, Refits):
         """How `sd_eb` of `ranef` was reached.
 
         "delta" is Var(b | y, psi) + d'V d, with d the derivatives of the posterior mean in the parameters psi and V
-        their covariance. "integrated", with fewer than 100 groups or a 95 % profile interval of the standard deviation
-        that begins at zero (one effect a group), is the variance over the posterior of the parameters under a half-t
-        prior with 3 degrees of freedom and scale 2.5 for that standard deviation (times that of the response for the
-        identity link). "given": none, several factors. "updated", "approximated": none, see `update`.
+        their covariance. "integrated", where the standard error of the logarithm of the groups' standard deviation is
+        0.22 or more (one effect a group), is the variance over the posterior of the parameters. The prior of that
+        standard deviation is the one that the fit was given, or half-t with 3 degrees of freedom and scale 0.75 (times
+        the standard deviation of the response for the identity link); `summary` names it.
+        "given": none, several factors. "updated", "approximated": none, see `update`.
         """
         return self._effects(term_index(self.state, group)).how
 
-    def _effects(self, term: int):
+    @property
+    def sd_prior(self) -> str | None:
+        """Prior of the standard deviation that effects are integrated under, where they are; else None."""
+        if 0 in self._kept.effects or self._problem is None:
+            return (self._kept.effects[0].prior if 0 in self._kept.effects else "") or None
+        from jaxglmm.inference.theta_posterior import needs_integration, sd_prior
+
+        return str(sd_prior(self.state, self._problem)) if needs_integration(self.state) else None
+
+    def _effects(self, term: int, prior=None):
+        """Effects of a term; under another `prior` of the standard deviation than the default one they are not kept."""
+        if prior is not None:
+            if self._problem is None:
+                raise DataError("prior= needs the rows of the fit, which a saved model does not hold: leave it out")
+            return effects_of(self.state, self._problem, term, prior)
         if term not in self._kept.effects:
             self._kept.effects[term] = effects_of(self.state, self._problem, term)
         return self._kept.effects[term]
+
+    def _joint(self):
+        """The effects of several factors together."""
+        if self._kept.joint is None:
+            from jaxglmm.fitted.joint import joint_of
+
+            self._training("the covariance of several factors' effects")
+            self._kept.joint = joint_of(self.state, self._problem)
+        return self._kept.joint
 
     def _history(self, what: str):
         """The rows that posteriors need, with their layout where there is one."""
@@ -207,8 +236,9 @@ class Fit(Estimates, Refits):
     # --- Predictions ---------------------------------------------------------------------------------------
 
     def predict(
-        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate", uncertainty=True
-    ) -> Any:
+        self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate",
+        uncertainty=True, prior=None,
+    ) -> Any:  # fmt: skip
         """Predict rows.
 
         Parameters
@@ -223,13 +253,15 @@ class Fit(Estimates, Refits):
             sets b = 0. On the link scale the first two use the conditional modes and the others b = 0.
         interval : float, optional
             Level of intervals for mu or eta, such as 0.95, with what is not known of a row's group in them: the
-            posterior of a known level's effect, N(0, Sigma) for new levels and under "marginal"; see
-            `jaxglmm.fitted.predict_intervals.ends`.
+            posterior of a known level's effect, N(0, Sigma) for new levels and under "marginal", Sigma uncertain too;
+            see `jaxglmm.fitted.predict_intervals.ends`.
         new_levels : {"integrate", "population", "error"}
             Rows whose group the fit has not seen: averaged over N(0, Sigma) on the response scale (b = 0 on the link
             scale), b = 0, or an error.
         uncertainty : bool
             Whether intervals hold the uncertainty of the parameters.
+        prior : prior of a standard deviation, optional
+            As in `ranef`.
 
         Returns
         -------
@@ -251,7 +283,7 @@ class Fit(Estimates, Refits):
             return found
         from jaxglmm.fitted.predict_intervals import ends
 
-        lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty)
+        lower, upper = ends(self, rows, effects, new_levels, kind, interval, uncertainty, prior)
         return native_table(self.state.native, {"prediction": found, "lower": lower, "upper": upper})
 
     def marginal_coefficients(self, data=None) -> Any:

@@ -56,6 +56,17 @@ def history_of(frame, term: int, beta: np.ndarray) -> History:
     return History(t.codes, frame.y, frame.weights, frame.offset + frame.X @ beta, t.z, len(t.levels))
 
 
+def of_levels(history: History, levels: np.ndarray) -> tuple[History, np.ndarray]:
+    """The rows of some levels, which become 0, 1, ..., and where in all rows they are."""
+    code = np.full(history.n_groups, -1)
+    code[levels] = np.arange(len(levels))
+    rows = np.flatnonzero(code[history.codes] >= 0)
+    return History(
+        code[history.codes[rows]], history.y[rows], history.weights[rows], history.eta[rows], history.z[:, rows],
+        len(levels),
+    ), rows  # fmt: skip
+
+
 def is_normal(family) -> bool:
     """Whether posteriors of effects are normal given the parameters."""
     return (family.name, family.link) == ("gaussian", "identity")

@@ -17,6 +17,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Effects, Kept
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.history import History
+from jaxglmm.fitted.joint import Joint
 from jaxglmm.fitted.state import State, terms_of
 from jaxglmm.formula.spec import ModelSpec
 from jaxglmm.model.families import family_from_json
@@ -70,7 +71,8 @@ def load(path) -> Fit:
     try:
         with open(folder / ARRAYS, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
-        return Fit(_state(saved, arrays), kept=_kept(arrays))
+        state = _state(saved, arrays)
+        return Fit(state, kept=_kept(state, arrays))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
@@ -88,6 +90,8 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
         for field in fields(posterior):
             arrays[f"posterior{i}.{field.name}"] = getattr(posterior, field.name)
         arrays |= {f"effects{i}.{name}": v for name, v in fit._effects(i).arrays().items()}
+    if len(state.terms) > 1:
+        arrays |= {f"joint.{name}": v for name, v in fit._joint().arrays().items()}
     if rows:
         history = fit._history("save(rows=True)")[0]
         arrays |= {f"rows.{field.name}": np.asarray(getattr(history, field.name)) for field in fields(history)}
@@ -147,17 +151,24 @@ def _state(saved, arrays) -> State:
     )
 
 
-def _kept(arrays) -> Kept:
+def _kept(state: State, arrays) -> Kept:
     """Effects and rows that were saved."""
     effects = {}
     while f"effects{len(effects)}.how" in arrays:
-        parts = {field.name: arrays[f"effects{len(effects)}.{field.name}"] for field in fields(Effects)}
-        effects[len(effects)] = Effects(**parts | {"how": str(parts["how"])})
+        own = f"effects{len(effects)}."
+        effects[len(effects)] = Effects.from_arrays(
+            {k.removeprefix(own): v for k, v in arrays.items() if k.startswith(own)}
+        )
     history = None
     if "rows.codes" in arrays:
         parts = {field.name: arrays[f"rows.{field.name}"] for field in fields(History)}
         history = History(**parts | {"n_groups": int(parts["n_groups"])})
-    return Kept(effects, history)
+    joint = None
+    if len(state.terms) > 1:
+        joint = Joint.from_arrays(
+            state, {k.removeprefix("joint."): v for k, v in arrays.items() if k.startswith("joint.")}
+        )
+    return Kept(effects, history, joint)
 
 
 def _number(value):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import HOW, Effects
+from jaxglmm.fitted.effects import Effects
 from jaxglmm.fitted.state import State
 from jaxglmm.fitted.tables import native_table, text_column
 
@@ -66,7 +66,7 @@ def ranef_table(state: State, at: int, effects: Effects, ends: np.ndarray | None
         columns |= {"lower": ends[..., 0].ravel(), "upper": ends[..., 1].ravel()}
     table = native_table(state.native, columns)
     if hasattr(table, "attrs"):
-        table.attrs["sd_eb"] = HOW[effects.how]
+        table.attrs["sd_eb"] = effects.told()
     return table
 
 

@@ -1,23 +1,50 @@
 """Intervals of predictions: the distribution of eta in each row, given the data, turned into quantiles."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from jaxglmm.fitted.effects import standard_quantiles, with_slopes
+from jaxglmm.fitted.effects import standard_quantiles
 from jaxglmm.fitted.predict import Rows
 from jaxglmm.fitted.rowwise import rowwise
 
 
-def ends(fit, rows: Rows, effects: str, new_levels: str, kind: str, level: float, uncertain: bool):
+_LOG_NODES = 15  # for the logarithm of a variance that the delta method tells the error of
+_LARGEST_LOG_SD = 1.5  # of that logarithm; beyond, it says no more than that nothing is known
+_BLOCK = 1 << 16  # rows whose mixtures are inverted at once
+_STEPS = 60  # of Newton's method within a bracket, at most
+
+
+class Mixtures(NamedTuple):
+    """eta of each row as a mixture of K normal distributions.
+
+    Attributes
+    ----------
+    weights : (K,)
+    centre, variance : (m, K)
+    """
+
+    weights: np.ndarray
+    centre: np.ndarray
+    variance: np.ndarray
+
+
+def ends(fit, rows: Rows, effects: str, new_levels: str, kind: str, level: float, uncertain: bool, prior=None):
     """Lower and upper ends (m,), (m,) of intervals of eta, or of mu on the response scale.
 
-    The effect of a level that the fit knows has its posterior, that of a new level N(0, Sigma); under "marginal" all
-    have N(0, Sigma), under "population" there are none. With the parameters' uncertainty the variance of eta is
+    With a and A the mean and covariance of beta and of the effects b of the levels that the fit knows, all of them
+    together, given the data, eta = offset + x'beta + z'b has mean and variance
 
-        z'Var(b)z + x'V x + 2 x'V d z,     Var(b) with that uncertainty, d the slopes of E(b) in the parameters
+        offset + (x, z)'a,     (x, z)'A (x, z)
 
-    (without the last term for several factors and for fits without their rows). The shape is the posterior's for one
-    effect a group and a fit with its rows, else normal; the ends on the response scale are those of eta through the
-    inverse link.
+    A holds the negative covariance of fixed effects and effects, and of the effects of factors that cross, in which
+    most of either's variance cancels; without the parameters' uncertainty it is that of the effects alone. The effect
+    of a new level, or of all under "marginal", is N(0, Sigma), and Sigma is uncertain too: eta is then a mixture of
+    normals over the posterior of the standard deviation where effects are integrated over it, and else over
+    log z'Sigma z, taken as normal by the delta method. Under "population" there are no effects.
+
+    The shape of a known level's part is its posterior's for one effect a group, else normal; the ends on the response
+    scale are those of eta through the inverse link.
 
     Parameters
     ----------
@@ -27,66 +54,183 @@ def ends(fit, rows: Rows, effects: str, new_levels: str, kind: str, level: float
         As in `Fit.predict`.
     level : float
     uncertain : bool
-    """
-    from scipy.special import ndtri
+        Whether the parameters are.
+    prior : AbstractPrior, optional
+        Of the standard deviation where it is integrated over.
 
-    state, estimate = fit.state, fit.state.estimate
-    X, (m, p) = rows.X, rows.X.shape
-    tail = ndtri([0.5 * (1 - level), 0.5 * (1 + level)])
-    centre, shape = rows.eta.copy(), np.broadcast_to(tail, (m, 2)).copy()
-    variance = np.zeros(m)
-    if uncertain:
-        variance += np.einsum("ma,ab,mb->m", X, estimate.covariance[:p, :p], X, optimize=True)
-    for t, (z, codes) in enumerate(() if effects == "population" else rows.effects):
-        prior = np.einsum("am,ab,bm->m", z, state.covariances[t], z)
-        if effects == "marginal":
-            variance += prior
-            continue
-        new = codes < 0
-        variance += np.where(new, prior if new_levels == "integrate" else 0 * prior, 0.0)
-        known = np.flatnonzero(~new)
-        own, zk = codes[known], z[:, known]
-        found = fit._effects(t)
-        eb = uncertain and not np.isnan(found.variance_eb).any()
-        mean = found.mean_eb if eb else found.mean
-        centre[new] += 0 * z[:, new].sum(0)
-        centre[known] += np.einsum("sm,ms->m", zk, mean[own])
-        if len(zk) == 1:
-            variance[known] += np.square(zk[0]) * (found.variance_eb if eb else found.variance)[own, 0]
-        else:
-            variance[known] += np.einsum("am,mab,bm->m", zk, state.posteriors[t].covariance_mean[own], zk)
-        if len(rows.effects) > 1:
-            continue
-        if fit.has_rows and len(zk) == 1:
-            quantile = standard_quantiles(state, found, lambda: fit._history("predict(interval=...)"), level)[own, 0]
-            shape[known] = np.where(zk[0][:, None] >= 0, quantile, -quantile[:, ::-1])
-        if uncertain and fit._problem is not None:
-            variance[known] += _parameters(fit, X[known], zk, own, len(zk) > 1)
-    half = np.sqrt(np.maximum(variance, 0))[:, None] * shape
-    eta = centre[:, None] + half
+    References
+    ----------
+    Henderson (1975), Biometrics 31, 423, for Gaussian responses; Kass & Steffey (1989), JASA 84, 717; Booth & Hobert
+    (1998), JASA 93, 262.
+    """
+    probabilities = np.array([0.5 * (1 - level), 0.5 * (1 + level)])
+    used = () if effects == "population" else rows.effects
+    new = [np.full(len(rows.eta), effects == "marginal") | (codes < 0) for _, codes in used]
+    drawn = [mask & (effects == "marginal" or new_levels == "integrate") for mask in new]
+    known = np.logical_and.reduce([~mask for mask in new]) if used else np.zeros(len(rows.eta), bool)
+    if len(used) == 1:
+        eta = np.empty((len(rows.eta), 2))
+        at = np.flatnonzero(known)
+        eta[at] = _known(fit, _part(rows, at), level, uncertain, prior)
+        at = np.flatnonzero(~known)
+        eta[at] = quantiles(_drawn(fit, _part(rows, at), drawn[0][at], uncertain, prior), probabilities)
+    else:
+        eta = quantiles(_several(fit, rows, used, new, drawn, uncertain), probabilities)
     if kind == "link":
         return eta[:, 0], eta[:, 1]
-    mu = np.stack([rowwise(state.family, "mean", eta[:, a]) for a in (0, 1)])
+    mu = np.stack([rowwise(fit.state.family, "mean", eta[:, a]) for a in (0, 1)])
     return mu.min(0), mu.max(0)
 
 
-def _parameters(fit, X, z, codes, squares: bool) -> np.ndarray:
-    """2 x'V d z of each row, and with `squares` z'd'V d z, which `variance_eb` has for one effect."""
-    from jaxglmm.inference.likelihood import raw_covariance
+def _part(rows: Rows, at: np.ndarray) -> Rows:
+    return Rows(rows.X[at], rows.eta[at], tuple((z[:, at], codes[at]) for z, codes in rows.effects), ())
 
-    V = raw_covariance(fit.state)
-    out = np.zeros(len(X))
-    order = np.argsort(codes, kind="stable")
-    ordered = codes[order]
-    for groups, p in with_slopes(fit.state, fit._problem):
-        place = np.full(len(fit.state.terms[0].levels), -1)
-        place[groups] = np.arange(len(groups))
-        here = order[place[ordered] >= 0]
-        if not len(here):
-            continue
-        k = p.slopes.shape[1]
-        d = np.einsum("sam,sm->ma", p.slopes[:, :, place[codes[here]]], z[:, here])
-        out[here] = 2 * np.einsum("ma,ab,mb->m", X[here], V[: X.shape[1], :k], d, optimize=True)
-        if squares:
-            out[here] += np.einsum("ma,ab,mb->m", d, V[:k, :k], d, optimize=True)
+
+def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
+    """Ends (m, 2) of eta for levels that the fit knows, one grouping factor."""
+    X, (z, codes) = rows.X, rows.effects[0]
+    found = fit._effects(0, prior if uncertain else None)
+    eb = uncertain and not np.isnan(found.covariance_eb).any()
+    mean, spread = (found.mean_eb, found.covariance_eb) if eb else (found.mean, found.covariance)
+    centre = rows.eta + np.einsum("sm,ms->m", z, mean[codes])
+    variance = _squares(z.T, spread[codes])
+    if eb:
+        p = X.shape[1]
+        vcov = fit.state.estimate.covariance[:p, :p]
+        if found.mixture is not None:
+            beta, vcov = found.mixture.moments()
+            centre += X @ (beta - fit.state.estimate.beta)
+        place = np.full(len(found.mean), -1)
+        place[found.levels] = np.arange(len(found.levels))
+        at = place[codes]
+        has = np.flatnonzero(at >= 0)
+        variance += _squares(X, vcov)
+        variance[has] += 2 * np.einsum("mp,msp,sm->m", X[has], found.with_beta[at[has]], z[:, has], optimize=True)
+    shape = np.broadcast_to(_normal_quantiles(level), (len(centre), 2))
+    if len(z) == 1 and fit.has_rows:
+        quantile = standard_quantiles(fit.state, found, lambda: fit._history("predict(interval=...)"), level)[codes, 0]
+        shape = np.where(z[0][:, None] >= 0, quantile, -quantile[:, ::-1])
+    return centre[:, None] + np.sqrt(np.maximum(variance, 0))[:, None] * shape
+
+
+def _normal_quantiles(level: float) -> np.ndarray:
+    from scipy.special import ndtri
+
+    return ndtri([0.5 * (1 - level), 0.5 * (1 + level)])
+
+
+def _drawn(fit, rows: Rows, drawn: np.ndarray, uncertain: bool, prior) -> Mixtures:
+    """eta for new levels of the only grouping factor, whose effect is N(0, Sigma) where it is drawn and else 0."""
+    state, X, (z, _) = fit.state, rows.X, rows.effects[0]
+    found = fit._effects(0, prior) if uncertain and len(z) == 1 else None
+    if found is not None and found.mixture is not None:
+        of = found.mixture
+        centre = rows.eta[:, None] + X @ (of.beta - state.estimate.beta).T
+        spread = np.einsum("ma,kab,mb->mk", X, of.vcov, X, optimize=True)
+        return Mixtures(of.weights, centre + 0 * z.sum(0)[:, None], spread + np.outer(drawn * z[0] ** 2, of.sds**2))
+    return _by_delta(state, rows, rows.eta + 0 * z.sum(0), np.zeros(len(X)), None, [drawn], uncertain)
+
+
+def _several(fit, rows: Rows, used, new, drawn, uncertain: bool) -> Mixtures:
+    """eta under several factors, or none, each level known or new."""
+    state = fit.state
+    centre, given, slopes = rows.eta.copy(), np.zeros(len(rows.eta)), None
+    if used:
+        joint = fit._joint()
+        for (z, codes), mask, effects in zip(used, new, (fit._effects(t) for t in range(len(used))), strict=True):
+            at = np.flatnonzero(~mask)
+            centre[at] += np.einsum("sm,ms->m", z[:, at], effects.mean[codes[at]])
+            centre[mask] += 0 * z[:, mask].sum(0)
+        given = joint.variance(used, new)
+        slopes = joint.slopes_of(used, new) if uncertain else None
+    return _by_delta(state, rows, centre, given, slopes, drawn, uncertain)
+
+
+def _by_delta(state, rows: Rows, centre, given, slopes, drawn, uncertain: bool) -> Mixtures:
+    """Mixtures over log v, v = sum z'Sigma z of the effects that are drawn, with the joint errors of eta's mean and it.
+
+    Parameters
+    ----------
+    centre, given : (m,)
+        Mean of eta, and its variance given the parameters but for v.
+    slopes : (m, k) or None
+        Derivatives of the known levels' part in the parameters.
+    drawn : list of bool (m,)
+    """
+    from jaxglmm.inference.likelihood import coordinates, raw_covariance
+
+    m, p = rows.X.shape
+    v = np.zeros(m)
+    for (z, _), mask, sigma in zip(rows.effects, drawn, state.covariances, strict=False):
+        v[mask] += _squares(z[:, mask].T, sigma)
+    if not uncertain:
+        return Mixtures(np.ones(1), centre[:, None], (given + v)[:, None])
+    V, at = raw_covariance(state), coordinates(state)
+    of_mean = np.zeros((m, len(V)))
+    of_mean[:, :p] = rows.X
+    if slopes is not None:
+        of_mean += slopes
+    of_v = np.zeros((m, len(V)))
+    if drawn:
+        z = np.concatenate([np.where(mask, z, 0.0) for (z, _), mask in zip(rows.effects, drawn, strict=True)])
+        white = state.factor.T @ z
+        for e, (r, c) in enumerate(zip(*at.entries, strict=True)):
+            of_v[:, at.p + e] = 2 * z[r] * white[c]
+    variance = given + _squares(of_mean, V)
+    positive = v > 0
+    safe = np.where(positive, v, 1.0)
+    error = np.where(positive, np.sqrt(np.maximum(_squares(of_v, V), 0)) / safe, 0.0)
+    if not (error > 0).any():
+        return Mixtures(np.ones(1), centre[:, None], (variance + v)[:, None])
+    shared = np.einsum("ma,ab,mb->m", of_mean, V, of_v, optimize=True) / safe
+    along = np.divide(shared, error, out=np.zeros(m), where=error > 0)  # of the mean, for an error of one in log v
+    points, weights = np.polynomial.hermite_e.hermegauss(_LOG_NODES)
+    scale = np.minimum(error, _LARGEST_LOG_SD)
+    return Mixtures(
+        weights / weights.sum(), centre[:, None] + along[:, None] * points,
+        np.maximum(variance - along**2, 0)[:, None] + v[:, None] * np.exp(scale[:, None] * points),
+    )  # fmt: skip
+
+
+def _squares(rows: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """r'A r of each row (m, k), with one matrix (k, k) or each its own (m, k, k)."""
+    if matrices.ndim == 2:
+        return np.einsum("ma,ma->m", rows @ matrices, rows)
+    return np.einsum("ma,mab,mb->m", rows, matrices, rows)
+
+
+def quantiles(of: Mixtures, probabilities) -> np.ndarray:
+    """Quantiles (m, Q) of mixtures of normals, to about 1e-10 of their spread; NaN where eta is NaN."""
+    out = np.empty((len(of.centre), len(probabilities)))
+    for begin in range(0, len(out), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        centre, sd = of.centre[rows], np.sqrt(np.maximum(of.variance[rows], 0))
+        for q, p in enumerate(probabilities):
+            out[rows, q] = _quantile(of.weights, centre, sd, p)
     return out
+
+
+def _quantile(weights, centre, sd, p) -> np.ndarray:
+    """By Newton's method within a bracket: that of the components' own quantiles."""
+    from scipy.special import ndtr, ndtri
+
+    each = centre + sd * ndtri(p)
+    low, high = each.min(1), each.max(1)
+    x = each @ weights
+    if len(weights) == 1:
+        return x
+    sd = np.maximum(sd, 1e-300)
+    for _ in range(_STEPS):
+        t = (x[:, None] - centre) / sd
+        excess = ndtr(t) @ weights - p
+        slope = (np.exp(-0.5 * t * t) / sd) @ weights / np.sqrt(2 * np.pi)
+        low, high = np.where(excess <= 0, x, low), np.where(excess >= 0, x, high)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = x - excess / slope
+        inside = (step > low) & (step < high)
+        after = np.where(inside, step, 0.5 * (low + high))
+        done = np.abs(after - x) <= 1e-11 * (np.abs(x) + sd.max(1))
+        x = after
+        if (done | np.isnan(x)).all():
+            break
+    return x

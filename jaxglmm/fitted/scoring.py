@@ -109,6 +109,18 @@ def _weights(state: State, data: Any, n: int) -> np.ndarray:
     return values
 
 
+def posterior_moments(state: State, history: History, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (G, S) and covariance (G, S, S) of the effects of all members."""
+    normal, (G, S) = is_normal(state.family), (history.n_groups, history.z.shape[0])
+    mean, covariance = np.zeros((G, S)), np.zeros((G, S, S))
+    if prior.factor.any():
+        nodes = nodes_for(state.family, prior, history, n_agq=state.estimate.n_agq)
+        for groups, p in posteriors(state.family, state.log_dispersion, history, prior, nodes):
+            mean[groups] = (p.mode if normal else p.mean).T
+            covariance[groups] = np.moveaxis(p.curvature if normal else p.covariance, -1, 0)
+    return mean, covariance
+
+
 def score_columns(state: State, history: History, prior: Prior, interval: float | None = None) -> dict[str, np.ndarray]:
     """Columns of the table of scores, one row a level and effect; see `Fit.score`."""
     family, S = state.family, history.z.shape[0]

@@ -122,6 +122,7 @@ def summarise(fit) -> Summary:
     ]
     if fit.groups:
         parts.append(_random_block(fit))
+        parts += _integrated_line(fit)
     elif fit.dispersion is not None:
         parts.append(_dispersion_line(fit))
     if fit.groups and fit.dispersion is not None and not linear:
@@ -184,6 +185,12 @@ def _random_block(fit) -> Block:
     if not any(row[-1] for row in out):
         out, columns = [row[:-1] for row in out], columns[:-1]
     return Block("Random effects:", columns, out, 2)
+
+
+def _integrated_line(fit) -> list[str]:
+    """The prior that uncertain group effects are integrated under, where they are."""
+    prior = fit.sd_prior
+    return [f"Intervals of group effects and predictions: integrated over the Std.Dev., prior {prior}"] if prior else []
 
 
 def _fixed_block(fit) -> Block:

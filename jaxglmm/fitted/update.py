@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import Effects, Kept
-from jaxglmm.fitted.history import History, Prior, is_normal, posteriors
-from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, score_columns
+from jaxglmm.fitted.effects import Kept, given_effects
+from jaxglmm.fitted.history import History, Prior, is_normal, of_levels, posteriors
+from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, posterior_moments
 from jaxglmm.fitted.state import State, fingerprint, terms_of
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.objectives.posterior import node_rule
@@ -28,21 +28,17 @@ def updated(fit, data) -> tuple[State, Kept]:
     whole, prior = None, own_prior(state)
     if fit.has_rows:
         whole = _joined(fit._history("update()")[0], more)
-        history = _of_levels(whole, touched)
+        history, _ = of_levels(whole, touched)
     else:
-        history, prior = _of_levels(more, touched), _priors(old, prior, touched)
+        (history, _), prior = of_levels(more, touched), _priors(old, prior, touched)
 
     effects = fit._effects(0)
-    mean, variance = (_grown(v, len(term.levels)) for v in (effects.mean, effects.variance))
-    variance[len(old.n) :] = np.diag(state.covariances[0])
-    scores, shape = score_columns(state, history, prior), (len(touched), len(term.names))
-    mean[touched], variance[touched] = (
-        scores["mean"].reshape(shape),
-        np.square(scores["sd_mean"]).reshape(shape),
-    )
+    mean, covariance = (_grown(v, len(term.levels)) for v in (effects.mean, effects.covariance))
+    covariance[len(old.n) :] = state.covariances[0]
+    mean[touched], covariance[touched] = posterior_moments(state, history, prior)
     approximate = effects.how == "approximated" or not exact
     how = "approximated" if approximate and not is_normal(state.family) else "updated"
-    kept = Effects(mean, variance, mean, np.full_like(variance, np.nan), how)
+    kept = given_effects(mean, covariance, how, len(state.estimate.beta))
     posterior = _posterior(state, old, history, prior, touched)
     posterior = replace(posterior, n=_grown(old.n, len(term.levels)) + np.bincount(level, minlength=len(term.levels)))
     checksum = fingerprint(new.y, new.weights, state.fingerprint)
@@ -68,17 +64,6 @@ def _joined(old: History, more: History) -> History:
     return History(
         join(old.codes, more.codes), join(old.y, more.y), join(old.weights, more.weights), join(old.eta, more.eta),
         join(old.z, more.z), more.n_groups,
-    )  # fmt: skip
-
-
-def _of_levels(history: History, levels: np.ndarray) -> History:
-    """The rows of some levels, which become 0, 1, ..."""
-    code = np.full(history.n_groups, -1)
-    code[levels] = np.arange(len(levels))
-    rows = np.flatnonzero(code[history.codes] >= 0)
-    return History(
-        code[history.codes[rows]], history.y[rows], history.weights[rows], history.eta[rows], history.z[:, rows],
-        len(levels),
     )  # fmt: skip
 
 

@@ -14,65 +14,105 @@ import math
 import jax
 import numpy as np
 
-from jaxglmm.fitted.effects import conditional
+from jaxglmm.errors import DataError
+from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, with_fixed
 from jaxglmm.inference.likelihood import Likelihood, coordinates
+from jaxglmm.model.priors import AbstractPrior, HalfStudentPrior, prior_from_json
 from jaxglmm.optimise.newton import maximise
 
 
-FEW_GROUPS = 100
-_CHI2_95 = 3.841458820694124
-_CLEAR = 0.15  # standard error of log tau below which tau = 0 is far out of any interval
-_DF, _SCALE = 3.0, 2.5  # half-t prior of tau
+_CLEAR = 0.22  # standard error of log tau below which the delta method serves
+_DF, _SCALE = 3.0, 0.75  # half-t prior of tau
 _POINTS, _NEGLIGIBLE = 24, 10.0  # of the grid; fall of the log posterior at its end
 _LEAST = 1e-6  # share of the posterior below which a point is left out
+_FARTHEST = 12.0  # end of the grid in log(1 + tau / c)
 
 
-def needs_integration(state, problem) -> bool:
+def needs_integration(state) -> bool:
     """Whether the effects of a fit with one scalar effect a group are integrated over tau.
 
-    With fewer than 100 groups, or where the lower end of the 95 % profile interval of tau is zero, unless the caller
-    held tau or penalised the likelihood.
+    Where the standard error of log tau is 0.22 or more, or the estimate is zero, unless the caller held tau or
+    penalised the likelihood otherwise than by a prior of tau.
     """
-    if len(state.terms[0].names) != 1 or state.estimate.method == "joint" or state.estimate.penalised is not None:
+    if len(state.terms) != 1 or len(state.terms[0].names) != 1 or state.estimate.method == "joint":
+        return False
+    if state.estimate.penalised is not None and state.estimate.penalised.get("sd_prior") is None:
         return False
     at = coordinates(state)
     if not at.free[at.p]:
         return False
-    if len(state.terms[0].levels) < FEW_GROUPS or at.x[at.p] == 0:
-        return True
-    if math.sqrt(state.estimate.covariance[at.p, at.p]) < _CLEAR:
-        return False
-    profile = _Profile(state, problem)
-    return 2 * (profile.maximum(at.x[at.p])[1] - profile.maximum(0.0)[1]) < _CHI2_95
+    return at.x[at.p] == 0 or not math.sqrt(state.estimate.covariance[at.p, at.p]) < _CLEAR
 
 
-def integrate(state, problem) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and variance of every level's effect (G, 1) over the posterior of (tau, beta, dispersion).
+def sd_prior(state, problem) -> AbstractPrior:
+    """Prior of tau: that of the fit, or half-t with 3 degrees of freedom and scale 0.75 on the link scale.
 
-    The prior of tau is half-t with 3 degrees of freedom and scale 2.5 on the link scale, times the standard deviation
-    of the response where the link is the identity (Gelman 2006, Bayesian Anal. 1, 515).
+    Times the standard deviation of the response where the link is the identity (Gelman 2006, Bayesian Anal. 1, 515).
     """
-    profile = _Profile(state, problem)
+    penalised = state.estimate.penalised
+    if penalised is not None and penalised.get("sd_prior") is not None:
+        return prior_from_json(penalised["sd_prior"])
+    return HalfStudentPrior(_DF, _SCALE * _unit(state, problem))
+
+
+def _unit(state, problem) -> float:
+    """Of tau: 1 on the link scale, or the standard deviation of the response where the link is the identity."""
+    return float(np.std(problem.frame.y)) or 1.0 if state.family.link == "identity" else 1.0
+
+
+def integrate(state, problem, given: Conditional, levels: np.ndarray, prior: AbstractPrior | None = None) -> Effects:
+    """Posterior of every level's effect over that of (tau, beta, dispersion).
+
+    Parameters
+    ----------
+    given : Conditional
+        At the estimate.
+    levels : int (L,)
+        Whose covariance with the fixed effects is found.
+    prior : AbstractPrior, optional
+        Of tau; `sd_prior` by default.
+
+    Raises
+    ------
+    DataError
+        For a prior that is not of a standard deviation.
+    """
+    prior = sd_prior(state, problem) if prior is None else prior
+    if not (isinstance(prior, AbstractPrior) and prior.on_sd):
+        raise DataError(
+            f"prior must be the density of a standard deviation, such as jg.HalfStudentPrior(3, 1.0); found {prior!r}"
+        )
+    profile = _Profile(state, problem, prior)
+    p = profile.at.p
     weights, points = profile.grid()
+    mixture = Mixture(
+        weights, np.array([abs(x[p]) for x, _, _ in points]), np.stack([x[:p] for x, _, _ in points]),
+        np.stack([V[:p, :p] for _, _, V in points]),
+    )  # fmt: skip
+    beta, _ = mixture.moments()
     parts = [conditional(state, problem, x, V) for x, _, V in points]
-    mean = sum((weight * part[0] for weight, part in zip(weights, parts, strict=True)), np.zeros(()))
-    square = [variance + added + (at - mean) ** 2 for at, variance, added in parts]
-    return mean, sum((weight * part for weight, part in zip(weights, square, strict=True)), np.zeros(()))
+    mean = np.einsum("k,kgs->gs", weights, np.stack([part.mean for part in parts]))
+    covariance, cross = np.zeros_like(given.covariance), np.zeros((len(levels), 1, p))
+    for weight, part, (x, _, V) in zip(weights, parts, points, strict=True):
+        away = part.mean - mean
+        covariance += weight * (part.covariance + part.added + away[:, :, None] * away[:, None])
+        cross += weight * (with_fixed(state, problem, levels, x, V) + away[levels, :, None] * (x[:p] - beta))
+    return Effects(given.mean, given.covariance, mean, covariance, "integrated", levels, cross, mixture, str(prior))
 
 
 class _Profile:
     """Maxima over (beta, dispersion) at given tau, each begun where the last one ended."""
 
-    def __init__(self, state, problem):
+    def __init__(self, state, problem, prior):
         with jax.enable_x64(True):
             self.likelihood = Likelihood(state, problem)
+        self.prior = prior
         self.at = coordinates(state)
         self.best = self.at.x.copy()
         self.others = np.arange(len(self.best)) != self.at.p
         if state.family.dispersion_name is None:
             self.others[-1] = False
-        y = problem.frame.y
-        self.scale = _SCALE * (float(np.std(y)) if state.family.link == "identity" else 1.0)
+        self.least = 0.25 * _unit(state, problem)
 
     def maximum(self, tau: float):
         """(x, log-likelihood, V) with V (m, m) the covariance of (beta, dispersion) at this tau."""
@@ -86,33 +126,56 @@ class _Profile:
             value, gradient, hessian = self.likelihood(full)
             return value, gradient[others], hessian[np.ix_(others, others)]
 
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), np.errstate(invalid="ignore", over="ignore"):  # beyond the range of numbers
             found = maximise(evaluate, x[others], tol=1e-8)
         x[others] = found.x
         V = np.zeros((len(x), len(x)))
+        if not (math.isfinite(found.value) and np.isfinite(found.hessian).all()):
+            return x, -math.inf, V
         V[np.ix_(others, others)] = np.linalg.pinv(-found.hessian, hermitian=True)
         return x, found.value, V
 
     def density(self, tau: float):
-        """Log posterior density of tau up to a constant, and what `maximum` returns."""
+        """Log posterior density of tau up to a constant, and what `maximum` returns; -inf beyond the numbers' range."""
         found = self.maximum(tau)
+        if not math.isfinite(found[1]):
+            return -math.inf, found
+        sign, log_det = np.linalg.slogdet(found[2][np.ix_(self.others, self.others)]) if self.others.any() else (1, 0.0)
+        with jax.enable_x64(True):
+            value = found[1] + 0.5 * float(log_det) + float(self.prior.log_density(np.float64(tau)))
+        if sign <= 0 or not math.isfinite(value):
+            return -math.inf, found
         self.best = found[0]
-        log_det = np.linalg.slogdet(found[2][np.ix_(self.others, self.others)])[1] if self.others.any() else 0.0
-        prior = -0.5 * (_DF + 1) * math.log1p((tau / self.scale) ** 2 / _DF)
-        return found[1] + 0.5 * log_det + prior, found
+        return value, found
 
     def grid(self):
         """Weights and maxima at Gauss-Legendre points in log(1 + tau / c), from zero to where the density ends."""
         estimate = abs(self.best[self.at.p])
-        c = max(estimate, 0.1 * self.scale)
-        best, end = self.density(estimate)[0], math.log1p(max(2 * estimate, c) / c)
-        while (value := self.density(c * math.expm1(end))[0]) > best - _NEGLIGIBLE and end < 12:
-            best, end = max(best, value), end * 1.4
+        c = max(estimate, self.least)
+        at = lambda v: self.density(c * math.expm1(v))[0]
+        step = math.log1p(max(2 * estimate, c) / c)
+        end, best = step, max(at(0.5 * step), at(step))
+        while end < _FARTHEST:
+            value = at(min(1.4 * end, _FARTHEST))
+            if value == -math.inf:
+                end = self._last_finite(at, end, 1.4 * end)
+                break
+            end, best = min(1.4 * end, _FARTHEST), max(best, value)
+            if value < best - _NEGLIGIBLE:
+                break
         points, weights = np.polynomial.legendre.leggauss(_POINTS)
         v = 0.5 * end * (points + 1)
-        taus = c * np.expm1(v)
-        found = [self.density(tau) for tau in taus[::-1]][::-1]
+        self.best = self.at.x.copy()
+        found = [self.density(tau) for tau in (c * np.expm1(v))[::-1]][::-1]
         log_density = np.array([f[0] for f in found])
         mass = weights * np.exp(v + log_density - log_density.max())
         kept = mass > _LEAST * mass.sum()
         return mass[kept] / mass[kept].sum(), [f[1] for f, k in zip(found, kept, strict=True) if k]
+
+    @staticmethod
+    def _last_finite(at, low, high):
+        """Where in (low, high) the density's range of numbers ends, to a hundredth."""
+        while high - low > 0.01:
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if math.isfinite(at(middle)) else (low, middle)
+        return low

@@ -21,6 +21,13 @@ class AbstractPrior(eqx.Module):
     def log_density(self, x: Array) -> Array:
         """Logarithm of the density at x, elementwise; a standard deviation is at least 0."""
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__.removesuffix('Prior')}({', '.join(f'{v:g}' for v in vars(self).values())})"
+
+    def to_json(self) -> dict:
+        """Plain values that `prior_from_json` takes."""
+        return {"prior": type(self).__name__} | {name: float(v) for name, v in vars(self).items()}
+
 
 class NormalPrior(AbstractPrior):
     """Normal prior of a fixed effect.
@@ -108,6 +115,12 @@ class GammaPrior(AbstractPrior):
     def log_density(self, x):
         constant = self.shape * jnp.log(self.rate) - gammaln(self.shape)
         return constant + (self.shape - 1) * jnp.log(x) - self.rate * x
+
+
+def prior_from_json(saved: dict) -> AbstractPrior:
+    """The prior that `to_json` described."""
+    known = {kind.__name__: kind for kind in (NormalPrior, StudentPrior, HalfStudentPrior, GammaPrior)}
+    return known[saved["prior"]](**{name: value for name, value in saved.items() if name != "prior"})
 
 
 def _student(x, df, scale):

@@ -177,14 +177,16 @@ def _block(family, nodes, total, rows, log_phi, X, entries, keep):
         pi = jnp.exp(log_weights[k] + sums[0] - 0.5 * jnp.sum(at * at, 0) - peak)
         du = at - u
         db = small.matvec(factor, du)
+        # Far out a density is zero and its derivatives may be infinite.
+        weighted = lambda v: jnp.where(pi > 0, pi * v, 0.0)
         out = {"1": pi, "b": pi * db, "bb": pi * db[:, None] * db[None]}
         if sensitive:
             scores = [at[c] * sums[1 + a] for a, c in entries]
             if family.dispersion_name is not None:
                 scores.append(total(family.dispersion_derivatives(x, y, weight, log_phi)[0]))
             scores = jnp.stack(scores)
-            out |= {"u": pi * du, "s": pi * d.s, "bs": pi * db * d.s}
-            out |= {"g": pi * scores, "bg": pi * db[:, None] * scores[None]}
+            out |= {"u": pi * du, "s": weighted(d.s), "bs": weighted(db * d.s)}
+            out |= {"g": weighted(scores), "bg": weighted(db[:, None] * scores[None])}
         return out
 
     def add(sums, k):
