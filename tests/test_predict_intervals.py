@@ -51,7 +51,7 @@ def test_a_gaussian_fit_has_the_dense_prediction_variance():
     x = rng.normal(size=len(g))
     data = pd.DataFrame({"y": x + rng.normal(size=110)[g] + rng.normal(size=len(g)), "x": x, "g": g})
     fit = jg.fit("y ~ x + (1 | g)", data, theta={"g": 0.8})
-    sigma = fit.dispersion["value"] if fit.dispersion else 0.0
+    sigma = sigma_of(fit)
     X, Z = np.column_stack([np.ones(len(g)), x]), (g[:, None] == np.arange(110)) * 1.0
     C = np.hstack([X, Z])
     inverse = np.linalg.inv(C.T @ C / sigma**2 + np.diag(np.r_[0, 0, np.full(110, 1 / 0.8**2)]))
@@ -74,6 +74,10 @@ def crossed(seed=0, rows=10):
     return rng, pd.DataFrame({"x": x, "g": g, "h": h}), eta, np.column_stack([np.ones(len(g)), x]), Z
 
 
+def sigma_of(fit) -> float:
+    return (fit.dispersion or {})["value"]
+
+
 def saved(fit, folder):
     fit.save(folder / "fit")
     return jg.load(folder / "fit")
@@ -86,7 +90,7 @@ def test_crossed_gaussian_factors_have_the_dense_prediction_variance(tmp_path, r
     data["y"] = eta + 0.6 * rng.normal(size=len(eta))
     fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data, reml=reml)
     C, beta = np.hstack([X, Z]), np.array(list(fit.fixef.values()))
-    theta = np.array([fit.varcorr[0]["sd"], fit.varcorr[1]["sd"], np.log(fit.dispersion["value"])])
+    theta = np.array([fit.varcorr[0]["sd"], fit.varcorr[1]["sd"], np.log(sigma_of(fit))])
     precision = lambda t: np.repeat(t[:2] ** -2, 20)
     modes = lambda t: np.linalg.solve(
         Z.T @ Z * np.exp(-2 * t[2]) + np.diag(precision(t)), Z.T @ (data["y"] - X @ beta) * np.exp(-2 * t[2])
@@ -108,7 +112,7 @@ def test_levels_that_never_met_have_the_dense_variance_too(tmp_path):
     data["y"] = eta + 0.6 * rng.normal(size=len(eta))
     kept = ((data["g"] + data["h"]) % 3 > 0).to_numpy()
     fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data[kept], theta={"g": 1.0, "h": 0.7})
-    C, s = np.hstack([X, Z]), fit.dispersion["value"]
+    C, s = np.hstack([X, Z]), sigma_of(fit)
     precision = np.diag(np.r_[0, 0, np.repeat([1.0, 0.49**-1], 20)])
     inverse = np.linalg.inv(C[kept].T @ C[kept] / s**2 + precision)
     new = C[~kept][::50]
@@ -165,7 +169,7 @@ def test_few_groups_of_many_rows_are_known_well(tmp_path):
     one = data.iloc[::100]
     found = fit.predict(one, interval=0.95)
     half = (found["upper"] - found["lower"]) / 2 / norm.ppf(0.975)
-    np.testing.assert_allclose(half, fit.dispersion["value"] / 10, rtol=0.05)
+    np.testing.assert_allclose(half, sigma_of(fit) / 10, rtol=0.05)
     pd.testing.assert_frame_equal(saved(fit, tmp_path).predict(one, interval=0.95), found, rtol=1e-12)
 
 
@@ -197,6 +201,7 @@ def test_the_uncertainty_of_the_sd_is_in_new_members_intervals():
     new = pd.DataFrame({"g": [99]})
     assert fit.effects_method() == "integrated" and "prior HalfStudent(3, 0.75)" in fit.summary().text
     of = fit._effects(0).mixture
+    assert of is not None
     which = rng.choice(len(of.weights), 400_000, p=of.weights)
     draws = of.beta[which, 0] + np.sqrt(of.vcov[which, 0, 0] + of.sds[which] ** 2) * rng.normal(size=len(which))
     found = fit.predict(new, kind="link", interval=0.9)
