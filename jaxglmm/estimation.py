@@ -14,7 +14,8 @@ from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, fit_glm, fit_marginal, padded_nodes
+from jaxglmm.optimise.marginal_fit import Solution, fit_glm, fit_marginal, padded_nodes
+from jaxglmm.optimise.node_ladder import NODE_LADDER, tell
 from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
@@ -29,6 +30,8 @@ from jaxglmm.problem import Problem, is_linear, with_rows
 
 # With fewer rows in the median level of the largest of several factors Laplace's approximation is warned of.
 _FEW_ROWS = 10
+# Effects a group for which method="auto" takes quadrature.
+_UNASKED = 2
 
 
 def estimate_problem(
@@ -75,10 +78,11 @@ def estimate_problem(
         )
     solution: Solution = fit_marginal(
         family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, part=start.part,
-        base=start.base, passes=start.passes,
+        base=start.base, passes=start.passes, check=method != "joint", few=start.few,
         fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")
+    tell_of_nodes(estimate, solution, term, climbed=auto)
     return estimate, Posteriors(
         lambda: [marginal_posterior(problem, solution)], lambda: [marginal_modes(problem, solution)]
     )
@@ -93,15 +97,26 @@ def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
         For more effects than quadrature takes.
     """
     n_effects = term.z.shape[0]
-    auto = method == "auto" and n_agq is None and n_effects in NODE_LADDER
-    nodes = 1 if method in ("laplace", "joint") or n_agq is None else int(n_agq)
-    if method == "agq" and n_agq is None:
-        nodes = NODE_LADDER.get(n_effects, (9,))[0]
-    if nodes > 1 and n_effects > 3:
+    wanted = method == "agq" if n_agq is None else n_agq > 1
+    if wanted and n_effects not in NODE_LADDER:
         raise DataError(
-            f"quadrature takes up to 3 effects a group; {term.group!r} has {n_effects}: use method='laplace'"
+            f"quadrature takes up to {max(NODE_LADDER)} effects a group; {term.group!r} has {n_effects}: use "
+            "method='laplace'"
         )
-    return nodes, auto
+    if n_agq is not None:
+        return int(n_agq), False
+    return 1, wanted or (method == "auto" and n_effects <= _UNASKED)
+
+
+def tell_of_nodes(estimate, solution, term, *, climbed):
+    """Keep with a fit of one factor what more nodes say, and warn where it matters."""
+    n_effects = len(term.names)
+    remedy = "method='agq' takes as many as make a difference"
+    if n_effects not in NODE_LADDER:
+        remedy = f"quadrature takes up to {max(NODE_LADDER)} effects a group: read the standard deviations with care"
+    tell(
+        estimate.convergence, solution.look, estimate.parameters, repr(term.group), climbed=climbed, remedy=remedy
+    )  # fmt: skip
 
 
 def _estimate_several(problem, method, n_agq, factors, solver, **options):

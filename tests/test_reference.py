@@ -64,7 +64,9 @@ def model_of(folder, name, record, **options):
 def test_agrees(reference_dir, name, which, options):
     record = next(f for f in stored(reference_dir, name)["fits"] if f["id"] == which)
     fit = model_of(reference_dir, name, record, **options)
-    assert fit.convergence.converged and not fit.convergence.singular and not fit.convergence.warnings
+    assert fit.convergence.converged and not fit.convergence.singular
+    # Laplace's approximation is good for all of them but the toenail trial: 4.56 where the standard deviation is 4.02.
+    assert bool(fit.convergence.warnings) == ((name, options) == ("toenail", {"method": "laplace"}))
     assert fit.loglik == pytest.approx(record["logLik"], abs=1e-6)
     se = np.array(record["full"]["beta_se"] if "full" in record else record["fixef"]["se"])
     assert np.max(np.abs(np.array(list(fit.fixef.values())) - record["fixef"]["estimate"]) / se) < 1e-4

@@ -215,9 +215,12 @@ def _convergence_lines(fit) -> list[str]:
     if c.loglik_se:
         lines.append(f"The log-likelihood is an estimate, Monte-Carlo standard error {c.loglik_se:.2g} ({c.solver})")
     if c.gap is not None:
+        nodes = c.checked_nodes if c.n_agq == 1 else c.n_agq
         lines.append(
-            f"Quadrature: {c.n_agq} nodes per effect; log-likelihood {c.gap:+.4g} against Laplace at the same point"
+            f"Quadrature: {nodes} nodes per effect; log-likelihood {c.gap:+.4g} against Laplace at the same point"
         )
+    if c.checked_gap is not None and c.n_agq != 1:
+        lines.append(f"With {c.checked_nodes} nodes the log-likelihood at the same point is {c.checked_gap:+.2g} off")
     if c.singular:
         score = (
             ""

@@ -19,7 +19,6 @@ from jaxglmm.optimise.marginal_fit import (
     BOUNDED_LINKS,
     LARGEST_SD,
     LITTLE,
-    NODE_LADDER,
     NOTHING,
     base_factor,
     check_separation,
@@ -27,6 +26,7 @@ from jaxglmm.optimise.marginal_fit import (
     fit_marginal,
     padded_nodes,
 )
+from jaxglmm.optimise.node_ladder import NODE_LADDER
 
 
 # Decrement at which a fit without random effects is good for a start.

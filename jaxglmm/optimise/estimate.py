@@ -25,7 +25,14 @@ class Convergence:
     n_agq : int or None
         Quadrature nodes per effect.
     gap : float or None
-        Log-likelihood by quadrature minus Laplace's at the same parameters.
+        Log-likelihood by quadrature minus Laplace's at the same parameters; of a fit by Laplace's approximation, with
+        `checked_nodes`.
+    checked_nodes : int or None
+        Nodes per effect with which the fit was looked at once, at its own parameters; None where it was not.
+    checked_gap : float or None
+        Their log-likelihood minus that of the fit.
+    checked_move : float or None
+        Standard errors by which a Newton step with their gradient moves the parameter that it moves most, with sign.
     singular : bool
         A variance is zero or a correlation is 1 in size.
     score_at_zero : float or None
@@ -54,6 +61,9 @@ class Convergence:
     passes: float = 0.0
     n_agq: int | None = None
     gap: float | None = None
+    checked_nodes: int | None = None
+    checked_gap: float | None = None
+    checked_move: float | None = None
     singular: bool = False
     score_at_zero: float | None = None
     warnings: list[str] = field(default_factory=list)

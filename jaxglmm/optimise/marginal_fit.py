@@ -21,10 +21,9 @@ from jaxglmm.ops.memory import aligned_zeros
 from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.newton import NewtonResult, maximise
+from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above
 
 
-# Nodes per effect that method="auto" tries in turn, by number of effects.
-NODE_LADDER = {1: (9, 19, 39, 79, 101), 2: (9, 19, 25)}
 # One program serves every rule up to this many points.
 _CAPACITIES = (128, 1024, 8192, 65536, 262144)
 # A diagonal entry of R below this is zero: Lambda_0 has the size of the information in a row.
@@ -51,6 +50,8 @@ class Solution:
         Exact, of the value maximised, in psi.
     value : float
     modes : (S, n_slots) or None
+    look : Look or None
+        What more nodes say at the optimum.
     """
 
     psi: np.ndarray
@@ -59,6 +60,7 @@ class Solution:
     value: float
     modes: np.ndarray | None
     convergence: Convergence
+    look: Look | None = None
 
 
 def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
@@ -198,7 +200,7 @@ def check_separation(design, result, names, intercept):
 
 def fit_marginal(
     family, design, glm: NewtonResult | None, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    near=None, part=None, base=None, passes=0.0, tol=1e-12, max_iterations=100, callback=None,
+    near=None, part=None, base=None, passes=0.0, check=False, few=None, tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -222,6 +224,10 @@ def fit_marginal(
         Lambda_0, by default from `groups`.
     passes : float
         Passes over the rows that led here, but for those of `glm`.
+    check : bool
+        Look at the optimum with more nodes.
+    few : Design, optional
+        A sample of the groups, for that look.
     """
     covariance, S = design.terms[0].covariance, design.terms[0].covariance.n_effects
     p, q = design.X.shape[1], len(covariance.diagonal)
@@ -249,19 +255,22 @@ def fit_marginal(
             x[even] = np.maximum(x[even], _LEAST_FIRST)
     nodes, used = padded_nodes(1 if auto else n_agq, S), 1 if auto else n_agq
 
-    steps = min(_FIRST_STEPS, max_iterations) if S > 1 else None
+    steps, seen = min(_FIRST_STEPS, max_iterations) if S > 1 else None, None
     if not auto:
         result = state.climb(x, nodes, steps=steps)
     else:
         if near is None:
             x = state.climb(x, nodes, loose=True, steps=steps).x
-        ladder = NODE_LADDER[S]
-        for here, above in zip(ladder, (*ladder[1:], None), strict=True):
-            nodes, used = padded_nodes(here, S), here
-            result = state.climb(x, nodes, steps=steps)
+
+        def climb(nodes):
+            nonlocal x
+            result = state.climb(x, padded_nodes(nodes, S), steps=steps)
             x = result.x
-            if above is None or state.agrees(result, padded_nodes(above, S)):
-                break
+            return result
+
+        result, used, seen = climb_ladder(NODE_LADDER[S], S, climb, state.look)
+        nodes = padded_nodes(used, S)
+    looked_at = result.x
     result, free = state.settle(result, nodes)
     if not determinant:
         # A ridge is compared digit by digit, not in standard errors: the step that is known already is taken.
@@ -280,6 +289,14 @@ def fit_marginal(
         score_at_zero=float(groups[0][0]) if S == 1 and groups is not None else None,
         kernels="native" if fused.covers(family, design) else "plain",
     )
+    above = nodes_above(used, S)
+    if check and above is not None and not (seen is not None and np.array_equal(looked_at, result.x)):
+        if not result.x[state.part].any():  # without random effects there is nothing to integrate
+            seen = Look(above, 0.0, 0.0, None)
+        elif few is None:
+            seen = state.look(above, result, free)
+        else:
+            seen = state.look_at(few, used, above, result, free)
     if determinant and used > 1:
         convergence.gap = float(result.value - state.at(result.x, padded_nodes(1, S))[0])
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
@@ -289,7 +306,8 @@ def fit_marginal(
     convergence.iterations = state.evaluations
     convergence.passes = float(state.passes() + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
-    return Solution(psi, free, back.T @ result.hessian @ back, result.value, np.asarray(state.modes), convergence)
+    hessian = back.T @ result.hessian @ back
+    return Solution(psi, free, hessian, result.value, np.asarray(state.modes), convergence, seen)
 
 
 def newton_step(result, free) -> np.ndarray:
@@ -410,14 +428,22 @@ class Search:
         part = self.sample
         return self.evaluations + (0 if part is None else part.evaluations * len(part.design.y) / len(self.design.y))
 
-    def agrees(self, result, nodes):
-        """More nodes change the log-likelihood by less than 1e-3 and no parameter by 0.01 standard errors."""
-        value, gradient, hessian = self.at(result.x, nodes)
-        kept = self.free & ~(self.even & (np.abs(result.x) < NOTHING))
-        inverse = np.linalg.pinv(-hessian[np.ix_(kept, kept)])
-        step = inverse @ gradient[kept]
-        errors = np.sqrt(np.maximum(np.diag(inverse), 1e-300))
-        return abs(value - result.value) < 1e-3 and np.max(np.abs(step) / errors, initial=0.0) < 0.01
+    def look(self, nodes: int, result, free=None) -> Look:
+        """At the end of a climb, with more nodes."""
+        more = self.at(result.x, padded_nodes(nodes, self.covariance.n_effects))
+        return look(nodes, result, self._movable(result, free), *more)
+
+    def look_at(self, part, used: int, nodes: int, result, free) -> Look:
+        """As `look`, by what more nodes change in a sample of the groups."""
+        sample = Search(self.family, part, True, None, self.free, self.even, np.eye(self.covariance.n_effects), 1.0, 0)
+        sample.jacobian = self.jacobian
+        few, many = (sample.at(result.x, padded_nodes(n, self.covariance.n_effects)) for n in (used, nodes))
+        times = len(self.design.y) / len(part.y)
+        value, gradient = result.value + times * (many[0] - few[0]), times * (many[1] - few[1])
+        return look(nodes, result, self._movable(result, free), value, gradient)
+
+    def _movable(self, result, free):
+        return (self.free if free is None else free) & ~(self.even & (np.abs(result.x) < NOTHING))
 
     def settle(self, result, nodes):
         """Make the diagonal of R non-negative, and hold at zero what is as good there.

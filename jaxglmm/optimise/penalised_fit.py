@@ -5,7 +5,8 @@ import numpy as np
 from jaxglmm.design.wide import DensePart, WideColumns
 from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, Solution, padded_nodes
+from jaxglmm.optimise.marginal_fit import Solution, padded_nodes
+from jaxglmm.optimise.node_ladder import NODE_LADDER
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
 from jaxglmm.optimise.path_model import Weights

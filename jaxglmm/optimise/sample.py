@@ -11,7 +11,8 @@ from jaxglmm.errors import SeparationError
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_empty, aligned_zeros
-from jaxglmm.optimise.marginal_fit import NODE_LADDER, base_factor, fit_glm, fit_marginal, padded_nodes
+from jaxglmm.optimise.marginal_fit import base_factor, fit_glm, fit_marginal, padded_nodes
+from jaxglmm.optimise.node_ladder import NODE_LADDER
 
 
 # From this many slots on; a design of so many holds about 50,000 groups of three rows.
@@ -46,6 +47,8 @@ class Start:
         What it cost, in passes over all rows.
     part : Design or None
         A sample of the groups that corrects steps from `psi` (`optimise.surrogate`).
+    few : Design or None
+        The sample that was fitted.
     """
 
     glm: np.ndarray | None = None
@@ -53,6 +56,7 @@ class Start:
     base: np.ndarray | None = None
     passes: float = 0.0
     part: Any = None
+    few: Any = None
 
 
 def sample_groups(design, share: float = _SHARE):
@@ -122,7 +126,7 @@ def sampled_start(family, design, intercept, *, names, factor=None, determinant=
         return Start()
     if not glm.converged:
         return Start()
-    nodes = NODE_LADDER[1][0] if auto else n_agq
+    nodes = NODE_LADDER[design.terms[0].covariance.n_effects][0] if auto else n_agq
     solution = fit_marginal(
         family, part, glm, groups, n_agq=nodes, fixed_factor=factor, determinant=determinant, tol=_TOLERANCE
     )
@@ -135,11 +139,11 @@ def sampled_start(family, design, intercept, *, names, factor=None, determinant=
         base = np.eye(len(factor))
     elif solution.value - glm.value > _CLEAR:
         base = _base(part, groups)
-    psi, larger = solution.psi, min(_CORRECTING_SLOTS / design.y.shape[0], _CORRECTING_SHARE)
+    few, psi, larger = part, solution.psi, min(_CORRECTING_SLOTS / design.y.shape[0], _CORRECTING_SHARE)
     if larger > share and (more := sample_groups(design, larger)) is not None:
         part, passes = more, passes + more.y.shape[0] / design.y.shape[0]
         psi = _stepped(family, part, padded_nodes(nodes, effects), psi, solution.free, determinant)
-    return Start(glm.x, psi, base, passes, part)
+    return Start(glm.x, psi, base, passes, part, few)
 
 
 def _stepped(family, design, nodes, psi, free, determinant):

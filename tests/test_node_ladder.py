@@ -1,0 +1,122 @@
+"""Approximations to the integral over the effects say when they are not close enough, and in which direction."""
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import jaxglmm as jg
+
+
+def simulated(seed, *, groups, rows, sd, intercept, slope=0.5):
+    """Binary rows in groups of up to `rows`, as many in each where that is negative."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, rows + 1, groups) if rows > 0 else np.full(groups, -rows)
+    g = np.repeat(np.arange(groups), counts)
+    x = rng.normal(size=len(g))
+    eta = intercept + slope * x + sd * rng.normal(size=groups)[g]
+    return {"y": (rng.random(len(g)) < 1 / (1 + np.exp(-eta))).astype(int), "x": x, "g": g}
+
+
+def brute(data, fit, points=4001):
+    """The log-likelihood by sums over a fine grid of each group's standardised effect."""
+    u = np.linspace(-9, 9, points)
+    log_prior = -0.5 * u**2 - 0.5 * np.log(2 * np.pi) + np.log(u[1] - u[0])
+    first = np.flatnonzero(np.diff(data["g"], prepend=-1))
+    fixed, sign = fit.fixef["Intercept"] + fit.fixef["x"] * data["x"], 2 * data["y"] - 1
+    rows = -np.logaddexp(0, -sign[:, None] * (fixed[:, None] + fit.varcorr[0]["sd"] * u))
+    return float(np.sum(logsumexp(np.add.reduceat(rows, first) + log_prior, axis=1)))
+
+
+def fitted(data, **options):
+    return jg.fit("y ~ x + (1 | g)", data, family="binomial", **options)
+
+
+def seen(fit):
+    """Gap to more nodes, and how far they would move the parameter that they move most."""
+    gap, move = fit.convergence.checked_gap, fit.convergence.checked_move
+    assert gap is not None and move is not None
+    return gap, move
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Effects of a standard deviation of 10 and one to three rows a group."""
+    return simulated(0, groups=400, rows=3, sd=10.0, intercept=1.0, slope=1.0)
+
+
+def test_rare_events_take_laplace_far_up():
+    data = simulated(0, groups=800, rows=-10, sd=1.0, intercept=-7.5)
+    laplace, auto = fitted(data, method="laplace"), fitted(data)
+    gap, move = seen(laplace)
+    assert laplace.convergence.gap == gap < -50 and move < -1
+    (text,) = laplace.convergence.warnings
+    assert "lower" in text and "down by" in text and "method='agq'" in text and text in str(laplace.summary())
+    assert brute(data, laplace) < laplace.loglik - 50
+    assert not auto.convergence.warnings and auto.loglik == pytest.approx(brute(data, auto), abs=2e-3)
+    assert auto.varcorr[0]["sd"] < 0.4 * laplace.varcorr[0]["sd"]
+
+
+def test_short_groups_take_laplace_down():
+    data = simulated(1, groups=400, rows=3, sd=1.5, intercept=0.0)
+    laplace = fitted(data, method="laplace")
+    gap, move = seen(laplace)
+    assert gap > 0 and move > 0.2
+    (text,) = laplace.convergence.warnings
+    assert "higher" in text and "up by" in text
+    nodes = laplace.convergence.checked_nodes
+    held = fitted(data, method="agq", n_agq=nodes, theta={"g": laplace.varcorr[0]["sd"]})
+    assert held.loglik >= laplace.loglik + gap  # the same sd with the fixed effects that are best
+    assert laplace.loglik + gap == pytest.approx(brute(data, laplace), abs=1e-3)
+
+
+def test_laplace_is_silent_where_it_is_close():
+    data = simulated(2, groups=60, rows=-40, sd=0.7, intercept=0.0)
+    laplace = fitted(data, method="laplace")
+    gap, move = seen(laplace)
+    assert not laplace.convergence.warnings and abs(move) < 0.1
+    assert laplace.loglik + gap == pytest.approx(brute(data, laplace), abs=1e-3)
+
+
+def test_agq_takes_as_many_nodes_as_make_a_difference(wide):
+    """The optimum, 10.5364 at -378.45045, was found by Nelder and Mead's method with 1,501 points of a grid."""
+    agq = fitted(wide, method="agq")
+    assert agq.n_agq is not None and agq.n_agq > 101 and not agq.convergence.warnings
+    assert agq.varcorr[0]["sd"] == pytest.approx(10.536, abs=0.02)
+    assert agq.loglik == pytest.approx(-378.45045, abs=1e-3)
+    assert agq.loglik == pytest.approx(brute(wide, agq), abs=1e-3)
+
+
+def test_too_few_nodes_are_told(wide):
+    few, many = fitted(wide, method="agq", n_agq=9), fitted(wide, method="agq", n_agq=201)
+    assert (few.n_agq, few.convergence.checked_nodes) == (9, 19)
+    (text,) = few.convergence.warnings
+    assert text.startswith("9 nodes are not enough: with 19 nodes") and "up by" in text
+    assert seen(few)[0] > 1 and not many.convergence.warnings
+    assert f"{seen(few)[0]:+.2g}" in str(few.summary())
+
+
+def test_the_end_of_the_ladder_is_told(wide, monkeypatch):
+    from jaxglmm.optimise import marginal_fit
+
+    monkeypatch.setitem(marginal_fit.NODE_LADDER, 1, (9, 19))
+    fit = fitted(wide)
+    (text,) = fit.convergence.warnings
+    assert text.startswith("19 nodes, the most that are tried, are not enough: with 39 nodes")
+    assert f"{abs(seen(fit)[0]):.3g}" in text
+
+
+@pytest.mark.parametrize(("effects", "nodes"), [("x", 5), ("x + z", 3), ("x * z", 3)])
+def test_several_effects_a_group_are_looked_at(effects, nodes):
+    data = simulated(3, groups=60, rows=-6, sd=1.5, intercept=0.0)
+    rng = np.random.default_rng(3)
+    data["z"] = rng.normal(size=len(data["g"]))
+    fit = jg.fit(f"y ~ x + ({effects} || g)", data, family="binomial", method="laplace")
+    assert fit.convergence.checked_nodes == nodes and seen(fit)[0] > 0
+
+
+def test_what_was_seen_is_saved(wide, tmp_path):
+    fit = fitted(wide, method="agq", n_agq=9)
+    fit.save(tmp_path / "fit.jg")
+    again = jg.load(tmp_path / "fit.jg").convergence
+    told = fit.convergence.checked_nodes, fit.convergence.checked_gap, fit.convergence.checked_move
+    assert (again.checked_nodes, again.checked_gap, again.checked_move) == told and again.warnings
