@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ def fit(options) -> int:
         model = _fitted(options)
         text = json.dumps(model.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         if folder is not None:
-            write_model(model, folder)
             (folder / "fit.json").write_text(text + "\n", encoding="utf-8")
             _write_ranef(model, folder / "ranef.parquet")
+            write_model(model, folder)  # last: it holds the digests of the others
     if options.json:
         print(text)
     else:
@@ -124,7 +123,9 @@ def _write_table(table, out: Path | None) -> int:
     if out is None:
         table.to_csv(sys.stdout, index=False)
         return 0
-    with _replacing_file(out) as fresh:
+    from jaxglmm.ops.files import replacing_file
+
+    with replacing_file(out) as fresh:
         if out.suffix == ".csv":
             table.to_csv(fresh, index=False)
         else:
@@ -156,16 +157,3 @@ def _with_columns(path: str, columns):
             raise DataError(f"{path!r} has a column {name!r} already; rename it, so that nothing is overwritten")
         table[name] = values
     return table
-
-
-@contextlib.contextmanager
-def _replacing_file(path: Path):
-    """Yield a name to write to; it takes the place of `path` when all is written."""
-    fresh = path.with_name(f".new-{os.getpid()}-{path.name}")
-    try:
-        yield fresh
-        os.replace(fresh, path)
-    except OSError as error:
-        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another file") from error
-    finally:
-        fresh.unlink(missing_ok=True)

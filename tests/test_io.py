@@ -9,7 +9,7 @@ import pytest
 from fitted_models import members, sleepstudy, visits
 
 import jaxglmm as jg
-from jaxglmm.fitted import io
+from jaxglmm.fitted import folders, io
 
 
 FRESH = """
@@ -114,7 +114,7 @@ def test_saving_replaces_a_fit_and_keeps_other_files(tmp_path):
     assert jg.load(tmp_path / "empty").loglik == fit.loglik
 
 
-@pytest.mark.parametrize("step", ["savez", "dump", "rename"])
+@pytest.mark.parametrize("step", ["savez", "dump", "exchange", "rename"])
 def test_a_failed_write_leaves_the_old_fit_whole(tmp_path, monkeypatch, step):
     fit, path = members(), tmp_path / "model"
     fit.save(path)
@@ -129,8 +129,11 @@ def test_a_failed_write_leaves_the_old_fit_whole(tmp_path, monkeypatch, step):
             patch.setattr(io.np, "savez", fail)
         elif step == "dump":
             patch.setattr(io.json, "dump", fail)
+        elif step == "exchange":
+            patch.setattr(folders, "exchange", fail)
         else:
-            patch.setattr(os, "rename", lambda a, b: fail() if str(a).endswith(".new") else real(a, b))
+            patch.setattr(folders, "exchange", lambda *_: False)
+            patch.setattr(os, "rename", lambda a, b: fail() if str(a).endswith("fit") else real(a, b))
         with pytest.raises(jg.DataError, match="No space left"):
             fit.save(path)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before

@@ -1,19 +1,24 @@
-"""Save and load a fit: a folder of JSON and arrays, without pickle, without training rows, replaced as a whole."""
+"""Save and load a fit: a folder of JSON and arrays, without pickle, without training rows, replaced as a whole.
 
-import contextlib
+`model.json` holds the length and SHA-256 of every other file, type and shape of every array, and its own SHA-256 (of
+its content without that entry, as JSON with sorted keys and no blanks).
+"""
+
+import hashlib
 import json
 import math
 import os
-import secrets
-import shutil
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxglmm.errors import DataError
+from jaxglmm.fitted import folders
+from jaxglmm.fitted.arrays import check_shapes, read_arrays, write_arrays
 from jaxglmm.fitted.effects import Effects, Kept
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.history import History
@@ -21,13 +26,13 @@ from jaxglmm.fitted.joint import Joint
 from jaxglmm.fitted.state import State, terms_of
 from jaxglmm.formula.spec import ModelSpec
 from jaxglmm.model.families import family_from_json
+from jaxglmm.ops.files import open_regular, path_of, reason, sha256
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
 
 
-FORMAT, VERSION = "jaxglmm-fit", 1
-MODEL, ARRAYS = "model.json", "arrays.npz"
-# What a replaced fit takes with it; other files of its folder stay.
-_OURS = {MODEL, ARRAYS, "fit.json", "ranef.parquet"}
+FORMAT, VERSION = "jaxglmm-fit", 2
+MODEL, ARRAYS = folders.OURS[:2]
+_LONGEST = 1 << 30  # bytes of model.json, in which there is nothing as long as the data
 _ESTIMATE = ("beta", "covariance", "boundary", "vcov_jacobian")
 
 
@@ -37,50 +42,145 @@ def save(fit: Fit, path, *, rows: bool = False) -> None:
     Without training rows, unless `rows` asks for what posteriors of groups need of them (level, fixed part of eta,
     response and weight of each row).
 
-    The folder appears, or replaces the fit that was there, only when it is complete.
+    The folder appears, or replaces the fit that was there, only when it is complete and on disk: a process that is
+    killed leaves what was there.
 
     Raises
     ------
     DataError
-        When something else is at `path`, or it cannot be written.
+        When something else is at `path`, another process is writing there, or it cannot be written.
     """
     with replacing(path) as folder:
         write_model(fit, folder, rows=rows)
 
 
+def replacing(path) -> AbstractContextManager[Path]:
+    """A new folder to write a fit into, which takes its place when the block ends; see `folders.replacing`."""
+    return folders.replacing(path, lambda folder: (folder / MODEL).is_file() and _is_ours(folder))
+
+
 def load(path) -> Fit:
     """Read a fit that `Fit.save` wrote; predictions are those of the saved one, bit for bit.
 
-    Methods that need the rows of the fit (residuals, simulate, profiles) raise a DataError.
+    Every file is compared with its digest, so that what is loaded is what was saved. Methods that need the rows of the
+    fit (residuals, simulate, profiles) raise a DataError.
 
     Raises
     ------
     DataError
-        When there is no saved fit at `path`, it is damaged, or a later version wrote it.
+        When there is no saved fit at `path`, it is damaged, or another version wrote it.
     """
-    folder = Path(path)
-    saved = _read_header(folder)
-    if saved is None:
-        found = "no such folder" if not folder.exists() else f"no {MODEL} of a saved fit in it"
-        raise DataError(f"{str(path)!r} is not a saved fit ({found}): expected a folder written by Fit.save")
-    if saved["version"] > VERSION:
-        raise DataError(
-            f"{str(path)!r} was written in format version {saved['version']}; this version reads up to {VERSION}: "
-            "update jaxglmm"
-        )
+    path_of(path)
+    for _ in range(10):
+        folder = folders.found(path)
+        seen = _identity(folder)
+        try:
+            return _load(folder, str(path))
+        except DataError:
+            if _identity(folder) == seen:  # else it was replaced meanwhile
+                raise
+    return _load(folders.found(path), str(path))
+
+
+def _load(folder: Path, path: str) -> Fit:
+    saved = _header(folder, path)
     try:
-        with open(folder / ARRAYS, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = dict(file)
+        files = saved["files"]
+        with _as_saved(folder, ARRAYS, files) as raw:
+            raw.seek(0)
+            arrays = read_arrays(raw, saved["arrays"])
+        for name in files:
+            if name != ARRAYS and os.path.lexists(folder / name):  # what was taken away since is not needed
+                _as_saved(folder, name, files).close()
         state = _state(saved, arrays)
         return Fit(state, kept=_kept(state, arrays))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"the saved fit {str(path)!r} is damaged ({error}): save it again") from error
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise DataError(f"the saved fit {path!r} is damaged ({reason(error)}): save it again") from error
+    except DataError as error:
+        raise DataError(f"the saved fit {path!r} is damaged ({error}): save it again") from error
+    except Exception as error:  # whatever else does not fit together
+        raise DataError(f"the saved fit {path!r} is damaged ({type(error).__name__}): save it again") from error
+
+
+def _header(folder: Path, path: str) -> dict[str, Any]:
+    """What is in model.json, as it was saved."""
+    try:
+        saved = _parsed(folder)
+    except FileNotFoundError:
+        missing = "no such folder" if not folder.exists() else f"no {MODEL} of a saved fit in it"
+        raise DataError(f"{path!r} is not a saved fit ({missing}): expected a folder written by Fit.save") from None
+    except OSError as error:
+        raise DataError(
+            f"{path!r} is not a saved fit ({reason(error)}): expected a folder written by Fit.save"
+        ) from error
+    if saved is None:
+        raise DataError(f"{path!r} is not a saved fit ({MODEL} is not one's): expected a folder written by Fit.save")
+    version = saved.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise DataError(f"the saved fit {path!r} is damaged (its version is {version!r}): save it again")
+    if version != VERSION:
+        remedy = "update jaxglmm" if version > VERSION else "fit the model and save it again"
+        raise DataError(f"{path!r} was written in format version {version}; this one reads version {VERSION}: {remedy}")
+    if saved.pop("sha256", None) != _digest(saved):
+        raise DataError(f"the saved fit {path!r} is damaged ({MODEL} is not what was saved): save it again")
+    return saved
+
+
+def _parsed(folder: Path) -> dict[str, Any] | None:
+    """The content of model.json; None where that is no fit's."""
+    with open_regular(folder / MODEL) as file:
+        if os.fstat(file.fileno()).st_size > _LONGEST:
+            return None
+        try:
+            saved = json.loads(file.read().decode())
+        except (ValueError, RecursionError):
+            return None
+    return saved if isinstance(saved, dict) and saved.get("format") == FORMAT else None
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return _parsed(folder) is not None
+    except (OSError, DataError):
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _digest(saved: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in saved.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_saved(folder: Path, name: str, files: Mapping[str, Any]):
+    """A file of the folder, open, once its length and digest are known to be right.
+
+    Raises
+    ------
+    DataError, OSError
+    """
+    path, told = folder / name, files[name]
+    if path.is_symlink():  # within the folder a link does no harm
+        path = Path(os.path.realpath(path))
+        if path.parent != Path(os.path.realpath(folder)):
+            raise DataError(f"{name} is a link to {str(path)!r}: put a copy of the file itself there")
+    file = open_regular(path)
+    if os.fstat(file.fileno()).st_size != told["bytes"] or sha256(file) != told["sha256"]:
+        file.close()
+        raise DataError(f"{name} is not what was saved")
+    return file
 
 
 def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
-    """Write a fit's two files into an existing folder; `rows` as in `save`."""
+    """Write a fit's two files into an existing folder, behind what else there is to be in it; `rows` as in `save`."""
     state, estimate = fit.state, fit.state.estimate
     arrays = {f"estimate.{name}": getattr(estimate, name) for name in _ESTIMATE}
     for i, factor in enumerate(estimate.factors):
@@ -117,18 +217,19 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
         "fingerprint": state.fingerprint,
         "mean_response": state.mean_response,
     }
-    with open(folder / ARRAYS, "wb") as file:
-        np.savez(file, allow_pickle=False, **{k: v for k, v in arrays.items() if v is not None})
-        _flush(file)
+    told = write_arrays(folder / ARRAYS, {name: values for name, values in arrays.items() if values is not None})
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+    saved |= {"arrays": told, "files": files}
+    saved["sha256"] = _digest(saved)
     with open(folder / MODEL, "w", encoding="utf-8") as file:
         json.dump(saved, file, indent=1, allow_nan=False)
-        _flush(file)
 
 
 def _state(saved, arrays) -> State:
     spec = ModelSpec.from_json(saved["spec"], arrays)
     terms = terms_of(spec)
     kept = dict(saved["estimate"])
+    check_shapes(arrays, len(kept["parameters"]), len(spec.fixed.names), terms)
     kept["parameters"] = tuple(kept["parameters"])
     kept["convergence"] = Convergence(**{k: _unnumber(v) for k, v in kept["convergence"].items()})
     factors = tuple(arrays[f"estimate.factor{i}"] for i in range(len(terms)))
@@ -178,73 +279,3 @@ def _number(value):
 
 def _unnumber(value):
     return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def _flush(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _read_header(folder: Path):
-    try:
-        saved = json.loads((folder / MODEL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return saved if isinstance(saved, dict) and saved.get("format") == FORMAT else None
-
-
-@contextlib.contextmanager
-def replacing(path) -> Iterator[Path]:
-    """A new folder beside `path` to write into, which takes its place when the block ends without an error.
-
-    A saved fit that is there is replaced; files in its folder that are not ours are carried over.
-
-    Raises
-    ------
-    DataError
-        When something other than a saved fit or an empty folder is at `path`, or nothing can be written there.
-    """
-    target = Path(path).absolute()
-    occupied = target.exists() or target.is_symlink()
-    if occupied and not (target.is_dir() and (_read_header(target) is not None or not any(target.iterdir()))):
-        raise DataError(f"{str(path)!r} exists and is not a saved fit; choose another path, or move it away")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = _neighbour(target, "new")
-    except OSError as error:
-        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}; choose a writable folder") from error
-    try:
-        yield fresh
-        if occupied:
-            _swap(fresh, target)
-        else:
-            fresh.rename(target)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; what was there is unchanged"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    old = _neighbour(target, "old")
-    kept = old / "fit"
-    target.rename(kept)
-    try:
-        fresh.rename(target)
-    except OSError:
-        kept.rename(target)
-        old.rmdir()
-        raise
-    for entry in kept.iterdir():
-        if entry.name not in _OURS and not (target / entry.name).exists():
-            entry.rename(target / entry.name)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _neighbour(target: Path, what: str) -> Path:
-    """A new hidden folder in the same file system, so that renaming is one step."""
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{what}")
-    folder.mkdir()
-    return folder

@@ -34,7 +34,7 @@ def spec_to_json(spec: ModelSpec, arrays: dict[str, np.ndarray] | None) -> dict[
         else:
             saved = [f"term{i}.levels{j}" for j in range(len(tables))]
             for name, table in zip(saved, tables, strict=True):
-                arrays[name] = table.astype(str) if table.dtype == object else table
+                arrays |= _packed(name, table)
         terms.append(
             {"columns": list(grouping.columns), "levels": saved, "effects": [_flat(recipe) for recipe in term.recipes]}
         )
@@ -73,8 +73,7 @@ def spec_from_json(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | 
             return decode(entry)
         if arrays is None or entry not in arrays:
             raise DataError(f"the saved formula refers to the array {entry!r}, which was not given.")
-        array = np.asarray(arrays[entry])
-        return array.astype(object) if array.dtype.kind == "U" else array
+        return _unpacked(entry, arrays)
 
     terms = []
     for term in saved["terms"]:
@@ -101,6 +100,41 @@ def spec_from_json(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | 
         weights_column=saved["weights_column"],
         terms=tuple(terms),
     )
+
+
+def _packed(name: str, table: np.ndarray) -> dict[str, np.ndarray]:
+    """Labels as arrays of numbers; text as its bytes and where each label ends, which keeps every character."""
+    if table.dtype != object:
+        return {name: table}
+    import pyarrow as pa
+
+    try:
+        text = pa.array(table, pa.large_string())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        text = pa.array([label.encode("utf-8", "surrogatepass") for label in table], pa.large_binary())
+    _, ends, content = text.buffers()
+    ends = np.frombuffer(ends, np.int64)[text.offset : text.offset + len(text) + 1]
+    content = np.frombuffer(content, np.uint8) if content is not None else np.zeros(0, np.uint8)
+    return {name: content[ends[0] : ends[-1]], f"{name}.ends": ends[1:] - ends[0]}
+
+
+def _unpacked(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The inverse of `_packed`."""
+    content = np.asarray(arrays[name])
+    if f"{name}.ends" not in arrays:
+        return content
+    import pyarrow as pa
+
+    ends = np.concatenate([[0], np.asarray(arrays[f"{name}.ends"], np.int64)])
+    if (np.diff(ends) < 0).any() or ends[-1] != len(content) or content.dtype != np.uint8:
+        raise DataError(f"the labels {name!r} are damaged.")
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(content))]
+    text = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends) - 1, buffers)
+    try:
+        return text.cast(pa.large_string()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        labels = [label.decode("utf-8", "surrogatepass") for label in text.to_pylist()]
+        return np.array([*labels, None], dtype=object)[:-1]
 
 
 def _flat(record: Any) -> dict[str, Any]:
