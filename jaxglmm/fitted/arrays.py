@@ -89,6 +89,8 @@ def check_shapes(arrays: Mapping[str, np.ndarray], parameters: int, fixed: int, 
     }
     for i, term in enumerate(terms):
         wanted[f"estimate.factor{i}"] = wanted[f"effect_squares{i}"] = (len(term.names),) * 2
+    if f"estimate.factor{len(terms)}" in arrays:
+        raise DataError("there are arrays of more grouping factors than the formula has")
     nodes: dict[int, int] = {}
     for name, array in arrays.items():
         at = _OF_TERM.fullmatch(name)

@@ -115,13 +115,17 @@ def _header(folder: Path, path: str) -> dict[str, Any]:
         raise DataError(
             f"{path!r} is not a saved fit ({reason(error)}): expected a folder written by Fit.save"
         ) from error
+    except DataError as error:
+        raise DataError(f"the saved fit {path!r} is damaged ({error}), or save it again") from error
     if saved is None:
         raise DataError(f"{path!r} is not a saved fit ({MODEL} is not one's): expected a folder written by Fit.save")
     version = saved.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise DataError(f"the saved fit {path!r} is damaged (its version is {version!r}): save it again")
     if version != VERSION:
-        remedy = "update jaxglmm" if version > VERSION else "fit the model and save it again"
+        remedy = (
+            "update jaxglmm, or save it with this version" if version > VERSION else "fit the model and save it again"
+        )
         raise DataError(f"{path!r} was written in format version {version}; this one reads version {VERSION}: {remedy}")
     if saved.pop("sha256", None) != _digest(saved):
         raise DataError(f"the saved fit {path!r} is damaged ({MODEL} is not what was saved): save it again")
