@@ -78,7 +78,8 @@ def estimate_problem(
         )
     solution: Solution = fit_marginal(
         family, problem.design, glm, groups, n_agq=nodes, auto=auto, near=start.psi, part=start.part,
-        base=start.base, passes=start.passes, check=method != "joint", few=start.few,
+        base=start.base, passes=start.passes, check=method != "joint", few=start.few, names=frame.names,
+        intercept=intercept,
         fixed_factor=factor, determinant=method != "joint", tol=tol, max_iterations=max_iterations, callback=callback,
     )  # fmt: skip
     estimate = marginal_estimate(problem, solution, joint=method == "joint")

@@ -5,6 +5,7 @@ import time
 import jax
 import numpy as np
 
+from jaxglmm.design.checks import values_far_outside
 from jaxglmm.errors import ConvergenceError, DataError, NotYetError
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
@@ -133,6 +134,7 @@ def fit(
             )  # fmt: skip
     convergence = estimate.convergence
     convergence.trace = line.steps
+    convergence.warnings += values_far_outside(frame)
     convergence.timings["design"] = framed - began
     convergence.timings["layout"] = laid_out - framed
     convergence.timings["fit"] = time.perf_counter() - laid_out

@@ -325,3 +325,33 @@ def _check_block(term, block):
                 f"the effects {_listed(found)} of {term.group!r} carry the same information: leave one of them out of "
                 "the bar"
             )
+
+
+# --- Values far outside ------------------------------------------------------------------------------------
+
+
+def values_far_outside(frame) -> list[str]:
+    """Say which columns have one value that decides nearly all about them: more often a placeholder than a value.
+
+    A value is told that makes up 99.99 % of its column's sum of squares, where the others are not all alike: with n
+    rows it is 100 sqrt(n) of the others' standard deviations away. A column is read only when its moments tell so.
+    """
+    found, n = frame.moments, float(np.count_nonzero(frame.weights))
+    out = []
+    if n < 3:
+        return out
+    for j, name in enumerate(frame.names):
+        low, high, mean, square = found.low[j], found.high[j], found.mean[j], n * found.variance[j]
+        far, near = (high, low) if high - mean > mean - low else (low, high)
+        if not np.square(far - mean) * n / (n - 1) > 0.9999 * square or square == 0:
+            continue
+        values = Columns((frame.columns[j],), len(frame.weights)).matrix()[:, 0]
+        row = int(np.argmax((values == far) & (frame.weights > 0)))
+        others = np.delete(values, row)[np.delete(frame.weights, row) > 0]
+        if np.ptp(others) > 1e-12 * abs(far) or (np.ptp(others) > 0 and near != 0):
+            out.append(
+                f"column {name!r} is {far:.10g} in row {int(frame.rows[row])} (counting from 0) and between "
+                f"{others.min():.6g} and {others.max():.6g} in all others: check whether it is a placeholder for a "
+                "missing value; if not, its coefficient is decided by this row"
+            )
+    return out

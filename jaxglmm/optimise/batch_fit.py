@@ -6,7 +6,6 @@ by one, by that very code.
 """
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,18 +14,17 @@ from jaxglmm.errors import ConvergenceError, DataError
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
+from jaxglmm.optimise.growth import BOUNDED_LINKS, LARGEST_SD
 from jaxglmm.optimise.marginal_fit import (
-    BOUNDED_LINKS,
-    LARGEST_SD,
     LITTLE,
     NOTHING,
     base_factor,
-    check_separation,
     fit_glm,
     fit_marginal,
     padded_nodes,
 )
 from jaxglmm.optimise.node_ladder import NODE_LADDER
+from jaxglmm.optimise.separation import check_separation, may_diverge
 
 
 # Decrement at which a fit without random effects is good for a start.
@@ -88,6 +86,7 @@ def fit_lanes(
         fitter.settle()
         fitter.check_growth()
     fitter.finish(n_agq, auto)
+    fitter.check_ends()
     return fitter.out
 
 
@@ -126,9 +125,7 @@ class _Fitter:
         self.glm = self.climb_glm(np.arange(self.B), self._start(), _LOOSE if self.S else self.tol)
         self.groups = self.lanes.spread(self.glm.x)
         for i in np.flatnonzero(~(self.groups.largest < _LARGE_ETA)):
-            one = SimpleNamespace(x=self.glm.x[i], step=self.glm.step[i])
-            check = lambda i=i, one=one: check_separation(self.lanes.design(i), one, self.names, self.intercept)
-            self.attempt(i, check)
+            self.attempt(i, lambda i=i: self.check_separation(i, self.glm.x[i, : self.p]))
         if not self.S:
             self.store(np.arange(self.B), self.glm, np.tile(self.all_free, (self.B, 1)))
             self.again |= ~self.glm.converged
@@ -176,6 +173,16 @@ class _Fitter:
                 X = np.asarray(self.lanes.design(i).X)
                 x[i, : self.p] = np.linalg.lstsq(X, np.full(len(X), eta[i]), rcond=None)[0]
         return x
+
+    def check_separation(self, i, beta):
+        check_separation(self.family, self.lanes.design(i), beta, names=self.names, intercept=self.intercept)
+
+    def check_ends(self):
+        """Refuse what ended on its way to infinity; lanes fitted alone were asked."""
+        a = np.flatnonzero([r is None for r in self.out.reasons] & ~self.again)
+        information = -self.out.hessian[a][:, : self.p, : self.p]
+        for i in a[may_diverge(information, np.asarray(self.groups.rows)[a], self.tol)]:
+            self.attempt(i, lambda i=i: self.check_separation(i, self.out.psi[i, : self.p]))
 
     def attempt(self, i, check):
         """Keep why a check refuses a lane."""
@@ -329,8 +336,8 @@ class _Fitter:
             converged, reason, decrement, evaluations = glm.converged, glm.reason, glm.decrement, glm.iterations + 1
         else:
             solution = fit_marginal(
-                self.family, design, glm, groups, n_agq=n_agq, auto=auto, tol=self.tol,
-                max_iterations=self.max_iterations,
+                self.family, design, glm, groups, n_agq=n_agq, auto=auto, names=self.names,
+                intercept=self.intercept, tol=self.tol, max_iterations=self.max_iterations,
             )  # fmt: skip
             told = solution.convergence
             psi, free, hessian, value = solution.psi, solution.free, solution.hessian, solution.value

@@ -13,15 +13,17 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jaxglmm.errors import DataError, SeparationError
+from jaxglmm.errors import DataError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_zeros
 from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
 from jaxglmm.optimise.estimate import Convergence
+from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.newton import NewtonResult, maximise
 from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above
+from jaxglmm.optimise.separation import check_separation, may_diverge
 
 
 # One program serves every rule up to this many points.
@@ -32,8 +34,6 @@ NOTHING = 1e-4
 LITTLE, _FIRST_STEPS = 0.02, 40
 # A start's diagonal of R is at least this: zero itself is stationary, and no start should lie on it.
 _LEAST_FIRST = 0.05
-# On these links an effect of this size turns any mean into its bound, or into e^100 times itself.
-BOUNDED_LINKS, LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     x0 = x0 if start is None else start
     limit = dispersion_limit(family, design.y, design.weights)
     result = maximise_free(at, x0, free, np.zeros(p + 1, bool), limit=limit, tol=tol, callback=callback)
-    check_separation(design, result, names, intercept)
+    if not result.converged or may_diverge(-result.hessian[:p, :p], len(design.y), tol):
+        check_separation(family, design, result.x[:p], names=names, intercept=intercept)
     (groups,) = result.extra or (evaluate_glm(family, design, result.x, second=False)[3],)
     return result, tuple(np.asarray(v) for v in groups)
 
@@ -170,37 +171,10 @@ def _maximise_free(at, x0, free, even, part, **options) -> NewtonResult:
     return replace(r, x=x, gradient=gradient, hessian=hessian, step=step, extra=tuple(extra))
 
 
-def check_separation(design, result, names, intercept):
-    """A last step along which no row is contradicted is a direction to infinity: name its columns."""
-    p = design.X.shape[1]
-    X, y, rows = np.asarray(design.X), np.asarray(design.y), np.asarray(design.weights) > 0
-    eta = X @ result.x[:p].astype(X.dtype)  # not a second X in a wider type
-    direction = result.step[:p].astype(X.dtype)
-    size = np.max(np.abs(direction), initial=0.0)
-    if np.max(np.abs(eta[rows]), initial=0.0) < 12 or size == 0:
-        return
-    along = (X[rows] @ direction) / max(np.max(np.abs(X[rows] @ direction)), 1e-300)
-    y = y[rows]
-    lowest, highest = y == 0, y == 1
-    if not (lowest | highest).all():
-        highest = np.zeros_like(lowest)
-    slack = 1e-4
-    held = ~(lowest | highest)
-    agrees = (along[lowest] <= slack).all() and (along[highest] >= -slack).all()
-    if agrees and (np.abs(along[held]) <= slack).all():
-        # An intercept only takes up what the columns' centres leave, unless it stands alone.
-        large = np.flatnonzero(np.abs(direction) > 0.1 * size)
-        culprits = [names[j] for j in large if j != intercept] or [names[j] for j in large]
-        raise SeparationError(
-            f"complete separation: {', '.join(repr(c) for c in culprits)} "
-            f"predict{'s' if len(culprits) == 1 else ''} the response of some rows perfectly, so the estimate is "
-            "infinite; drop or merge these columns or levels, or collect rows that contradict them"
-        )
-
-
 def fit_marginal(
     family, design, glm: NewtonResult | None, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    near=None, part=None, base=None, passes=0.0, check=False, few=None, tol=1e-12, max_iterations=100, callback=None,
+    near=None, part=None, base=None, passes=0.0, check=False, few=None, names=None, intercept=None, tol=1e-12,
+    max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -228,6 +202,12 @@ def fit_marginal(
         Look at the optimum with more nodes.
     few : Design, optional
         A sample of the groups, for that look.
+    names, intercept
+        As for `fit_glm`, to refuse coefficients without a finite estimate; without names they pass.
+
+    Raises
+    ------
+    SeparationError
     """
     covariance, S = design.terms[0].covariance, design.terms[0].covariance.n_effects
     p, q = design.X.shape[1], len(covariance.diagonal)
@@ -301,8 +281,12 @@ def fit_marginal(
         convergence.gap = float(result.value - state.at(result.x, padded_nodes(1, S))[0])
     psi, back = state.psi(result.x), np.linalg.inv(state.jacobian)
     free[-1] &= not family.at_limit(psi[-1])
+    if names is not None and (not result.converged or may_diverge(-result.hessian[:p, :p], len(design.y), tol)):
+        check_separation(family, design, psi[:p], names=names, intercept=intercept)
     if fixed_factor is None:
-        _check_growth(family, design, psi[p : p + q], convergence)
+        factor = np.zeros((S, S))
+        factor[covariance.entries] = psi[p : p + q]
+        check_growth(family, [factor], [np.asarray(design.terms[0].z)], design.weights, [None], convergence)
     convergence.iterations = state.evaluations
     convergence.passes = float(state.passes() + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
@@ -366,23 +350,6 @@ def _first_factor(family, design, glm, groups, base):
     size = np.sqrt(np.square(back).sum(1))
     first = np.sqrt(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0))
     return np.linalg.solve(base, covariance.canonical(shift * np.clip(first, 0.1 * size, size))), passes
-
-
-def _check_growth(family, design, raw, convergence):
-    """Random effects of a size beyond any that the link can show have no finite variance."""
-    term = design.terms[0]
-    factor, z = np.zeros((term.covariance.n_effects,) * 2), np.asarray(term.z)
-    factor[term.covariance.entries] = raw
-    # Most fits end at a bound that takes no second array of the rows' length.
-    if family.link not in BOUNDED_LINKS or np.abs(factor).sum() * max(z.max(), -z.min()) <= LARGEST_SD:
-        return
-    size = np.sqrt(np.mean(np.square(factor.T @ z[:, np.asarray(design.weights) > 0]).sum(0)))
-    if size > LARGEST_SD:
-        convergence.converged = False
-        convergence.reason = (
-            f"the variance of the random effects grows without bound, their standard deviation is {size:.3g} so far: "
-            "within groups the responses are all alike"
-        )
 
 
 class Search:

@@ -18,9 +18,11 @@ from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.estimate import Convergence
+from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free
 from jaxglmm.optimise.newton import NewtonResult
-from jaxglmm.optimise.several_fit import SeveralSolution, check_growth
+from jaxglmm.optimise.separation import check_separation, may_diverge
+from jaxglmm.optimise.several_fit import SeveralSolution
 
 
 SOLVER = "separable: the finer factor is eliminated group by group, and then the coarser one, by native kernels"
@@ -103,8 +105,12 @@ def fit_nested(
     psi, hessian, free = psi[place], hessian[np.ix_(place, place)], free[place]
     matrices = [psi[search.p + t].reshape(1, 1) for t in range(2)]
     solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence)
-    if factors is None:
-        check_growth(family, design.terms, solution, groups)
+    tiles, p = design.tiles, search.p
+    if not result.converged or may_diverge(-result.hessian[:p, :p], len(design.codes), tol):
+        check_separation(family, tiles, psi[:p], names=names, intercept=intercept)
+    if factors is None:  # of an intercept each, which is a column of ones
+        ones = [[np.broadcast_to(1.0, len(tiles.y))]] * 2
+        check_growth(family, matrices, ones, tiles.weights, groups, convergence)
     return solution, effects
 
 

@@ -15,13 +15,11 @@ Friedman, Hastie & Tibshirani (2010), J. Stat. Softw. 33(1). Tibshirani et al. (
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from jaxglmm.optimise.marginal_fit import check_separation
 from jaxglmm.optimise.path_evaluations import Evaluations
 from jaxglmm.optimise.path_model import Solution, Weights
 from jaxglmm.optimise.proximal import (
@@ -32,6 +30,7 @@ from jaxglmm.optimise.proximal import (
     minimise_model,
     proximal_newton,
 )
+from jaxglmm.optimise.separation import check_separation
 from jaxglmm.optimise.working_set import WorkingSet
 
 
@@ -131,12 +130,10 @@ class PathSolver:
         SeparationError
         """
         self.restart(i)
-        W, model, point = self.set.at, self.models[i], self.points[i]
-        _, x, gradient = self._local(i, 0.0)
-        step = np.linalg.lstsq(point.curvature.matrix, -gradient)[0]
+        W, model = self.set.at, self.models[i]
         first = int(np.searchsorted(W, intercept)) if intercept in W else None
         design = replace(model.design, X=self.set.X)
-        check_separation(design, SimpleNamespace(x=x, step=step), [names[j] for j in W], first)
+        check_separation(model.family, design, self._x(i)[: len(W)], names=[names[j] for j in W], intercept=first)
 
     def solve(self, lam: float) -> list[Solution]:
         """Solutions of all models at lambda: that of all rows, then those of all folds together."""

@@ -14,6 +14,8 @@ from jaxglmm.modes.solver import AbstractSolver
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation
 from jaxglmm.optimise.estimate import Convergence
+from jaxglmm.optimise.growth import check_growth
+from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_boundary import LITTLE, settle
 from jaxglmm.optimise.several_sample import sample_levels
 from jaxglmm.optimise.several_search import Search
@@ -22,7 +24,6 @@ from jaxglmm.optimise.several_start import fit_glm, start
 
 _FIRST_STEPS = 40
 _SAMPLE_TOLERANCE = 1e-3
-_BOUNDED_LINKS, _LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,10 @@ def fit_several(
     free[-1] &= not family.at_limit(psi[-1])
     hessian = back.T @ hessian @ back
     solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
+    if not result.converged or may_diverge(-hessian[: search.p, : search.p], len(design.y), tol):
+        check_separation(family, design, psi[: search.p], names=names, intercept=intercept)
     if factors is None:
-        check_growth(family, design.terms, solution, groups)
+        check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
     return solution
 
 
@@ -141,13 +144,7 @@ def _sampled_start(search, intercept, names):
     return search.begin(result.x, part.hessian(result.x) * len(search.design.y) / len(sample.y))
 
 
-def check_growth(family, terms, solution, groups):
-    """Random effects of a size beyond any that the link can show have no finite variance."""
-    for term, factor, group in zip(terms, solution.factors, groups, strict=True):
-        size = np.sqrt(np.square(factor).sum())  # columns of z have mean square 1
-        if family.link in _BOUNDED_LINKS and size > _LARGEST_SD * np.sqrt(term.n_effects):
-            solution.convergence.converged = False
-            solution.convergence.reason = (
-                f"the variance of the effects of {group!r} grows without bound, their standard deviation is "
-                f"{size:.3g} so far: within groups the responses are all alike"
-            )
+def effects_columns(design: RowDesign) -> list[list[np.ndarray]]:
+    """Of each term the columns of its effects, in the coordinates of Lambda; ones are stored once."""
+    ones = np.broadcast_to(1.0, len(design.y))
+    return [[ones if v is None else v for v in term.z] for term in design.terms]

@@ -7,9 +7,10 @@ import numpy as np
 
 from jaxglmm.errors import NotYetError
 from jaxglmm.optimise.estimate import Convergence
+from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.path_model import Weights
 from jaxglmm.optimise.proximal import Curvature, Penalised, lockstep, proximal_newton
-from jaxglmm.optimise.several_fit import SeveralSolution, check_growth, fit_several
+from jaxglmm.optimise.several_fit import SeveralSolution, effects_columns, fit_several
 from jaxglmm.optimise.several_search import Search
 
 
@@ -136,5 +137,5 @@ def fit_several_penalised(
     )  # fmt: skip
     solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence)
     if factors is None:
-        check_growth(family, design.terms, solution, groups)
+        check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
     return solution, {"df": df, "kkt": found.kkt}

@@ -3,8 +3,9 @@
 import numpy as np
 
 from jaxglmm.objectives.several import fixed_hessian
-from jaxglmm.optimise.marginal_fit import base_factor, check_separation, maximise_free
+from jaxglmm.optimise.marginal_fit import base_factor, maximise_free
 from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_search import STEP, Search
 
 
@@ -30,7 +31,8 @@ def fit_glm(search: Search, intercept, names) -> NewtonResult:
     glm = maximise_free(
         at, x, free, np.zeros(search.m, bool), limit=search.limit, tol=search.tol, callback=search.callback
     )
-    check_separation(design, glm, names, intercept)
+    if not glm.converged or may_diverge(-glm.hessian[: search.p, : search.p], len(design.y), search.tol):
+        check_separation(search.family, design, glm.x[: search.p], names=names, intercept=intercept)
     return glm
 
 
