@@ -145,13 +145,9 @@ def _table_path(name: str) -> Path:
 
 def _with_columns(path: str, columns):
     """The table of the file, CSV values as they are written there, with the predictions as last columns."""
-    import pandas as pd
+    from jaxglmm.formula.files import whole_table
 
-    if path.lower().endswith((".parquet", ".pq")):
-        table = pd.read_parquet(path)
-    else:
-        separator = "\t" if ".tsv" in path.lower()[-7:] else ","
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table = whole_table(path)
     for name, values in columns.items():
         if name in table.columns:
             raise DataError(f"{path!r} has a column {name!r} already; rename it, so that nothing is overwritten")

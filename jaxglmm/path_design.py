@@ -221,7 +221,7 @@ def _categorical(frame, data, name: str) -> _Extra:
     table = open_table(data)
     if name not in table.names:
         raise unknown_column(name, table.names, "dummies=")
-    column = table.load([name])[0][name]
+    column = table.load((), [name])[0][name]
     grouping, codes = first_grouping((name,), {name: column.take(frame.rows)}, {})
     if (codes < 0).any():
         raise DataError(f"column {name!r} of dummies= has missing values: give them a level of their own, or drop them")

@@ -43,18 +43,6 @@ def test_only_used_columns_of_parquet_are_read(tmp_path, monkeypatch):
     assert sorted(asked) == ["f", "x", "y"]
 
 
-def test_parquet_by_polars(tmp_path, monkeypatch):
-    pytest.importorskip("polars")
-    from jaxglmm.formula import files
-
-    TABLE.to_parquet(tmp_path / "data.parquet")
-    monkeypatch.setattr(files, "_open_parquet", files._open_parquet_polars)
-    assert frame_of(tmp_path / "data.parquet").terms[0].levels.tolist() == ["None", "some"]
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match="damaged"):
-        frame_of(tmp_path / "bad.parquet")
-
-
 def test_missing_words(tmp_path):
     (tmp_path / "a.csv").write_text("y,x,f\n1,NA,a\n2,,b\n3,4,NA\n4,5,b\n5,1,a\n")
     frame = frame_of(tmp_path / "a.csv")

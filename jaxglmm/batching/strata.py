@@ -47,7 +47,7 @@ class Strata:
         frame = model_frame(formula, table, family=lenient, **options)
         if frame.y is None:
             raise DataError("the formula has no response: write it as 'y ~ ...'")
-        columns, total = table.load([by])
+        columns, total = table.load((), [by])
         column = columns[by]
         if column.missing is not None:
             raise DataError(

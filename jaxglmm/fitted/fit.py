@@ -250,7 +250,8 @@ class Fit(Estimates, Refits):
         effects : {"conditional", "mode", "marginal", "population"}
             On the response scale: "conditional" is the posterior mean of mu given the estimates; "mode" plugs in the
             conditional modes (lme4's predict); "marginal" averages mu over N(0, Sigma) in every row; "population"
-            sets b = 0. On the link scale the first two use the conditional modes and the others b = 0.
+            sets b = 0. On the link scale the first two use the conditional modes and the others b = 0. "marginal" and
+            "population" need no group: the rows' levels may be missing, and so may the column.
         interval : float, optional
             Level of intervals for mu or eta, such as 0.95, with what is not known of a row's group in them: the
             posterior of a known level's effect, N(0, Sigma) for new levels and under "marginal", Sigma uncertain too;
@@ -277,7 +278,7 @@ class Fit(Estimates, Refits):
         if new is None:
             rows = training_rows(self._training("predict() without new rows"), self.state.estimate.beta)
         else:
-            rows = new_rows(self.state, new, groups=effects != "population")
+            rows = new_rows(self.state, new, groups=effects in ("conditional", "mode"), slopes=effects != "population")
         found = predict_rows(self.state, rows, kind, effects, new_levels)
         if interval is None:
             return found
@@ -310,7 +311,7 @@ class Fit(Estimates, Refits):
         if data is None:
             frame = self._training("marginal_coefficients() without data")
             return marginal_coefficients(self.state, training_rows(frame, self.state.estimate.beta), frame.weights)
-        rows = new_rows(self.state, data, groups=True)
+        rows = new_rows(self.state, data, groups=False)
         return marginal_coefficients(self.state, rows, np.ones(len(rows.eta)))
 
     def loo(self, kind: str = "response") -> np.ndarray:

@@ -28,7 +28,7 @@ class Rows:
     effects : tuple of (z (S, m), codes (m,))
         Of each term; -1 for a level that the fit has not seen. Rows whose group is missing have z = NaN.
     labels : tuple of (m,) or None
-        Of each term; None for the rows of the fit.
+        Of each term; None for the rows of the fit, and where no group is needed.
     """
 
     X: np.ndarray
@@ -43,8 +43,12 @@ def training_rows(frame, beta) -> Rows:
     return Rows(frame.X, eta, tuple((t.z, t.codes) for t in frame.terms), (None,) * len(frame.terms))
 
 
-def new_rows(state: State, data, *, groups: bool) -> Rows:
-    """Rows of a table; without `groups` the grouping columns are not read.
+def new_rows(state: State, data, *, groups: bool = True, slopes: bool = True, raw: bool = False) -> Rows:
+    """Rows of a table.
+
+    Without `groups` the grouping columns are not read, and every level is a new one; without `slopes` there are no
+    effects. `raw` leaves labels as the text of
+    a file, see `labels_of_rows`.
 
     Raises
     ------
@@ -57,16 +61,18 @@ def new_rows(state: State, data, *, groups: bool) -> Rows:
             "the offset of this fit was given as an array, which new data cannot repeat: fit with offset='column', or "
             "with offset(...) in the formula, to predict new rows"
         )
+    data = spec.read(data, groups=groups, slopes=slopes)
     X, offset = spec.fixed_matrix(data)
     eta = offset + X @ state.estimate.beta
-    if not groups:
-        return Rows(X, eta, (), ())
     effects, labels = [], []
-    for term in range(len(state.terms)):
-        z, label, codes = spec.effect_matrix(term, data)
-        if label.dtype == object:
-            missing = np.array([v is None for v in label[codes < 0]], bool)
-            z[:, np.flatnonzero(codes < 0)[missing]] = np.nan
+    for term in range(len(state.terms)) if slopes else ():
+        z = spec.effect_columns(term, data)
+        if not groups:
+            effects.append((z, np.full(len(eta), -1)))
+            labels.append(None)
+            continue
+        label, missing, codes = spec.groups(term, data, raw=raw)
+        z[:, missing] = np.nan
         effects.append((z, codes))
         labels.append(label)
     return Rows(X, eta, tuple(effects), tuple(labels))

@@ -52,10 +52,11 @@ class CompleteRows:
         return History(codes.astype(np.int32), self.y, self.weights, self.eta, self.z, len(labels)), labels
 
 
-def complete_rows(state: State, data: Any) -> CompleteRows:
+def complete_rows(state: State, data: Any, *, raw: bool = False) -> CompleteRows:
     """Rows of a table for a fit with one grouping factor; those with a missing value are left out.
 
-    Prior weights that the fit took from a column are taken from it again.
+    Prior weights that the fit took from a column are taken from it again; a row whose weight is missing is left out
+    like any other. `raw` leaves labels as the text of a file, see `labels_of_rows`.
 
     Raises
     ------
@@ -65,9 +66,10 @@ def complete_rows(state: State, data: Any) -> CompleteRows:
     from jaxglmm.fitted.predict import new_rows
 
     spec = state.spec
-    rows = new_rows(state, data, groups=True)
+    data = spec.read(data, response=True)
+    rows = new_rows(state, data, raw=raw)
     y, trials = spec.response_values(data)
-    weights = trials * _weights(state, data, len(y))
+    weights = trials * spec.weight_values(data)
     (z, levels), label = rows.effects[0], rows.labels[0]
     assert label is not None
     known = np.isfinite(rows.eta) & np.isfinite(y) & np.isfinite(weights) & np.isfinite(z).all(0)
@@ -94,19 +96,6 @@ def history_from(state: State, data: Any) -> tuple[History, np.ndarray]:
 
 def _sortable(label: np.ndarray) -> np.ndarray:
     return label.astype(str) if label.dtype == object and any(isinstance(v, str) for v in label[:1]) else label
-
-
-def _weights(state: State, data: Any, n: int) -> np.ndarray:
-    name = state.spec.weights_column
-    if name is None:
-        return np.ones(n)
-    from jaxglmm.formula.table import open_table
-
-    columns, _ = open_table(data).load([name])
-    values = np.asarray(columns[name].values, float)
-    if (values < 0).any():
-        raise DataError(f"weights={name!r} is negative in row {int(np.argmax(values < 0))}; expected at least 0")
-    return values
 
 
 def posterior_moments(state: State, history: History, prior: Prior) -> tuple[np.ndarray, np.ndarray]:

@@ -11,15 +11,18 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.scoring import CompleteRows, complete_rows, only_factor, own_prior, scores
 from jaxglmm.fitted.state import State
+from jaxglmm.formula.levels import spelled_rows
+from jaxglmm.formula.spelling import kinds_of, spelled, typed, whole_kinds
+from jaxglmm.formula.table import open_table
 
 
 CHUNK = 500_000  # rows read at once
@@ -58,16 +61,20 @@ def score_file(state: State, source, out, *, interval: float | None = None, chun
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         _write(work / "job.json", lambda path: path.write_text(json.dumps(job), encoding="utf-8"))
-    chunks = _spill(state, source, chunk, work, job["buckets"])
-    for b in range(job["buckets"]):
-        part = work / f"part-{b:06d}.parquet"
-        if not part.exists():
-            kept = _bucket(work, chunks, b)
-            if len(kept.y):
-                history, labels = kept.history()
-                columns = scores(state, history, labels, own_prior(state), interval)
-                _write(part, lambda path, columns=columns: _to_parquet(columns, path))
-    _write(out, lambda path: _join(work, job["buckets"], path))
+    try:
+        chunks, kinds = _spill(state, source, chunk, work, job["buckets"])
+        for b in range(job["buckets"]):
+            part = work / f"part-{b:06d}.parquet"
+            if not part.exists():
+                kept = _bucket(work, chunks, kinds, b)
+                if len(kept.y):
+                    history, labels = kept.history()
+                    columns = scores(state, history, labels, own_prior(state), interval)
+                    _write(part, lambda path, columns=columns: _to_parquet(columns, path))
+        _write(out, lambda path: _join(work, job["buckets"], path))
+    except DataError:  # of the rows, of which another run would say the same
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -75,8 +82,7 @@ def _checked(source, out) -> tuple[Path, Path]:
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"score(out=...) reads a .csv or .parquet file; found a {type(source).__name__}")
     source, out = Path(source), Path(out)
-    if not source.is_file():
-        raise DataError(f"there is no file {str(source)!r}")
+    open_table(source)  # which says what is not right about it
     if out.suffix not in (".csv", ".parquet") or not out.absolute().parent.is_dir():
         raise DataError(f"out={str(out)!r}: expected a .csv or .parquet file in a folder that exists")
     return source, out
@@ -88,11 +94,8 @@ def _job(state: State, source: Path, interval, chunk: int) -> dict[str, Any]:
     model = zlib.crc32(np.ascontiguousarray(estimate.beta), zlib.crc32(repr((state.spec.formula, state.n)).encode()))
     for factor in estimate.factors:
         model = zlib.crc32(np.ascontiguousarray(factor), model)
-    if _is_parquet(source):
-        import pyarrow.parquet as pq
-
-        rows = pq.read_metadata(source).num_rows
-    else:
+    rows = open_table(source).rows
+    if rows is None:
         rows = stat.st_size // _CSV_ROW * (4 if source.suffix == ".gz" else 1)
     return {
         "model": [model, state.log_dispersion], "source": [str(source.absolute()), stat.st_size, stat.st_mtime_ns],
@@ -119,54 +122,54 @@ def _write(path: Path, write) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def _spill(state: State, source: Path, chunk: int, work: Path, buckets: int) -> int:
-    """Rows of each chunk, by bucket, in a file each; returns the number of chunks."""
+def _spill(state: State, source: Path, chunk: int, work: Path, buckets: int) -> tuple[int, set[str]]:
+    """Rows of each chunk, by bucket, in a file each: the number of chunks, and how labels are written or stored."""
     import pyarrow as pa
     from pandas.core.util.hashing import hash_array
 
-    done = work / "chunks.json"
+    done, kinds = work / "chunks.json", set()
     if done.exists():
-        return int(json.loads(done.read_text()))
-    count = 0
-    for i, table in enumerate(_tables(state, source, chunk)):
+        count, found = json.loads(done.read_text())
+        return count, set(found)
+    grouping, count = state.spec.terms[0].grouping, 0
+    as_text = grouping.cells is not None or grouping.levels[0].dtype == object
+    for i, table in enumerate(open_table(source).chunks(*state.spec.columns(response=True), chunk)):
         path, count = work / f"chunk-{i:06d}.arrow", i + 1
         if path.exists():
+            kinds |= set(json.loads(pa.ipc.open_file(path).schema.metadata[b"kinds"]))
             continue
-        kept = complete_rows(state, table)
-        hashes = hash_array(kept.labels.astype(object) if kept.labels.dtype.kind == "U" else kept.labels)
-        bucket = (hashes % np.uint64(buckets)).astype(np.int64)
+        kept = complete_rows(state, table, raw=True)
+        own, code = np.unique(kept.labels, return_inverse=True)
+        own = own.astype(object) if own.dtype.kind == "U" else own
+        here = {"text"} if as_text else _kinds(own, not _is_parquet(source))
+        kinds |= here
+        # A number has the same bucket whatever its type in this chunk, and so has the text that it is written as.
+        bucket = (hash_array(spelled(own)) % np.uint64(buckets)).astype(np.int64)[code]
         order = np.argsort(bucket, kind="stable")
         ends = np.cumsum(np.bincount(bucket, minlength=buckets)).tolist()
         columns = {"label": kept.labels, "y": kept.y, "weights": kept.weights, "eta": kept.eta}
         columns |= {f"z{a}": row for a, row in enumerate(kept.z)}
         spilled = pa.table({name: pa.array(values[order]) for name, values in columns.items()})
-        spilled = spilled.replace_schema_metadata({"ends": json.dumps(ends)})
+        spilled = spilled.replace_schema_metadata({"ends": json.dumps(ends), "kinds": json.dumps(sorted(here))})
         _write(path, lambda path, spilled=spilled: _to_arrow(spilled, path))
-    _write(done, lambda path: path.write_text(json.dumps(count)))
-    return count
+    _write(done, lambda path: path.write_text(json.dumps([count, sorted(kinds)])))
+    return count, kinds
+
+
+def _kinds(labels: np.ndarray, from_text: bool) -> set[str]:
+    """How a chunk's labels are written; of a file that has types, those that they have."""
+    if labels.dtype == object:
+        return kinds_of(labels) if from_text else {"text"}
+    if labels.dtype.kind in "iu":
+        return whole_kinds(labels)
+    return {"fraction"} if labels.dtype.kind == "f" else {labels.dtype.str}
 
 
 def _is_parquet(source: Path) -> bool:
     return source.suffix.lower() in (".parquet", ".pq")
 
 
-def _tables(state: State, source: Path, chunk: int) -> Iterator[Any]:
-    """Chunks of the file's columns that the model needs."""
-    from jaxglmm.formula.files import read_chunks
-
-    spec = state.spec
-    response = spec.response.variables if spec.response else ()
-    effects = [name for term in spec.terms for recipe in term.recipes for name in recipe.variables]
-    groups = [name for term in spec.terms for name in term.grouping.columns]
-    offsets = [name for expression in spec.offsets for name in expression.variables]
-    named = [name for name in (spec.offset_column, spec.weights_column) if name is not None]
-    wanted = list(dict.fromkeys([*response, *spec.fixed.variables, *effects, *groups, *offsets, *named]))
-    levels = [values for term in spec.terms for values in term.grouping.levels]
-    text = [name for name, values in zip(groups, levels, strict=True) if values.dtype.kind in "OUT"]
-    return read_chunks(str(source), wanted, chunk, text=text)
-
-
-def _bucket(work: Path, chunks: int, b: int) -> CompleteRows:
+def _bucket(work: Path, chunks: int, kinds: set[str], b: int) -> CompleteRows:
     """The rows of one bucket in the order of the file."""
     import pyarrow as pa
 
@@ -179,12 +182,23 @@ def _bucket(work: Path, chunks: int, b: int) -> CompleteRows:
             part = table.slice(begin, ends[b] - begin)
             parts.append({name: part[name].to_numpy() for name in part.column_names})
     join = lambda name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
-    labels = join("label")
+    labels = _joined_labels([part["label"] for part in parts if len(part["label"])], kinds)
     z = [join(name) for name in (parts[0] if parts else {}) if name.startswith("z")]
-    return CompleteRows(
-        labels.astype(str) if labels.dtype == object else labels, np.zeros(0, int), join("y"), join("weights"),
-        join("eta"), np.array(z),
-    )  # fmt: skip
+    return CompleteRows(labels, np.zeros(0, int), join("y"), join("weights"), join("eta"), np.array(z))
+
+
+def _joined_labels(parts: list[np.ndarray], kinds: set[str]) -> np.ndarray:
+    """Labels of one type, that which they have where the file is read at once."""
+    if not parts:
+        return np.zeros(0)
+    if any(part.dtype == object for part in parts) or "text" in kinds:
+        code, own = pd.factorize(np.concatenate([spelled_rows(part) for part in parts]))
+        labels = typed(np.asarray(own, object), kinds)[code]
+        return labels.astype(str) if labels.dtype == object else labels
+    if parts[0].dtype.kind in "iuf":
+        kind = np.float64 if "fraction" in kinds else np.uint64 if "large" in kinds else np.int64
+        return np.concatenate([part.astype(kind) for part in parts])
+    return np.concatenate(parts)
 
 
 def _to_arrow(table, path: Path) -> None:

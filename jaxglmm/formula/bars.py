@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import FormulaError
+from .quoting import with_backticks
 
 
 OPENERS = {"(": ")", "[": "]", "{": "}"}
@@ -52,8 +53,8 @@ class ParsedFormula:
 def parse_formula(text: str) -> ParsedFormula:
     """Split `response ~ fixed + offset(...) + (effects | group)`.
 
-    `(x | a/b)` gives a bar for `a` and one for `a:b`. Several bars may name the same group, and
-    parentheses around several bars mean nothing, as in lme4.
+    `Q("my column")` is `my column` in backticks. `(x | a/b)` gives a bar for `a` and one for `a:b`. Several bars may
+    name the same group, and parentheses around several bars mean nothing, as in lme4.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def parse_formula(text: str) -> ParsedFormula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"the formula is of type {type(text).__name__}; expected text such as 'y ~ x + (1 | g)'.")
-    return _parse(text)
+    return _parse(with_backticks(text))
 
 
 @functools.lru_cache(256)

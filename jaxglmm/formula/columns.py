@@ -6,7 +6,8 @@ its library has (pandas' hash table, polars' categoricals, Arrow's dictionaries)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from ..ops.codes import text_codes
 from ..ops.columns import Columns
 from ..ops.measure import Moments, moments
 from ..ops.memory import TYPES
+from .spelling import pc
 
 
 Kind = Literal["number", "boolean", "text", "category", "time"]
@@ -53,6 +55,11 @@ class Column:
         For text and categories, the labels that the codes point to; may hold labels that no row has.
     moments
         Of numbers of which none is missing, where they have been measured: (low, high, mean, variance) of one column.
+    exact
+        Of numbers that are not held to the last digit, or whose text says more (`00501`): the same column as labels.
+    from_text
+        Of labels that a file of text has: the whole numbers are the very text, and text may be that of numbers (see
+        `spelling`).
     """
 
     name: str
@@ -61,6 +68,8 @@ class Column:
     missing: np.ndarray | None = None
     labels: np.ndarray | None = None
     moments: Moments | None = None
+    exact: Column | None = None
+    from_text: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -70,13 +79,21 @@ class Column:
         missing = None if self.missing is None else self.missing[rows]
         if missing is not None and not missing.any():
             missing = None
-        return replace(self, values=self.values[rows], missing=missing, moments=None)
+        exact = None if self.exact is None else self.exact.take(rows)
+        return replace(self, values=self.values[rows], missing=missing, moments=None, exact=exact)
+
+    @property
+    def as_labels(self) -> Column:
+        """The column as what groups rows: no two labels of it become one."""
+        return self if self.exact is None else self.exact
 
 
-def read_columns(values: Mapping[str, Any]) -> dict[str, Column]:
-    """Convert columns of the caller's table, which are of one length: as `read_column`, numbers measured together."""
-    values = dict(values)
-    columns = {name: _converted(name, values.pop(name)) for name in list(values)}  # none of a file's is held twice
+def read_columns(values: dict[str, Any]) -> dict[str, Column]:
+    """Convert columns of the caller's table, which are of one length: as `read_column`, numbers measured together.
+
+    `values` is emptied on the way, so that none of a file's columns is held twice.
+    """
+    columns = {name: _converted(name, values.pop(name)) for name in list(values)}
     numbers = [column for column in columns.values() if column.kind == "number"]
     if len({len(column) for column in columns.values()}) == 1:
         found = moments(Columns([column.values for column in numbers], len(numbers[0]))) if numbers else None
@@ -129,11 +146,13 @@ def _converted(name: str, values: Any) -> Column:
     dtype = series.dtype
     if dtype.is_float():
         return _number(name, series.to_numpy(), _nulls(series))
+    if dtype in (nw.Int128, nw.UInt128):
+        return _from_numpy(name, np.array(series.to_list(), object))
     if dtype.is_integer():
         missing = _nulls(series)
         return _number(name, (series if missing is None else series.fill_null(0)).to_numpy(), missing)
     if dtype.is_decimal():
-        return _number(name, series.cast(nw.Float64).to_numpy(), _nulls(series))
+        return _decimal(name, series.to_arrow(), _nulls(series))
     if dtype == nw.Boolean:
         missing = _nulls(series)
         filled = series if missing is None else series.fill_null(False)
@@ -148,16 +167,23 @@ def _converted(name: str, values: Any) -> Column:
         return _from_text(name, series.to_native())
     if dtype == nw.Object and not series.implementation.is_polars():
         return _from_numpy(name, series.to_numpy())
-    raise _unusable(name, f"values of type {dtype}")
+    raise _unusable(name, f"values of type {dtype}", dtype == nw.Binary)
 
 
 def _as_vector(name: str, values: Any) -> np.ndarray:
     if isinstance(values, str | bytes) or np.isscalar(values):
         raise _unusable(name, f"the single value {values!r}")
+    if isinstance(values, np.ma.MaskedArray):
+        plain = np.array(values.data, object)
+        plain[np.ma.getmaskarray(values)] = None
+        values = plain
     try:
         array = np.asarray(values)
         # a list of texts with a None in it must stay objects, a mixed list must not turn into text
         if array.dtype.kind == "U" and not isinstance(values, np.ndarray):
+            array = np.asarray(values, dtype=object)
+        # NumPy makes floats of whole numbers that have no integer type in common
+        if array.dtype == np.float64 and isinstance(values, list | tuple) and (np.abs(array) > 2**53).any():
             array = np.asarray(values, dtype=object)
     except ValueError:
         raise _unusable(name, "rows of unequal length") from None
@@ -179,7 +205,7 @@ def _from_numpy(name: str, array: np.ndarray) -> Column:
     if kind in "UT":
         return _from_text(name, array.astype(object))
     if kind != "O":
-        raise _unusable(name, f"values of type {array.dtype}")
+        raise _unusable(name, f"values of type {array.dtype}", kind == "S")
     inferred = pd.api.types.infer_dtype(array, skipna=True)
     missing = pd.isna(array)
     if missing.ndim != 1:
@@ -191,21 +217,64 @@ def _from_numpy(name: str, array: np.ndarray) -> Column:
     if inferred == "boolean":
         return Column(name, "boolean", np.where(missing, False, array).astype(bool), missing if missing.any() else None)
     if inferred == "integer":
-        return _number(name, np.where(missing, 0, array).astype(np.int64), missing if missing.any() else None)
-    if inferred in ("floating", "mixed-integer-float", "decimal"):
+        return _whole(name, np.where(missing, 0, array), missing if missing.any() else None)
+    if inferred in ("floating", "mixed-integer-float"):
         return _number(name, np.where(missing, np.nan, array).astype(float), None)
+    if inferred == "decimal":
+        import pyarrow as pa
+
+        try:
+            return _decimal(name, pa.array(array, from_pandas=True), missing if missing.any() else None)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # NaN and infinite ones, and more than 76 digits
+            raise _unusable(name, f"decimal numbers that cannot be taken ({error})") from None
     if inferred in ("datetime64", "datetime", "date"):
-        return _time(name, pd.to_datetime(pd.Series(array)).to_numpy(), None)
+        times = pd.to_datetime(pd.Series(array))
+        if isinstance(times.dtype, pd.DatetimeTZDtype):
+            times = times.dt.tz_convert("UTC").dt.tz_localize(None)
+        return _time(name, times.to_numpy(), None)
     if inferred == "categorical":
         return _converted(name, pd.Series(array).astype("category"))
     kinds = sorted({type(v).__name__ for v in array[~missing][:1000]})
-    raise _unusable(name, f"values of type {' and '.join(kinds)}")
+    raise _unusable(name, f"values of type {' and '.join(kinds)}", inferred == "bytes")
+
+
+def _whole(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
+    """Python's whole numbers, of any size: beyond 64 bits their labels are their digits."""
+    for kind in (np.int64, np.uint64):
+        with contextlib.suppress(OverflowError):
+            return _number(name, values.astype(kind), missing)
+    try:
+        numbers = values.astype(np.float64)
+    except OverflowError:
+        numbers = np.array([np.inf if v > 2**1023 else -np.inf if v < -(2**1023) else float(v) for v in values])
+    texts = np.array([str(v) for v in values.tolist()], object)
+    texts[[] if missing is None else missing] = None
+    return Column(name, "number", numbers, missing, exact=replace(_from_text(name, texts), from_text=True))
+
+
+def _decimal(name: str, array: Any, missing: np.ndarray | None) -> Column:
+    """Decimal numbers: whole ones as such, others as floats, whose labels are their digits where a float has fewer."""
+    import pyarrow as pa
+
+    for kind in (pa.int64(), pa.uint64()):
+        with contextlib.suppress(pa.ArrowInvalid):
+            whole = pc.fill_null(array.cast(kind), 0)
+            return _number(name, np.asarray(whole.to_numpy()), missing)
+    numbers = np.array(array.cast(pa.float64()).to_numpy(zero_copy_only=False) if isinstance(array, pa.Array)
+                       else array.cast(pa.float64()).to_numpy())  # fmt: skip
+    if array.type.precision <= 15:
+        return _number(name, numbers, missing)
+    texts = array.cast(pa.string())
+    texts = pc.if_else(pc.match_substring(texts, "."), pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), "."), texts)
+    return Column(name, "number", numbers, missing, exact=replace(_from_arrow(name, texts), from_text=True))
 
 
 def _number(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
     """Numbers of native types stay as they are; moments, and what is not a number, are found with all columns."""
     if values.dtype == np.uint64:
-        values = values.astype(np.float64 if values.size and values.max() > 2**63 - 1 else np.int64)
+        if values.size and values.max() > 2**63 - 1:
+            return Column(name, "number", values.astype(float), missing, exact=Column(name, "number", values, missing))
+        values = values.astype(np.int64)
     elif values.dtype not in TYPES:  # half and long floats, foreign byte orders
         values = values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
     return Column(name, "number", values, missing)
@@ -271,6 +340,18 @@ def _from_arrow(name: str, array: Any) -> Column:
     return _coded(name, kind, codes, array.dictionary.to_pylist())
 
 
+def text_labels(name: str, pieces: Sequence[Any]) -> Column:
+    """Labels of a file of text, from pieces that are each of text or of whole numbers as they are written."""
+    import pyarrow as pa
+
+    if all(pa.types.is_int64(piece.type) for piece in pieces):
+        array = pa.chunked_array(pieces, pa.int64())
+        missing = array.is_null().to_numpy().astype(bool) if array.null_count else None
+        return Column(name, "number", array.fill_null(0).to_numpy(), missing, from_text=True)
+    texts = pa.chunked_array([piece.cast(pa.large_string()) for piece in pieces])
+    return replace(_from_arrow(name, texts), from_text=True)
+
+
 def _coded(name: str, kind: Kind, codes: np.ndarray, labels: Any) -> Column:
     codes = codes.astype(np.int32, copy=False)
     missing = codes < 0
@@ -283,7 +364,7 @@ def label_array(name: str, labels: Any) -> np.ndarray:
     if array.dtype.kind in "ifbmM":
         return array
     if array.dtype.kind == "u":
-        return array.astype(np.int64)
+        return array if array.size and array.max() > 2**63 - 1 else array.astype(np.int64)
     array = np.asarray(labels, dtype=object)
     if array.ndim != 1:
         raise _unusable(name, "lists")
@@ -291,7 +372,12 @@ def label_array(name: str, labels: Any) -> np.ndarray:
     if inferred in ("string", "empty"):
         return array
     if inferred in ("integer", "boolean", "floating"):
-        return np.array(array.tolist())
+        plain = np.array(array.tolist())
+        if plain.dtype != object and (inferred != "integer" or plain.dtype.kind in "iu"):
+            return label_array(name, plain)
+        return np.array([str(v) for v in array], object)  # beyond 64 bits
+    if inferred == "decimal":
+        return np.array([format(v.normalize(), "f") for v in array], object)
     if inferred in ("datetime64", "datetime", "date"):
         return pd.to_datetime(pd.Series(array)).to_numpy()
     if inferred == "interval":  # pandas.cut
@@ -306,8 +392,9 @@ def _nulls(series: Any) -> np.ndarray | None:
     return series.is_null().to_numpy().astype(bool)
 
 
-def _unusable(name: str, found: str) -> DataError:
+def _unusable(name: str, found: str, raw: bool = False) -> DataError:
+    remedy = "Decode the bytes to text first, as by .decode('utf-8')." if raw else "Convert the column first."
     return DataError(
         f"column {name!r} holds {found}; expected one number, text, true/false value, category or date in "
-        "every row. Convert the column first."
+        f"every row. {remedy}"
     )

@@ -35,6 +35,7 @@ NODES = (
     ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Attribute, ast.BinOp, ast.operator,
     ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.List, ast.Tuple, ast.Dict,
 )  # fmt: skip
+FACTORS = {"C", "factor", "relevel"}
 NUMPY_OTHERS = {"where", "clip", "pi", "e"}
 METHODS = {
     "isin", "clip", "abs", "round", "between", "str", "lower", "upper", "strip", "startswith", "endswith", "contains",
@@ -213,6 +214,17 @@ def _nodes(text: str) -> tuple[ast.AST, ...]:
     if isinstance(tree.body, ast.Tuple):
         raise FormulaError(f"{text!r} is several expressions; expected one.")
     return tuple(ast.walk(tree))
+
+
+def names_used(text: str) -> list[tuple[str, bool]]:
+    """The names in an expression, and whether each is what a call makes a factor of."""
+    nodes = _nodes(text)
+    factors = {
+        id(node.args[0])
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FACTORS and node.args
+    }
+    return [(node.id, id(node) in factors) for node in nodes if isinstance(node, ast.Name)]
 
 
 def _check_comparison(node: ast.Compare, text: str) -> None:

@@ -23,7 +23,7 @@ from formulaic.utils.stateful_transforms import stateful_eval
 from interface_meta import override
 
 from ..errors import DataError, FormulaError
-from .expressions import check_expression, rewrite
+from .expressions import check_expression, names_used, rewrite
 from .functions import FUNCTIONS
 from .table import unknown_column
 
@@ -123,6 +123,22 @@ def computed_with(recipe: Recipe) -> set[str]:
         if len(term.factors) > 1 or any(f.eval_method is not Factor.EvalMethod.LOOKUP for f in term.factors):
             found.update(_needed([term], recipe.aliases, recipe.variables))
     return {recipe.aliases.get(name, name) for name in found}
+
+
+def uses_of(recipe: Recipe) -> list[tuple[str, bool]]:
+    """The columns of a recipe as often as they are used, and whether that is as a factor, as in `C(x)`."""
+    found = []
+    for factor in {f.expr: f for term in _terms(recipe.formula, recipe.formula) for f in term.factors}.values():
+        if factor.eval_method is Factor.EvalMethod.PYTHON:
+            found += [(recipe.aliases.get(name, name), as_factor) for name, as_factor in names_used(factor.expr)]
+        elif factor.eval_method is Factor.EvalMethod.LOOKUP:
+            found.append((recipe.aliases.get(factor.expr, factor.expr), False))
+    return found
+
+
+def uses_in(expression: Expression) -> list[tuple[str, bool]]:
+    """The same of one expression."""
+    return [(expression.aliases.get(name, name), as_factor) for name, as_factor in names_used(expression.text)]
 
 
 def separate_terms(text: str, columns: Collection[str]) -> list[str]:

@@ -15,9 +15,10 @@ from ..ops.columns import Columns
 from ..ops.measure import Moments, all_ones, moments
 from .bars import Bar, parse_formula
 from .columns import Column
-from .fixed import Expression, Recipe, computed_with, make, plan, plan_expression, separate_terms
+from .fixed import Expression, Recipe, computed_with, make, plan, plan_expression, separate_terms, uses_in, uses_of
 from .grouping import first_grouping
 from .levels import describe
+from .quoting import told_of_backticks
 from .response import plan_response, read_response
 from .spec import ModelSpec, TermSpec, offset_of
 from .stored import find_stored
@@ -148,7 +149,6 @@ def model_frame(
     DataError
         When the data do not fit it; the message names the column and row.
     """
-    parsed = parse_formula(formula)
     table = open_table(data)
     levels = dict(levels or {})
     for name in levels:
@@ -157,12 +157,14 @@ def model_frame(
         order_of(name, levels[name])
 
     columns = set(table.names)
-    fixed = plan(parsed.fixed, table.names, full_rank)
-    offsets = tuple(plan_expression(text, table.names) for text in parsed.offsets)
-    response = plan_response(parsed.response, table.names) if parsed.response else None
     groups: dict[tuple[str, ...], list[Recipe]] = {}
-    for bar in parsed.bars:
-        groups.setdefault(bar.group, []).extend(_effects(bar, columns, table))
+    with told_of_backticks(formula, table.names, table.path):
+        parsed = parse_formula(formula)
+        fixed = plan(parsed.fixed, table.names, full_rank)
+        offsets = tuple(plan_expression(text, table.names) for text in parsed.offsets)
+        response = plan_response(parsed.response, table.names) if parsed.response else None
+        for bar in parsed.bars:
+            groups.setdefault(bar.group, []).extend(_effects(bar, columns, table))
     given = {"weights": weights, "offset": offset}
     named = {what: value for what, value in given.items() if isinstance(value, str)}
     for what, name in named.items():
@@ -179,10 +181,16 @@ def model_frame(
     whole.update(name for part in (response, *offsets) if part is not None for name in part.variables)
     stored = find_stored(table, [name for name in fixed.variables if name not in whole])
     in_file = () if stored is None else stored.names
-    wanted = dict.fromkeys([*as_variables, *grouping_columns, *named.values()])
-    loaded, total = table.load([name for name in wanted if name not in in_file])
+    wanted = dict.fromkeys([*as_variables, *named.values()])
+    labelled = _factors([fixed, *effects], [*offsets, *(response.expressions if response else ())]) | set(levels)
+    labelled -= set(named.values())
+    loaded, total = table.load(
+        [name for name in wanted if name not in in_file and name not in labelled],
+        [*grouping_columns, *(name for name in wanted if name in labelled)],
+    )
     if not total:
-        raise DataError("the data have no rows; a fit needs at least one.")
+        found = "the data have" if table.path is None else f"{table.path!r} has"
+        raise DataError(f"{found} no rows; a fit needs at least one.")
     complete, rows, dropped_by = take_complete(loaded, total, stored)
     del loaded
     if not len(rows):
@@ -197,7 +205,10 @@ def model_frame(
     variables: dict[str, pd.Series] = {}
     kinds: dict[str, Variable] = {}
     for name in as_variables:
-        kinds[name], variables[name] = first_variable(complete[name], levels.get(name), name not in worked)
+        order = levels.get(name)
+        if order is None and name in labelled and _loses_labels(complete[name]):
+            order = "categorical"
+        kinds[name], variables[name] = first_variable(complete[name], order, name not in worked)
         if not _known_finite(complete[name]):
             check_finite(name, variables[name], rows)
     for what, name in named.items():
@@ -264,6 +275,20 @@ def _computed_with(fixed: Recipe, effects: Sequence[Recipe], expressions: Sequen
         if expression.text not in expression.variables and expression.text not in expression.aliases:
             found.update(expression.variables)
     return found
+
+
+def _factors(recipes: Sequence[Recipe], expressions: Sequence[Expression]) -> set[str]:
+    """Columns that stand for themselves nowhere but in `factor(x)` and its like."""
+    uses = [use for recipe in recipes for use in uses_of(recipe)] + [use for e in expressions for use in uses_in(e)]
+    return {name for name, factor in uses if factor} - {name for name, factor in uses if not factor}
+
+
+def _loses_labels(column: Column) -> bool:
+    """Whether two labels of a column, or the text of one, may be lost where it is taken as floats."""
+    labels = column.as_labels
+    if column.exact is not None or labels.kind != "number" or labels.values.dtype.kind != "i" or not len(column):
+        return column.exact is not None
+    return bool(max(abs(int(labels.values.min())), abs(int(labels.values.max()))) > 2**53)
 
 
 def _known_finite(column: Column) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..errors import DataError, NotYetError
 from .columns import Column
@@ -63,6 +62,8 @@ class Grouping:
         ------
         NotYetError
             For an interaction.
+        DataError
+            For labels of another type.
         """
         if self.cells is not None:
             raise NotYetError(
@@ -71,17 +72,27 @@ class Grouping:
             )
         old = self.levels[0]
         more = labels.astype(object) if old.dtype == object else labels
+        kinds = {old.dtype.kind, more.dtype.kind}
+        if kinds == {"i", "u"} and min(old.min(), more.min()) >= 0:
+            old, more = old.astype(np.uint64), more.astype(np.uint64)
+        elif old.dtype.kind == "f" and more.dtype.kind in "iu" and int(np.abs(more).max()) <= 2**53:
+            more = more.astype(np.float64)
+        elif len(kinds) > 1:
+            raise DataError(
+                f"column {self.name!r} has new levels such as {more.tolist()[0]!r}, and those of the model are of "
+                f"another type ({old.tolist()[0]!r}): convert the column to the type that it had"
+            )
         return replace(self, levels=(np.concatenate([old, more]),))
 
-    def row_labels(self, columns: Mapping[str, Column]) -> np.ndarray:
-        """(m,) label of every row of new data, None where missing."""
-        parts = [labels_of_rows(columns[name], levels) for name, levels in zip(self.columns, self.levels, strict=True)]
-        if self.cells is None:
-            return parts[0]
-        missing = np.logical_or.reduce([pd.isna(part) for part in parts])
-        joined = _joined(parts)
-        joined[missing] = None
-        return joined
+    def row_labels(self, columns: Mapping[str, Column], raw: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (m,) of the rows of new data, and which (m,) are missing; `raw` as for `levels.labels_of_rows`."""
+        own = [columns[name].as_labels for name in self.columns]
+        parts = [labels_of_rows(column, levels, raw) for column, levels in zip(own, self.levels, strict=True)]
+        missing = np.zeros(len(parts[0]), bool)
+        for column in own:
+            if column.missing is not None:
+                missing |= column.missing
+        return parts[0] if self.cells is None else _joined(parts), missing
 
 
 def first_grouping(

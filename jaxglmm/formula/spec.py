@@ -15,7 +15,7 @@ from .columns import Column
 from .fixed import Expression, Recipe, evaluate, remake
 from .grouping import Grouping
 from .response import Response, read_response
-from .table import open_table
+from .table import Table, open_table
 from .variables import Variable, check_finite, next_variable, take_complete
 
 
@@ -116,6 +116,22 @@ class ModelSpec:
             X[kept], offset[kept] = Columns(columns, len(kept)).matrix(), offset_of(self, variables, kept)
         return X, offset
 
+    def effect_columns(self, term: int, data: Any) -> np.ndarray:
+        """The random effects' columns of one term for new data, (S, m) float64, which need no group.
+
+        A row with a missing value in them is NaN.
+        """
+        spec = self.terms[term]
+        needed = list(dict.fromkeys(name for recipe in spec.recipes for name in recipe.variables))
+        variables, kept, rows = self._read(data, needed)
+        z = np.full((len(spec.names), rows), np.nan)
+        if len(kept):
+            made = [column for recipe in spec.recipes for column in remake(recipe, variables, len(kept))]
+            for row, name, column in zip(z, spec.names, made, strict=True):
+                check_finite(name, column, kept)
+                row[kept if len(kept) < rows else slice(None)] = column
+        return z
+
     def effect_matrix(self, term: int, data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The random effects' columns and groups of one term for new data.
 
@@ -128,18 +144,59 @@ class ModelSpec:
         codes
             (m,) int32 level of the group, -1 where it is missing or was not seen at the fit.
         """
-        spec = self.terms[term]
-        needed = list(dict.fromkeys(name for recipe in spec.recipes for name in recipe.variables))
-        table = open_table(data)
-        columns, rows = table.load([*needed, *spec.grouping.columns])
-        variables, kept, _ = self._complete({name: columns[name] for name in needed}, rows)
-        z = np.full((len(spec.names), rows), np.nan)
-        if len(kept):
-            made = [column for recipe in spec.recipes for column in remake(recipe, variables, len(kept))]
-            for row, name, column in zip(z, spec.names, made, strict=True):
-                check_finite(name, column, kept)
-                row[kept if len(kept) < rows else slice(None)] = column
-        return z, spec.grouping.row_labels(columns), spec.grouping.codes(columns)
+        labels, missing, codes = self.groups(term, data)
+        if missing.any():
+            labels = labels.astype(object)
+            labels[missing] = None
+        return self.effect_columns(term, data), labels, codes
+
+    def groups(self, term: int, data: Any, *, raw: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The groups of one term in new data: labels (m,), which are missing (m,), levels at the fit (m,), -1 for none.
+
+        `raw` leaves labels as the text of a file, see `levels.labels_of_rows`.
+        """
+        grouping = self.terms[term].grouping
+        columns, _ = open_table(data).load((), grouping.columns)
+        return *grouping.row_labels(columns, raw), grouping.codes(columns)
+
+    def read(self, data: Any, *, groups: bool = True, slopes: bool = True, response: bool = False) -> Table:
+        """New data as a table of which each column that is needed has been read, once.
+
+        Parameters
+        ----------
+        groups
+            Whether the grouping columns are needed.
+        slopes
+            Whether the columns of random effects are.
+        response
+            Whether the response and the weights are.
+
+        Raises
+        ------
+        DataError
+            For a missing column, or a file that cannot be read.
+        """
+        return open_table(data).holding(*self.columns(groups=groups, slopes=slopes, response=response))
+
+    def columns(
+        self, *, groups: bool = True, slopes: bool = True, response: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """Names of the columns that new data need (see `read`): those of values, and those of labels."""
+        names = [*self.fixed.variables, *self._offset_variables()]
+        if slopes:
+            names += [name for term in self.terms for recipe in term.recipes for name in recipe.variables]
+        if response:
+            names += self.response.variables if self.response else ()
+            names += [self.weights_column] if self.weights_column else []
+        labels = [name for term in self.terms for name in term.grouping.columns] if groups else []
+        values, more = self._apart(names)
+        return values, list(dict.fromkeys([*labels, *more]))
+
+    def _apart(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Columns of numbers, and factors."""
+        names = list(dict.fromkeys(names))
+        factors = [name for name in names if name in self.variables and self.variables[name].levels is not None]
+        return [name for name in names if name not in factors], factors
 
     def response_values(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
         """The response of new data, read as at the fit: (y (m,), trials (m,)); NaN where missing.
@@ -154,6 +211,26 @@ class ModelSpec:
             _, y[kept], counts = read_response(self.response, variables, kept, self.family)
             trials[kept] = 1.0 if counts is None else counts
         return y, trials
+
+    def weight_values(self, data: Any) -> np.ndarray:
+        """The weights of new data from the column that the fit took them from, (m,); NaN where missing, 1 for none.
+
+        Raises
+        ------
+        DataError
+            For text, and for negative or infinite weights.
+        """
+        name = self.weights_column
+        if name is None:
+            return np.ones(open_table(data).load(())[1])
+        variables, kept, rows = self._read(data, [name])
+        weights = np.full(rows, np.nan)
+        weights[kept] = variables[name]
+        if (weights < 0).any():
+            first = int(np.argmax(weights < 0))
+            raise DataError(f"weights={name!r} is {weights[first]:g} in row {first} (counting from 0); expected at "
+                            "least 0.")  # fmt: skip
+        return weights
 
     def to_json(self, arrays: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
         """The specification as values that JSON knows; floats round-trip exactly.
@@ -180,7 +257,7 @@ class ModelSpec:
         return names + ([self.offset_column] if self.offset_column else [])
 
     def _read(self, data: Any, needed: Iterable[str]) -> tuple[dict[str, pd.Series], np.ndarray, int]:
-        columns, rows = open_table(data).load(needed)
+        columns, rows = open_table(data).load(*self._apart(needed))
         return self._complete(columns, rows)
 
     def _complete(self, columns: Mapping[str, Column], rows: int) -> tuple[dict[str, pd.Series], np.ndarray, int]:

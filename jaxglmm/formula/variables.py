@@ -13,7 +13,8 @@ import pandas as pd
 from ..errors import DataError, DataWarning
 from .columns import Column
 from .fixed import unseen_levels
-from .levels import describe, factorize, label_key, match
+from .levels import describe, factorize, match
+from .spelling import label_key
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def next_variable(variable: Variable, column: Column) -> pd.Series:
     if variable.levels is None:
         if column.kind not in ("number", "boolean"):
             raise DataError(
-                f"column {column.name!r} holds {describe(column)}, and the model was fitted to numbers there."
+                f"column {column.name!r} holds {describe(column)}{_strange(column)}, and the model was fitted to "
+                "numbers there."
             )
         values = _plain(column)
         return values.astype(bool) if variable.kind == "boolean" else values.astype(float)
@@ -142,6 +144,26 @@ def take_complete(
         return dict(columns), np.arange(rows), counts
     kept = np.flatnonzero(~missing)
     return {name: column.take(kept) for name, column in columns.items()}, kept, counts
+
+
+def _strange(column: Column) -> str:
+    """The first label that is no number, and its row."""
+    if column.labels is None:
+        return ""
+    words = np.array([not _is_number(label) for label in column.labels.tolist()])
+    if not len(words) or not words.any():
+        return ""
+    places = np.where(column.values < 0, False, words[column.values])
+    row = int(np.argmax(places))
+    return f" (the first is {column.labels[column.values[row]]!r}, in row {row} of the complete ones, from 0)"
+
+
+def _is_number(label: Any) -> bool:
+    try:
+        float(label)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _plain(column: Column) -> pd.Series:
