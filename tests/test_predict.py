@@ -66,6 +66,63 @@ def test_conditional_is_the_posterior_mean_of_mu(rows):
     np.testing.assert_allclose(fit.predict(rows), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("family", "sd", "method"),
+    [("binomial", 4.0, "laplace"), (jg.Binomial("cloglog"), 2.0, "agq"), ("poisson", 1.5, "laplace"),
+     (jg.Binomial("cauchit"), 1.5, "laplace")],
+)  # fmt: skip
+def test_a_prediction_is_of_the_posterior_that_ranef_is_of(tmp_path, family, sd, method):
+    """Posterior means of mu on a fine grid, whatever nodes the fit had, in memory and loaded; so are those of b."""
+    rng = np.random.default_rng(6)
+    g, family = np.repeat(np.arange(60), 5), jg.Binomial() if family == "binomial" else family
+    x = rng.normal(size=300)
+    poisson = family == "poisson"
+    eta = 0.3 * x + sd * rng.normal(size=60)[g] * (1 if poisson else 0.7)
+    y = rng.poisson(np.exp(eta)) if poisson else (rng.random(300) < expit(eta)) * 1.0
+    data = pd.DataFrame({"y": y, "x": x, "g": g})
+    fit = jg.fit("y ~ x + (1 | g)", data, family=family, method=method, theta={"g": sd},
+                 n_agq=15 if method == "agq" else None)  # fmt: skip
+    b = np.linspace(-10 * sd, 10 * sd, 40001)
+    population = fit.predict(kind="link", effects="population")
+    if poisson:
+        mean, log_mean = np.exp, lambda e, y: y * e - np.exp(e)
+    else:
+        cdf = {
+            "logit": expit, "cloglog": lambda e: -np.expm1(-np.exp(np.minimum(e, 700))),
+            "cauchit": lambda e: 0.5 + np.arctan(e) / np.pi,
+        }[family.link]  # fmt: skip
+        other = {"logit": lambda e: expit(-e), "cloglog": lambda e: np.exp(-np.exp(np.minimum(e, 700))),
+                 "cauchit": lambda e: 0.5 - np.arctan(e) / np.pi}[family.link]  # fmt: skip
+        mean, log_mean = cdf, lambda e, y: np.log(np.maximum(cdf(e) if y else other(e), 1e-300))
+    expected, means = [], []
+    for k in range(12):
+        own = np.flatnonzero(g == k)
+        f = norm.logpdf(b, 0, sd) + sum(log_mean(population[i] + b, y[i]) for i in own)
+        density = np.exp(f - f.max())
+        expected += [np.average(mean(population[i] + b), weights=density) for i in own]
+        means.append(np.average(b, weights=density))
+    np.testing.assert_allclose(fit.predict()[:60], expected, rtol=5e-7)
+    np.testing.assert_allclose(fit.ranef()["mean"][:12], means, rtol=1e-7, atol=1e-8)
+    fit.save(tmp_path / "fit")
+    loaded = jg.load(tmp_path / "fit")
+    np.testing.assert_array_equal(loaded.predict(data), fit.predict(data))
+    for interval in ({"interval": 0.9}, {"interval": 0.9, "uncertainty": False}):
+        pd.testing.assert_frame_equal(loaded.predict(data, **interval), fit.predict(data, **interval))
+
+
+def test_several_factors_are_averaged_over_together():
+    """E exp(eta) of crossed counts, held sds, by sampling the normal posterior of the joint Hessian at the modes."""
+    rng = np.random.default_rng(2)
+    g, h = (v.ravel() for v in np.meshgrid(np.arange(6), np.arange(5)))
+    data = pd.DataFrame({"y": rng.poisson(2.0, 30), "g": g, "h": h})
+    fit = jg.fit("y ~ 1 + (1 | g) + (1 | h)", data, family="poisson", theta={"g": 0.8, "h": 0.8}, method="laplace")
+    Z = np.hstack([(g[:, None] == np.arange(6)) * 1.0, (h[:, None] == np.arange(5)) * 1.0])
+    mu = fit.predict(effects="mode")
+    S = np.linalg.inv((Z * mu[:, None]).T @ Z + np.eye(11) / 0.64)
+    expected = mu * np.exp(0.5 * np.einsum("ma,ab,mb->m", Z, S, Z))
+    np.testing.assert_allclose(fit.predict(), expected, rtol=1e-8)
+
+
 def test_marginal_averages_over_groups(rows):
     fit = members()
     tau = fit.varcorr[0]["sd"]

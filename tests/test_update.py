@@ -114,10 +114,11 @@ def test_several_effects_of_binary_responses():
     np.testing.assert_array_equal(updated.predict(data[g >= 3]), fit.predict(data[g >= 3]))
     again = updated.update(data[g == 5].assign(y=1.0))
     assert (again.predict(data[g == 5]) > updated.predict(data[g == 5])).all()
-    posterior = updated.state.posteriors[0]
-    assert posterior.root is not None and posterior.weights is not None
-    nodes = posterior.mode[:3, :, None] + np.sqrt(2) * posterior.root[:3] @ posterior.points
-    np.testing.assert_allclose(np.einsum("gsk,gk->gs", nodes, posterior.weights[:3]), posterior.mean[:3], rtol=1e-9)
+    rule = updated._rule()
+    assert rule is not None
+    nodes = rule.origin[:3, :, None] + rule.root[:3] @ rule.points
+    mean = found["mean"].to_numpy().reshape(-1, 2)[:3]
+    np.testing.assert_allclose(np.einsum("gsk,gk->gs", nodes, rule.weights[:3]), mean, rtol=1e-6)
 
 
 def test_new_combinations_of_columns_are_named():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, of_levels, posteriors
-from jaxglmm.fitted.lattice import quantiles
+from jaxglmm.fitted.rules import Rule
 from jaxglmm.fitted.state import State
 from jaxglmm.ops.moments import covers, group_effects
 
@@ -132,11 +132,14 @@ class Kept:
         Its rows, if they were saved.
     joint : Joint or None
         Of several grouping factors.
+    rule : Rule or None
+        What posteriors of one factor's effects are averaged over by.
     """
 
     effects: dict[int, Effects]
     history: History | None
     joint: Any = None
+    rule: Rule | None = None
 
 
 def effects_of(state: State, problem, term: int, prior=None) -> Effects:
@@ -202,7 +205,7 @@ def with_fixed(state: State, problem, levels: np.ndarray, x: np.ndarray | None =
     return out
 
 
-def intervals(state: State, effects: Effects, history, level: float, uncertain: bool) -> np.ndarray:
+def intervals(state: State, effects: Effects, rule: Rule | None, level: float, uncertain: bool) -> np.ndarray:
     """Ends (G, S, 2) of equal-tailed posterior intervals.
 
     With the parameters' uncertainty the posterior given the parameters is moved and stretched to `mean_eb` and
@@ -210,42 +213,39 @@ def intervals(state: State, effects: Effects, history, level: float, uncertain: 
 
     Parameters
     ----------
-    history : callable
+    rule : Rule or None
         As in `standard_quantiles`.
     uncertain : bool
         With the parameters' uncertainty.
     """
-    z = standard_quantiles(state, effects, history, level)
+    z = standard_quantiles(state, effects, rule, level)
     if uncertain and not np.isnan(effects.variance_eb).any():
         return effects.mean_eb[..., None] + np.sqrt(effects.variance_eb)[..., None] * z
     return effects.mean[..., None] + np.sqrt(np.maximum(effects.variance, 0))[..., None] * z
 
 
-def standard_quantiles(state: State, effects: Effects, history, level: float) -> np.ndarray:
+def standard_quantiles(state: State, effects: Effects, rule: Rule | None, level: float, groups=None) -> np.ndarray:
     """Quantiles (G, S, 2) at both ends of an interval, as (quantile - mean) / sd of each posterior.
 
     Of the exact posterior for one effect, other than with Gaussian responses; normal otherwise.
 
     Parameters
     ----------
-    history : callable
-        Gives (History, layout or None) of the rows; not called where posteriors are normal.
+    rule : Rule or None
+        The posteriors; None where they are normal.
     level : float
         Of the interval.
+    groups : int (L,), optional
+        Some levels: (L, S, 2).
     """
     from scipy.special import ndtri
 
+    groups = np.arange(len(effects.mean)) if groups is None else groups
     tail = 0.5 * (1 - level)
-    sd = np.sqrt(np.maximum(effects.variance, 0))
-    z = np.broadcast_to(ndtri([tail, 1 - tail]), (*sd.shape, 2)).copy()
-    if sd.shape[1] == 1 and len(state.terms) == 1 and not is_normal(state.family) and state.factor.any():
-        prior = Prior(np.zeros(1), np.asarray(state.estimate.factors[0], float))
-        rows, layout = history()
-        nodes = nodes_for(state.family, prior, rows)
-        for groups, p in posteriors(state.family, state.log_dispersion, rows, prior, nodes, layout=layout, keep=True):
-            q = quantiles(p.first, p.step, p.weights, (tail, 1 - tail))
-            z[groups, 0] = (q - effects.mean[groups]) / sd[groups]
-    return z
+    sd = np.sqrt(np.maximum(effects.variance[groups], 0))
+    if rule is None or sd.shape[1] > 1 or len(state.terms) > 1:
+        return np.broadcast_to(ndtri([tail, 1 - tail]), (*sd.shape, 2))
+    return rule.standard_quantiles(groups, effects.mean[groups, 0], sd[:, 0], (tail, 1 - tail))[:, None]
 
 
 def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarray | None = None) -> Conditional:

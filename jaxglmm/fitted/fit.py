@@ -14,7 +14,8 @@ from jaxglmm.fitted.history import history_of
 from jaxglmm.fitted.posterior import check_level, ranef_table, term_index
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows
 from jaxglmm.fitted.refits import Refits
-from jaxglmm.fitted.scoring import only_factor, score_table
+from jaxglmm.fitted.rules import Rule, rule_of
+from jaxglmm.fitted.scoring import only_factor, own_prior, score_table
 from jaxglmm.fitted.state import State, state_of
 from jaxglmm.fitted.tables import native_table
 
@@ -97,7 +98,10 @@ class Fit(Estimates, Refits):
         if interval is None:
             return ranef_table(self.state, at, effects, None)
         check_level(interval)
-        ends = intervals(self.state, effects, lambda: self._history("ranef(interval=...)"), interval, uncertainty)
+        if len(self.state.terms) == 1 and not self.has_rows and self._rule() is not None:
+            self._history("ranef(interval=...)")
+        rule = self._rule() if len(self.state.terms) == 1 else None
+        ends = intervals(self.state, effects, rule, interval, uncertainty)
         return ranef_table(self.state, at, effects, ends)
 
     def effects_method(self, group: str | None = None) -> str:
@@ -130,6 +134,13 @@ class Fit(Estimates, Refits):
         if term not in self._kept.effects:
             self._kept.effects[term] = effects_of(self.state, self._problem, term)
         return self._kept.effects[term]
+
+    def _rule(self) -> Rule | None:
+        """What posteriors of the only grouping factor's effects are averaged over by; None where they are normal."""
+        if self._kept.rule is None and self.has_rows:
+            history, layout = self._history("posteriors of groups")
+            self._kept.rule = rule_of(self.state, history, own_prior(self.state), layout)
+        return self._kept.rule
 
     def _joint(self):
         """The effects of several factors together."""
@@ -279,7 +290,7 @@ class Fit(Estimates, Refits):
             rows = training_rows(self._training("predict() without new rows"), self.state.estimate.beta)
         else:
             rows = new_rows(self.state, new, groups=effects in ("conditional", "mode"), slopes=effects != "population")
-        found = predict_rows(self.state, rows, kind, effects, new_levels)
+        found = predict_rows(self, rows, kind, effects, new_levels)
         if interval is None:
             return found
         from jaxglmm.fitted.predict_intervals import ends

@@ -23,6 +23,7 @@ from jaxglmm.fitted.effects import Effects, Kept
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.history import History
 from jaxglmm.fitted.joint import Joint
+from jaxglmm.fitted.rules import Rule
 from jaxglmm.fitted.state import State, terms_of
 from jaxglmm.formula.spec import ModelSpec
 from jaxglmm.model.families import family_from_json
@@ -194,6 +195,8 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
         for field in fields(posterior):
             arrays[f"posterior{i}.{field.name}"] = getattr(posterior, field.name)
         arrays |= {f"effects{i}.{name}": v for name, v in fit._effects(i).arrays().items()}
+    if len(state.terms) == 1 and (rule := fit._rule()) is not None:
+        arrays |= {f"rule.{name}": v for name, v in rule.arrays().items()}
     if len(state.terms) > 1:
         arrays |= {f"joint.{name}": v for name, v in fit._joint().arrays().items()}
     if rows:
@@ -273,7 +276,12 @@ def _kept(state: State, arrays) -> Kept:
         joint = Joint.from_arrays(
             state, {k.removeprefix("joint."): v for k, v in arrays.items() if k.startswith("joint.")}
         )
-    return Kept(effects, history, joint)
+    rule = (
+        Rule(**{field.name: arrays[f"rule.{field.name}"] for field in fields(Rule)})
+        if "rule.points" in arrays
+        else None
+    )
+    return Kept(effects, history, joint, rule)
 
 
 def _number(value):

@@ -92,9 +92,10 @@ def _predicted(state, without, eta, z, kind) -> np.ndarray:
         if kind == "link" or is_normal(family):
             out[groups] = x + np.sum(at * p.mode, 0)
         elif lattice:
-            points = np.arange(float(nodes.points.shape[1]))[None]
+            weights = np.asarray(p.weights).T
+            points = np.arange(float(weights.shape[1]))[None]
             base, slope = x + at[0] * p.first * p.step, at * p.step
-            out[groups] = average(family, base, slope, points, np.asarray(p.weights).T, np.arange(len(groups)))
+            out[groups] = average(family, base, slope, points, weights, np.arange(len(groups)))
         else:
             variance = np.einsum("ag,abg,bg->g", at, p.covariance, at)
             out[groups] = normal_average(family, x + np.sum(at * p.mean, 0), variance)

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.posterior import check_level
-from jaxglmm.fitted.rowwise import average, normal_average, rowwise
+from jaxglmm.fitted.rowwise import normal_average, rowwise
 from jaxglmm.fitted.state import State
 from jaxglmm.optimise.estimate import modes_of
 
@@ -96,8 +96,9 @@ def check_options(kind, effects, interval, new_levels) -> None:
         check_level(interval)
 
 
-def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: str) -> np.ndarray:
+def predict_rows(fit, rows: Rows, kind: str, effects: str, new_levels: str) -> np.ndarray:
     """Predictions (m,); see `Fit.predict`."""
+    state: State = fit.state
     family = state.family
     if effects == "population" or not rows.effects:
         return rows.eta if kind == "link" else rowwise(family, "mean", rows.eta)
@@ -111,9 +112,7 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
         for term, label, new, (z, _) in zip(state.terms, rows.labels, unseen, rows.effects, strict=True):
             _refuse_unseen(term.group, label, new, z)
     several = len(rows.effects) > 1
-    alone = kind == "link" or effects == "mode"  # the rest of the posteriors is not needed
-    modes = modes_of(state.posteriors) if alone else [posterior.mode for posterior in state.posteriors]
-    at_mode = rows.eta + _shift(rows, unseen, modes)
+    at_mode = rows.eta + _shift(rows, unseen, modes_of(state.posteriors))
     if kind == "link":
         return at_mode
     new = np.logical_or.reduce(unseen)
@@ -121,30 +120,27 @@ def predict_rows(state: State, rows: Rows, kind: str, effects: str, new_levels: 
     if new_levels == "integrate":
         spread += np.sum([np.where(where, v, 0.0) for where, v in zip(unseen, prior, strict=True)], axis=0)
     if effects == "conditional" and several:
-        return _several_means(state, rows, unseen, spread)
-    posterior, (z, codes) = state.posteriors[0], next(iter(rows.effects))
-    if effects == "mode" or posterior.weights is None or posterior.root is None:
-        out = rowwise(family, "mean", at_mode)
-    else:
-        # b_k = mode + sqrt(2) root z_k, so that z'b_k = z'mode + sqrt(2) (root'z)'z_k
-        slopes = np.sqrt(2.0) * np.einsum("mas,am->sm", posterior.root[codes], z)
-        slopes = np.where(new, 0.0, slopes)
-        out = average(family, at_mode, slopes, posterior.points, posterior.weights, codes)
+        return _several_means(fit, rows, unseen, spread)
+    rule = None if effects == "mode" else fit._rule()
+    out = rowwise(family, "mean", at_mode)
+    if rule is not None:
+        z, codes = rows.effects[0]
+        at = np.flatnonzero(~new)
+        out[at] = rule.means(family, rows.eta[at], z[:, at], codes[at])
     if new.any():
         out[new] = normal_average(family, at_mode[new], spread[new])
     return out
 
 
-def _several_means(state, rows, unseen, spread) -> np.ndarray:
-    """Posterior mean of mu under several factors: eta taken as normal, the factors' effects as independent.
+def _several_means(fit, rows, unseen, spread) -> np.ndarray:
+    """Posterior mean of mu under several factors: eta taken as normal, with the variance of all its effects together.
 
-    Exact for the identity link. What is left out are the effects' correlations given the data, which are small where
-    levels have many rows, and mostly negative between crossed factors.
+    Exact for the identity link.
     """
+    state: State = fit.state
     eta = rows.eta + _shift(rows, unseen, [posterior.mean for posterior in state.posteriors])
-    for (z, codes), new, posterior in zip(rows.effects, unseen, state.posteriors, strict=True):
-        known = np.einsum("am,mab,bm->m", z, posterior.covariance_mean[codes], z)
-        spread = spread + np.where(new, 0.0, known)
+    if state.family.link != "identity":
+        spread = spread + fit._joint().variance(rows.effects, unseen)
     return normal_average(state.family, eta, spread)
 
 

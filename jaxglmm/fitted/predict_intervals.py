@@ -107,8 +107,9 @@ def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
         variance += _squares(X, vcov)
         variance[has] += 2 * np.einsum("mp,msp,sm->m", X[has], found.with_beta[at[has]], z[:, has], optimize=True)
     shape = np.broadcast_to(_normal_quantiles(level), (len(centre), 2))
-    if len(z) == 1 and fit.has_rows:
-        quantile = standard_quantiles(fit.state, found, lambda: fit._history("predict(interval=...)"), level)[codes, 0]
+    if len(z) == 1 and (rule := fit._rule()) is not None:
+        groups, back = np.unique(codes, return_inverse=True)
+        quantile = standard_quantiles(fit.state, found, rule, level, groups)[back, 0]
         shape = np.where(z[0][:, None] >= 0, quantile, -quantile[:, ::-1])
     return centre[:, None] + np.sqrt(np.maximum(variance, 0))[:, None] * shape
 

@@ -6,11 +6,10 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Kept, given_effects
-from jaxglmm.fitted.history import History, Prior, is_normal, of_levels, posteriors
+from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, of_levels, posteriors
+from jaxglmm.fitted.rules import rule_of
 from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, posterior_moments
 from jaxglmm.fitted.state import State, fingerprint, terms_of
-from jaxglmm.objectives.marginal import Nodes, gauss_hermite
-from jaxglmm.objectives.posterior import node_rule
 from jaxglmm.optimise.estimate import Posterior
 
 
@@ -43,7 +42,11 @@ def updated(fit, data) -> tuple[State, Kept]:
     posterior = replace(posterior, n=_grown(old.n, len(term.levels)) + np.bincount(level, minlength=len(term.levels)))
     checksum = fingerprint(new.y, new.weights, state.fingerprint)
     state = replace(state, posteriors=(posterior,), n=state.n + len(new.y), fingerprint=checksum)
-    return state, Kept({0: kept}, whole)
+    rule = None
+    if whole is None and (known := fit._rule()) is not None:
+        touched_rule = rule_of(state, history, prior)
+        rule = None if touched_rule is None else known.replaced(touched, touched_rule, len(term.levels))
+    return state, Kept({0: kept}, whole, rule=rule)
 
 
 def _with_levels(state: State, new) -> tuple[State, np.ndarray]:
@@ -77,28 +80,20 @@ def _priors(old: Posterior, prior: Prior, levels: np.ndarray) -> Prior:
 
 
 def _posterior(state: State, old: Posterior, history: History, prior: Prior, levels: np.ndarray) -> Posterior:
-    """Posteriors of all levels, those of `levels` from their rows, by the rule of quadrature of the others."""
-    size, S = len(state.terms[0].levels), len(state.terms[0].names)
+    """Posteriors of all levels, those of `levels` from their rows."""
+    size = len(state.terms[0].levels)
     normal, factor = is_normal(state.family), own_prior(state).factor
     fields = {name: _grown(getattr(old, name), size) for name in ("mode", "covariance", "mean", "covariance_mean")}
     for name in ("covariance", "covariance_mean"):
         fields[name][len(old.n) :] = factor @ factor.T
-    rule = node_rule(S, 3)
-    if old.points is not None:
-        rule = gauss_hermite(round(old.points.shape[1] ** (1 / S)), S)
-        rule = Nodes(np.asarray(rule.points), np.asarray(rule.log_weights), np.int32(rule.count))
-        fields |= {"weights": _grown(old.weights, size), "root": _grown(old.root, size)}
-        fields["weights"][levels] = np.exp(rule.log_weights) / np.exp(rule.log_weights).sum()
     if factor.any():
-        found = posteriors(state.family, state.log_dispersion, history, prior, rule, keep=old.points is not None)
-        for groups, p in found:
+        nodes = nodes_for(state.family, prior, history, n_agq=state.estimate.n_agq)
+        for groups, p in posteriors(state.family, state.log_dispersion, history, prior, nodes):
             at = levels[groups]
             fields["mode"][at], fields["covariance"][at] = p.mode.T, np.moveaxis(p.curvature, -1, 0)
             fields["mean"][at] = (p.mode if normal else p.mean).T
             fields["covariance_mean"][at] = np.moveaxis(p.curvature if normal else p.covariance, -1, 0)
-            if p.weights is not None:
-                fields["weights"][at], fields["root"][at] = p.weights.T, np.moveaxis(p.root, -1, 0)
-    return Posterior(**fields, n=old.n, points=old.points)
+    return Posterior(**fields, n=old.n)
 
 
 def _grown(values: np.ndarray, size: int) -> np.ndarray:

@@ -136,11 +136,6 @@ class Posterior:
         Posterior mean and covariance of b.
     n : (G,)
         Rows of each level.
-    points : (S, K) or None
-    weights : (G, K) or None
-        The quadrature rule for posterior expectations: sum_k weights[g, k] h(b_k) with
-        b_k = mode + sqrt(2) root points_k, root root' = covariance. None where the posterior is normal.
-    root : (G, S, S) or None
     """
 
     mode: np.ndarray
@@ -148,9 +143,6 @@ class Posterior:
     mean: np.ndarray
     covariance_mean: np.ndarray
     n: np.ndarray
-    points: np.ndarray | None = None
-    weights: np.ndarray | None = None
-    root: np.ndarray | None = None
 
 
 class Posteriors(Sequence[Posterior]):

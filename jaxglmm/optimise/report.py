@@ -11,7 +11,7 @@ from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
 from jaxglmm.optimise.marginal_fit import padded_nodes
 
 
-# Nodes of the stored posterior rule when the fit itself used fewer; and how many weights it may hold beyond that.
+# Nodes of the posterior moments when the fit itself used fewer; and how many weights there may be beyond that.
 _POSTERIOR_NODES = {1: 15, 2: 7, 3: 5}
 _POSTERIOR_WEIGHTS = 20_000_000
 
@@ -98,9 +98,8 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
 def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
     """Posterior of every level's effects given the estimates.
 
-    A `brief` one is for its means and covariances: where native code is there it comes without the weights of the
-    nodes, and from modes that are a step of the parameters old, since moments do not depend on where exactly the nodes
-    lie.
+    A `brief` one is for its means and covariances: where native code is there it comes from modes that are a step of
+    the parameters old, since moments do not depend on where exactly the nodes lie.
     """
     frame, layout, scaling = problem.frame, problem.layout, problem.scaling
     covariance = problem.design.terms[0].covariance
@@ -122,9 +121,6 @@ def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
         mean=np.einsum("ab,bg->ga", factor, moments.mean),
         covariance_mean=np.einsum("gac,bc->gab", spread, factor),
         n=layout.counts,
-        points=None if brief else rule.points,
-        weights=None if brief else moments.weights.T,
-        root=root,
     )
 
 
@@ -152,7 +148,7 @@ def _moments_of_levels(problem, solution, nodes, brief) -> Moments:
     if not brief:  # with the program of the fit's own evaluations: nothing is compiled for the modes at the very end
         determinant = solution.convergence.n_agq is not None
         modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, modes, determinant=determinant).modes
-    moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first, keep=not brief)
+    moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first, keep=False)
     root, mean, variance = np.asarray(moments).T
     return Moments(
         np.asarray(modes)[:, first], root[None, None], mean[None], variance[None, None], np.asarray(weights).T
