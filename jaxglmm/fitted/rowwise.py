@@ -11,6 +11,8 @@ from jaxglmm.design.groups import round_up
 
 # Rows of a block in `average`: with 100 nodes its weights take about 13 MB.
 _BLOCK = 16384
+# Numbers of points are rounded up to multiples of this, which share a program.
+_POINTS = 32
 
 
 @functools.partial(jax.jit, static_argnames=("family", "name"))
@@ -33,7 +35,7 @@ def rowwise(family, name: str, *arguments) -> np.ndarray:
 def _average(family, base, slopes, points, weights):
     def add(k, total):
         eta = base + sum(slopes[a] * points[a, k] for a in range(slopes.shape[0]))
-        return total + weights[:, k] * family.mean(eta)
+        return total + jnp.where(weights[:, k] > 0, weights[:, k] * family.mean(eta), 0.0)
 
     return jax.lax.fori_loop(0, points.shape[1], add, jnp.zeros_like(base))
 
@@ -50,13 +52,16 @@ def average(family, base, slopes, points, weights, codes=None) -> np.ndarray:
     """
     n = len(base)
     out = np.empty(n)
+    more = -points.shape[1] % _POINTS
+    points = np.pad(points, [(0, 0), (0, more)], mode="edge")
     block = min(round_up(n), _BLOCK) if n else 0
     for begin in range(0, n, max(block, 1)):
         rows = slice(begin, min(begin + block, n))
         extra = block - (rows.stop - begin)
         mass = weights[None] if codes is None else weights[codes[rows]]
         pad = lambda v, extra=extra: np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, extra)], mode="edge")
-        mass = mass if codes is None else np.pad(mass, [(0, extra), (0, 0)], mode="edge")
+        mass = np.pad(mass, [(0, 0 if codes is None else extra), (0, 0)], mode="edge")
+        mass = np.pad(mass, [(0, 0), (0, more)])
         with jax.enable_x64(True):
             out[rows] = np.asarray(_average(family, pad(base[rows]), pad(slopes[:, rows]), points, mass))[
                 : rows.stop - begin
