@@ -53,7 +53,20 @@ def fit(
     reml : bool
         Restricted maximum likelihood (Gaussian only).
     weights : str or array, optional
-        Prior weights; for proportions the numbers of trials.
+        Prior weights, at least 0. What a weight w of a row means is the same in fits, simulations, bootstrap and
+        residuals:
+
+        ==================  ==========  ===========================================================
+        family              w is        that is
+        ==================  ==========  ===========================================================
+        gaussian            precision   Var(y) = sigma^2 / w
+        binomial            trials      y is the proportion of w trials
+        poisson             copies      w rows alike; y is their mean, which may have fractions of w
+        negative binomial,  copies      w rows alike, with the response y each: not simulated, and in
+        gamma, beta                     the bootstrap written out, for which w must be whole
+        ==================  ==========  ===========================================================
+
+        Rows of weight zero, and those without a trial, count nowhere: it is as if the table did not have them.
     offset : str or array, optional
         Added to eta.
     penalty : ElasticNet, optional

@@ -204,7 +204,7 @@ def _matrix(frame, X: Any, names) -> _Extra:
         if X.ndim != 2:
             raise DataError(f"X must have two dimensions, a row for each row of the data; found shape {X.shape}")
     total = int(frame.rows[-1]) + 1 if len(frame.rows) else 0
-    expected = len(frame.rows) + frame.n_dropped
+    expected = frame.total
     if X.shape[0] != expected or X.shape[0] < total:
         raise DataError(f"X has {X.shape[0]} rows; expected {expected}, one for each row of the data")
     if not np.isfinite(numbers).all():
@@ -212,7 +212,7 @@ def _matrix(frame, X: Any, names) -> _Extra:
     names = tuple(f"X{j}" for j in range(X.shape[1])) if names is None else tuple(map(str, names))
     if len(names) != X.shape[1]:
         raise DataError(f"X_names has {len(names)} names for the {X.shape[1]} columns of X")
-    if frame.n_dropped:
+    if len(frame.rows) < frame.total:
         X = X[frame.rows] if isinstance(X, np.ndarray) else X.tocsr()[frame.rows].tocsc()
     return _Extra(X, False, *matrix_moments(X, frame.weights), names)
 

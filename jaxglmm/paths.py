@@ -96,7 +96,7 @@ def fit_path(
     )
     if scale == "rss" and frame.terms:
         raise DataError("scale='rss' is for models without random effects: leave it out, or the bar")
-    fold = fold_labels(frame, cv, cv_by, seed, len(frame.rows) + frame.n_dropped)
+    fold = fold_labels(frame, cv, cv_by, seed, frame.total)
     with jax.enable_x64(True), calm(), Progress(progress) as line:
         laid = lay_out_path(
             frame, family, data, alpha=alpha, factors=factors, standardize=standardize, X=X, X_names=X_names,

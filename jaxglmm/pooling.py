@@ -2,13 +2,18 @@
 
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from jaxglmm.errors import ConvergenceError, DataError
+from jaxglmm.errors import ConvergenceError, DataError, DataWarning
+from jaxglmm.fitted.history import History
+from jaxglmm.fitted.predictive import Rows, given_history, log_density, means, plugged_in
 from jaxglmm.fitted.rowwise import rowwise
+from jaxglmm.fitted.scoring import own_prior
 from jaxglmm.fitted.tables import native_table, text_column
 from jaxglmm.fitting import fit
 from jaxglmm.formula.bars import parse_formula
@@ -30,8 +35,9 @@ class ShrinkageComparison:
     Attributes
     ----------
     table
-        Of the caller's kind, a row for each way: `method`, `log_loss` (mean negative log-likelihood of held-out rows
-        given the predicted mean), `auc` (0/1 responses), `slope_all` and `slope_1` ... (calibration slope: of the
+        Of the caller's kind, a row for each way: `method`, `log_loss` (mean negative log predictive density of held-out
+        rows: averaged over the posterior of the group's effect for the random intercept, at the point estimate for the
+        others, which have no more), `auc` (0/1 responses), `slope_all` and `slope_1` ... (calibration slope: of the
         response on the predicted link, over all groups and by size of group, ascending; 1 is right, below 1 the
         predictions are too extreme), `tau`, `lambda` (sigma^2/tau^2, or 1/tau^2, on the sum of the losses), `seconds`
         of its fit to all rows.
@@ -44,6 +50,9 @@ class ShrinkageComparison:
         The fits to all rows, by method.
     information : float
         Mean information of a row on its group's effect: 1/sigma^2 for Gaussian responses.
+    at_edge : bool
+        Whether the best of the cross-validated ridge's sds is the first or last of its grid, so that a better one may
+        lie beyond; a warning says so too.
     group : str
     """
 
@@ -52,6 +61,7 @@ class ShrinkageComparison:
     groups: dict[str, np.ndarray]
     fits: dict
     information: float
+    at_edge: bool
     group: str
 
     def plot(self, path=None):
@@ -99,18 +109,26 @@ def compare_shrinkage(
     if len(frame.terms) != 1 or frame.terms[0].z.shape[0] != 1 or np.ptp(frame.terms[0].z):
         raise DataError(f"compare_shrinkage is about one random intercept, such as (1 | g); found {formula!r}")
     group = frame.terms[0].group
-    total = len(frame.rows) + frame.n_dropped
-    prior = np.zeros(total)
+    prior = np.zeros(frame.total)
     prior[frame.rows] = frame.weights if weights is not None else 1.0
-    fold: Any = fold_labels(frame, folds, "rows", seed, total)
+    fold: Any = fold_labels(frame, folds, "rows", seed, frame.total)
     common = {"family": family, "offset": offset, "levels": levels}
     mixed = common | {"formula": formula, "data": data}
     plain = common | {"formula": _without_bars(formula, bars), "data": data}
     every = _Ways(mixed, plain, group, n_agq, _exist(frame, family))
     fits, seconds = every.fit(prior if weights is not None else None)
     scored = _held_out(every, frame, family, fold, prior)
+    factor = scored.pop("factor")
+    at_edge = factor in (_GRID[0], _GRID[-1])
+    if at_edge:
+        warnings.warn(
+            f"the best of the ridge's sds, {factor:g} times the estimated one, is at the edge of the grid from "
+            f"{_GRID[0]:g} to {_GRID[-1]:g}: a better one may lie beyond",
+            DataWarning,
+            stacklevel=2,
+        )
     fits["ridge, lambda by cross-validation"], seconds["ridge, lambda by cross-validation"] = every.ridge(
-        scored.pop("factor"), prior if weights is not None else None
+        factor, prior if weights is not None else None
     )
     classes, sizes = _size_classes(frame.terms[0].codes)
     names = [name for name in fits if fits[name] is not None]
@@ -122,7 +140,7 @@ def compare_shrinkage(
     table |= {"tau": np.array(taus), "lambda": np.array([_lambda(sigma, tau) for tau in taus])}
     table["seconds"] = np.array([seconds[name] for name in names])
     groups, information = _groups(fits, group)
-    return ShrinkageComparison(native_table(frame.native, table), sizes, groups, fits, information, group)
+    return ShrinkageComparison(native_table(frame.native, table), sizes, groups, fits, information, at_edge, group)
 
 
 def _lambda(sigma, tau):
@@ -195,22 +213,22 @@ class _Ways:
 
 
 def _held_out(ways, frame, family, fold, prior) -> dict:
-    """(mean, log dispersion) of every row by fits that did not see it, by way; and the factor of the best ridge."""
+    """(mean, log predictive density) of every row by fits that did not see it, by way; and the best ridge's factor."""
     n, folds = len(frame.y), int(fold.max()) + 1
     out = {}
     losses = np.zeros((len(_GRID), folds))
     ridges = np.zeros((len(_GRID), 2, n))
     for k in range(folds):
-        held = fold == k
+        held = np.flatnonzero(fold == k)
         weights = prior.copy()
         weights[frame.rows[held]] = 0.0
         fits, _ = ways.fit(weights)
         for name, model in fits.items():
             if model is not None:
-                _put(out.setdefault(name, np.zeros((2, n))), model, held)
+                out.setdefault(name, np.zeros((2, n)))[:, held] = _predicted(model, frame, held)
         for g, factor in enumerate(_GRID):
-            _put(ridges[g], ways.ridge(factor, weights)[0], held)
-            losses[g, k] = _loss(family, frame, ridges[g], held).sum()
+            ridges[g][:, held] = _predicted(ways.ridge(factor, weights)[0], frame, held)
+            losses[g, k] = -ridges[g, 1, held].sum()
     chosen = np.zeros((2, n))
     for k in range(folds):
         best = np.argmin(losses.sum(1) - losses[:, k])
@@ -219,30 +237,48 @@ def _held_out(ways, frame, family, fold, prior) -> dict:
     return out | {"factor": float(_GRID[np.argmin(losses.sum(1))])}
 
 
-def _put(into, model, held):
-    effects = "mode" if model.method == "joint" else "conditional"
-    into[0, held] = model.predict(effects=effects)[held]
-    into[1, held] = model.state.log_dispersion
+def _predicted(model, frame, held) -> np.ndarray:
+    """Mean and log predictive density (2, m) of the rows `held`, by a fit to the others.
 
-
-def _loss(family, frame, predicted, rows):
-    """Negative log-likelihood of rows at predicted means."""
-    import jax
-
-    mean, log_phi = predicted[0, rows], predicted[1, rows]
-    if family.name == "binomial":
-        mean = np.clip(mean, 1e-12, 1 - 1e-12)
-    y, w = frame.y[rows], frame.weights[rows]
-    with jax.enable_x64(True):
-        eta = family.link_function(mean)
-        value = np.asarray(family.derivatives(eta, y, w, log_phi).l)
-    return -value - family.constant(y, w) / len(y)
+    A fit that integrates over the effects predicts by their posterior given the other rows; one at their joint mode by
+    that alone.
+    """
+    state, family = model.state, model.family
+    lost = [name for name in frame.names if name not in model.names]
+    if lost:
+        raise DataError(
+            f"a fold holds all rows from which {lost[0]!r} could be estimated: use fewer folds, or join rare levels"
+        )
+    eta = frame.offset + frame.X @ state.estimate.beta
+    rows = Rows(frame.y, frame.weights)
+    if not state.terms:
+        found = plugged_in(eta)
+    else:
+        # The fit has no levels whose rows are all held out: their effects are those of N(0, tau^2), of mode 0.
+        term, own = frame.terms[0], state.terms[0]
+        at = pd.Index(own.levels).get_indexer(pd.Index(term.levels))[term.codes]
+        if model.method == "joint":
+            found = plugged_in(eta + np.where(at >= 0, state.posteriors[0].mode[at, 0], 0.0) * term.z[0])
+        else:
+            weights = frame.weights.copy()
+            weights[held] = 0.0
+            history = History(term.codes, frame.y, weights, eta, term.z, len(term.levels))
+            found = given_history(state, history, own_prior(state), held, rows)
+    out = np.empty((2, len(frame.y)))
+    for part in found:
+        log = log_density(state, rows, part)
+        top = log.max(1)
+        out[0, part.rows] = np.sum(part.weights * means(state, part), 1)
+        out[1, part.rows] = top + np.log(np.sum(part.weights * np.exp(log - top[:, None]), 1))
+    out = out[:, held]
+    out[1] += family.constant(frame.y[held], frame.weights[held]) / len(held)
+    return out
 
 
 def _scores(frame, family, predicted, classes) -> dict:
     rows = np.ones(len(frame.y), bool)
     binary = family.name == "binomial" and np.isin(frame.y, (0.0, 1.0)).all()
-    out = {"log_loss": float(_loss(family, frame, predicted, rows).sum() / frame.weights.sum())}
+    out = {"log_loss": float(-predicted[1].sum() / frame.weights.sum())}
     out["auc"] = _auc(frame.y, predicted[0], frame.weights) if binary else math.nan
     out["slope_all"] = _slope(frame, family, predicted[0], rows)
     for c in range(classes.max() + 1):

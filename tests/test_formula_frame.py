@@ -246,9 +246,11 @@ def test_two_levels():
 def test_counts():
     data = {"s": [1, 0, 3], "size": [4, 0, 3], "w": [1.0, 1.0, 2.0]}
     frame = model_frame("cbind(s, size - s) ~ 1", data, family=BINOMIAL)
-    assert frame.y.tolist() == [0.25, 0, 1] and frame.weights.tolist() == [4, 0, 3]
+    # The row without a trial counts nowhere.
+    assert frame.y.tolist() == [0.25, 1] and frame.weights.tolist() == [4, 3]
+    assert (frame.rows.tolist(), frame.weightless.tolist(), frame.n_dropped, frame.total) == ([0, 2], [1], 0, 3)
     assert frame.modelled == "P(success) from cbind(s, size - s)"
-    assert model_frame("cbind(s, size - s) ~ 1", data, family=BINOMIAL, weights="w").weights.tolist() == [4, 0, 6]
+    assert model_frame("cbind(s, size - s) ~ 1", data, family=BINOMIAL, weights="w").weights.tolist() == [4, 6]
     y, trials = frame.spec.response_values({"s": [1, np.nan], "size": [2, 2]})
     assert y[0] == 0.5 and trials[0] == 2 and np.isnan(y[1])
     frame = model_frame("p ~ 1", {"p": [0.25, 0.5], "n": [4, 2]}, family=BINOMIAL, weights="n")
@@ -291,8 +293,8 @@ def test_weights_and_offsets():
     data = {"y": [1.0, 2, 3], "e": [1.0, 2, 4], "w": [1, 0, 2], "o": [0.5, 0, 0]}
     frame = model_frame("y ~ 1 + offset(log(e)) + offset(e^2)", data, family=GAUSSIAN, weights="w", offset="o")
     expected = np.log([1, 2, 4]) + np.array([1.5, 4, 16])
-    np.testing.assert_allclose(frame.offset, expected)
-    assert frame.weights.tolist() == [1, 0, 2]
+    np.testing.assert_allclose(frame.offset, expected[[0, 2]])
+    assert frame.weights.tolist() == [1, 2] and frame.weightless.tolist() == [1]
     np.testing.assert_allclose(frame.spec.fixed_matrix(data)[1], expected)
     frame = model_frame("y ~ 1", data, family=GAUSSIAN, weights=np.array([1, 2, 3]), offset=[0.1, 0.2, 0.3])
     assert frame.weights.tolist() == [1, 2, 3] and frame.offset.tolist() == [0.1, 0.2, 0.3]

@@ -1,10 +1,13 @@
 """Random intercept beside one-hot ridge: the identity, the scores by hand, the figure."""
 
+# pyright: reportOptionalSubscript=false
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import jaxglmm as jg
+from jaxglmm import pooling
 from jaxglmm.pooling import _auc, _size_classes, _without_bars
 
 
@@ -58,6 +61,34 @@ def test_partial_pooling_predicts_best(gaussian):
         sigma2 = np.mean((train.y - intercept - slope * train.x) ** 2)
         loss += np.sum(0.5 * np.log(2 * np.pi * sigma2) + (test.y - intercept - slope * test.x) ** 2 / (2 * sigma2))
     assert scores.log_loss["complete pooling"] == pytest.approx(loss / len(table), rel=1e-9)
+
+
+def test_the_random_intercept_is_scored_by_its_predictive_density(gaussian):
+    """By dense linear algebra: y of a held-out row given the kept ones is normal, at the parameters of the fold."""
+    table, found = gaussian
+    order = np.random.default_rng(0).permutation(len(table))
+    fold = np.empty(len(table), int)
+    fold[order] = np.arange(len(table)) % 3
+    loss = 0.0
+    for k in range(3):
+        train, test = table[fold != k], table[fold == k]
+        fit = jg.fit("y ~ x + (1 | g)", train)
+        (a, b), tau2, sigma2 = fit.fixef.values(), fit.varcorr[0]["variance"], fit.dispersion["value"] ** 2
+        same = np.equal.outer(test.g.to_numpy(), train.g.to_numpy())
+        V = tau2 * np.equal.outer(train.g.to_numpy(), train.g.to_numpy()) + sigma2 * np.eye(len(train))
+        gain = tau2 * same @ np.linalg.inv(V)
+        mean = a + b * test.x + gain @ (train.y - a - b * train.x)
+        variance = tau2 + sigma2 - np.sum(gain * tau2 * same, 1)
+        loss += np.sum(0.5 * np.log(2 * np.pi * variance) + (test.y - mean) ** 2 / (2 * variance))
+    assert rows(found).log_loss["random intercept"] == pytest.approx(loss / len(table), rel=1e-6)
+
+
+def test_the_edge_of_the_grid_is_told(gaussian, monkeypatch):
+    table, found = gaussian
+    assert not found.at_edge
+    monkeypatch.setattr(pooling, "_GRID", np.array([3.0, 4.0]))
+    with pytest.warns(jg.DataWarning, match="3 times the estimated one, is at the edge of the grid from 3 to 4"):
+        assert jg.compare_shrinkage("y ~ x + (1 | g)", table, folds=3).at_edge
 
 
 def test_a_figure_of_the_groups(gaussian, tmp_path):

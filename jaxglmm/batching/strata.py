@@ -57,13 +57,16 @@ class Strata:
         codes, labels = factorize(column)
         dropped = np.zeros(0, int)
         if len(frame.rows) < total:
-            dropped = np.setdiff1d(np.arange(total), frame.rows, assume_unique=True)
+            left = np.concatenate([frame.rows, frame.weightless])
+            dropped = np.setdiff1d(np.arange(total), left, assume_unique=True)
         found, first = np.unique(codes[dropped], return_index=True)
         names = ", ".join(repr(name) for name in frame.dropped_by)
         incomplete = {
             int(i): f"row {int(dropped[at])} (counting from 0) has a missing value; columns with such: {names}"
             for i, at in zip(found, first, strict=True)
         }
+        for i in np.setdiff1d(codes[frame.weightless], codes[frame.rows]):
+            incomplete.setdefault(int(i), "all of its rows have weight zero")
         return cls(frame, labels, codes[frame.rows], incomplete)
 
     @cached_property

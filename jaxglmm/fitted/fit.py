@@ -34,7 +34,8 @@ class Fit(Estimates, Refits):
     names : tuple of str
         Of the fixed effects.
     n, n_dropped : int
-        Rows used, and rows left out for missing values.
+        Rows used, and rows left out for missing values. Rows of weight zero are neither; where weights are copies of a
+        row (see `jaxglmm.fit`) and whole numbers, the copies are counted.
     groups : dict of str to int
         Levels of each grouping factor.
     modelled : str or None
@@ -352,10 +353,10 @@ class Fit(Estimates, Refits):
         return self.predict(effects="mode")
 
     def residuals(self, kind: str = "response", seed=0) -> np.ndarray:
-        """Residuals at the conditional modes; see `jaxglmm.fitted.residuals.residuals`."""
+        """Residuals of the rows of the fit; see `jaxglmm.fitted.residuals.residuals`."""
         from jaxglmm.fitted.residuals import residuals
 
-        return residuals(self.state, self._training("residuals"), self.fitted, kind, seed)
+        return residuals(self, kind, seed)
 
     def simulate(self, n: int = 1, seed=None) -> np.ndarray:
         """Responses from the fitted model, with random effects drawn anew.
@@ -369,7 +370,14 @@ class Fit(Estimates, Refits):
         Returns
         -------
         (rows, n)
-            In the form that the family uses: 0/1 or proportions for the binomial.
+            In the form that the family uses: 0/1 or proportions for the binomial, means of as many counts as a row's
+            weight says for Poisson (see `jaxglmm.fit` for what a weight is).
+
+        Raises
+        ------
+        DataError
+            For a fit that was loaded; and for weights that are copies of a row where one response cannot stand for
+            them (negative binomial, gamma, beta).
         """
         return simulate(self.state, self._training("simulate"), n, seed)
 
@@ -417,12 +425,13 @@ class Fit(Estimates, Refits):
 
     @property
     def overdispersion(self) -> dict[str, float]:
-        """Pearson chi-squared over residual degrees of freedom: {ratio, chi2, df}, with df = rows - parameters.
+        """Pearson chi-squared of rows given the others of their groups, over its degrees of freedom.
 
-        Near 1 where the family's variance fits; conditional on the modes, so a little below 1 is usual.
+        Near 1 where the family's variance fits; see `jaxglmm.fitted.residuals.overdispersion`.
         """
-        chi2, df = float(np.sum(np.square(self.residuals("pearson")))), self.n - self.df
-        return {"ratio": chi2 / df if df > 0 else math.nan, "chi2": chi2, "df": df}
+        from jaxglmm.fitted.residuals import overdispersion
+
+        return overdispersion(self)
 
     # --- Outside -------------------------------------------------------------------------------------------
 

@@ -55,8 +55,8 @@ class CompleteRows:
 def complete_rows(state: State, data: Any, *, raw: bool = False) -> CompleteRows:
     """Rows of a table for a fit with one grouping factor; those with a missing value are left out.
 
-    Prior weights that the fit took from a column are taken from it again; a row whose weight is missing is left out
-    like any other. `raw` leaves labels as the text of a file, see `labels_of_rows`.
+    Prior weights that the fit took from a column are taken from it again; a row whose weight is missing or zero is left
+    out like any other. `raw` leaves labels as the text of a file, see `labels_of_rows`.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def complete_rows(state: State, data: Any, *, raw: bool = False) -> CompleteRows
     weights = trials * spec.weight_values(data)
     (z, levels), label = rows.effects[0], rows.labels[0]
     assert label is not None
-    known = np.isfinite(rows.eta) & np.isfinite(y) & np.isfinite(weights) & np.isfinite(z).all(0)
+    known = np.isfinite(rows.eta) & np.isfinite(y) & (weights > 0) & np.isfinite(weights) & np.isfinite(z).all(0)
     kept = np.flatnonzero(known)
     if len(kept):
         name = spec.response.text if spec.response else "response"

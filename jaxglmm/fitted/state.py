@@ -36,7 +36,7 @@ class State:
         One a term; of a new fit worked out when first asked for.
     terms : tuple of FittedTerm
     n : int
-        Rows that were used.
+        Rows that were used; of families whose weights are copies of a row, the copies, where they are whole numbers.
     n_dropped : int
         Rows left out for missing values.
     dropped_by : dict of str to int
@@ -101,18 +101,28 @@ def fingerprint(y, weights, before: int = 0) -> int:
 def state_of(problem, estimate: Estimate, posteriors: Sequence[Posterior]) -> State:
     """Gather what is kept of a fit."""
     frame = problem.frame
+    copies = frame.weights if "copies" in problem.family.weight_is and not all_ones(frame.weights) else None
     return State(
         spec=frame.spec,
         family=problem.family,
         estimate=estimate,
         posteriors=posteriors,
         terms=terms_of(frame.spec),
-        n=len(frame.y),
+        n=_rows(frame, copies),
         n_dropped=int(frame.n_dropped),
         dropped_by={name: int(count) for name, count in frame.dropped_by.items()},
         modelled=frame.modelled,
         native=frame.native,
         fingerprint=fingerprint(frame.y, frame.weights),
         mean_response=float(np.average(frame.y, weights=None if all_ones(frame.weights) else frame.weights)),
-        effect_squares=tuple(term.z @ term.z.T / term.z.shape[1] for term in frame.terms),
+        effect_squares=tuple(
+            term.z @ term.z.T / term.z.shape[1] if copies is None else (copies * term.z) @ term.z.T / copies.sum()
+            for term in frame.terms
+        ),
     )
+
+
+def _rows(frame, copies) -> int:
+    if copies is None or (copies != np.floor(copies)).any() or copies.sum() > 2**53:
+        return len(frame.y)
+    return int(copies.sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,8 @@ class ModelFrame:
         (n,) int64 positions in the caller's table of the rows that were kept.
     n_dropped, dropped_by
         Rows dropped for missing values; missing values by column.
+    weightless
+        Positions in the caller's table of the rows with weight zero, or without a trial, which count nowhere.
     spec
         Makes the same columns from new data.
     modelled
@@ -100,6 +102,12 @@ class ModelFrame:
     modelled: str | None
     native: str
     unweighted: Moments | None = None
+    weightless: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def total(self) -> int:
+        """Rows of the caller's table."""
+        return len(self.rows) + self.n_dropped + len(self.weightless)
 
     @cached_property
     def moments(self) -> Moments:
@@ -123,8 +131,12 @@ def model_frame(
     offset: str | Any | None = None,
     levels: Mapping[str, str | Sequence[Any]] | None = None,
     full_rank: bool = True,
+    weightless: np.ndarray | None = None,
 ) -> ModelFrame:
     """Apply a formula to a table. Only the columns that the formula uses are read.
+
+    Rows of weight zero are left out as if the table did not have them: their levels, missing values and numbers count
+    nowhere.
 
     Parameters
     ----------
@@ -141,6 +153,8 @@ def model_frame(
         {column: list of levels in order, or "categorical"}.
     full_rank
         False keeps every dummy of the fixed part's factors.
+    weightless
+        Positions of further rows to leave out so: those that turned out to have no trial.
 
     Raises
     ------
@@ -191,7 +205,8 @@ def model_frame(
     if not total:
         found = "the data have" if table.path is None else f"{table.path!r} has"
         raise DataError(f"{found} no rows; a fit needs at least one.")
-    complete, rows, dropped_by = take_complete(loaded, total, stored)
+    apart = _weightless(weights, loaded, total, weightless)
+    complete, rows, dropped_by = take_complete(loaded, total, stored, apart)
     del loaded
     if not len(rows):
         raise DataError(f"no row is complete; missing values by column: {dropped_by}. Leave such a column out.")
@@ -235,6 +250,9 @@ def model_frame(
         response, y, trials = read_response(response, variables, rows, family.name)
         if trials is not None:
             prior = prior * trials
+            if not prior.all() and prior.any():
+                given = {"weights": weights, "offset": offset, "levels": levels, "full_rank": full_rank}
+                return model_frame(formula, data, family=family, weightless=rows[prior == 0], **given)
         family.check_response(y, prior, " ".join(response.text.split()), rows)
     spec = ModelSpec(
         formula=formula,
@@ -259,12 +277,13 @@ def model_frame(
         names=fixed.names,
         terms=tuple(terms),
         rows=rows,
-        n_dropped=total - n,
+        n_dropped=total - n - (0 if apart is None else int(apart.sum())),
         dropped_by=dropped_by,
         spec=spec,
         modelled=response.modelled if response is not None else None,
         native=table.native,
         unweighted=measured,
+        **({} if apart is None else {"weightless": np.flatnonzero(apart)}),
     )
 
 
@@ -358,6 +377,26 @@ def _number_column(what: str, column: Column, rows: np.ndarray) -> pd.Series:
     values = column.values.astype(np.float64)
     check_finite(column.name, values, rows)
     return pd.Series(values)
+
+
+def _weightless(weights: Any, columns: Mapping[str, Column], total: int, further: np.ndarray | None):
+    """bool (total,): rows that count nowhere; None for none. What is wrong with the weights is told later."""
+    values = weights
+    if isinstance(weights, str):
+        values = columns[weights].values if columns[weights].kind in ("number", "boolean") else None
+    apart = np.zeros(total, bool)
+    try:
+        values = np.ones(total) if values is None else np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.ones(total)
+    if values.shape == (total,):
+        apart = values == 0
+        missing = columns[weights].missing if isinstance(weights, str) else None
+        if missing is not None:
+            apart &= ~missing
+    if further is not None:
+        apart[further] = True
+    return apart if apart.any() and not apart.all() else None
 
 
 def _weights(weights: Any, variables: Mapping[str, pd.Series], rows: np.ndarray, total: int) -> np.ndarray:

@@ -123,18 +123,20 @@ def check_finite(name: str, values: Any, rows: np.ndarray | None, why: str = "")
 
 
 def take_complete(
-    columns: Mapping[str, Column], rows: int, stored: Any = None
+    columns: Mapping[str, Column], rows: int, stored: Any = None, apart: np.ndarray | None = None
 ) -> tuple[dict[str, Column], np.ndarray, dict[str, int]]:
     """Drop rows with a missing value: (columns, positions of the rows left, missing values a column).
 
-    Columns that stay in their file, `stored`, are read for what is missing and what moments there are, and have no
+    `apart` (rows,) bool are rows that are dropped whatever they hold, and whose missing values do not count. Columns
+    that stay in their file, `stored`, are read for what is missing and what moments there are, and have no
     values.
     """
-    missing: np.ndarray | None = None
+    missing = apart
     counts: dict[str, int] = {}
     for name, column in columns.items():
         if column.missing is not None:
-            counts[name] = int(column.missing.sum())
+            count = int(np.count_nonzero(column.missing if apart is None else column.missing & ~apart))
+            counts |= {name: count} if count or apart is None else {}
             missing = column.missing if missing is None else missing | column.missing
     if stored is not None:
         stored.measure(missing)

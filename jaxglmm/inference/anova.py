@@ -173,7 +173,7 @@ def _blocks(smaller, larger, k, effects) -> list[_Block] | str:
         names = {own.names[a] for a in block} - lost
         if sum(bool(names & {term.names[a] for a in other}) for other in term.blocks) > 1:
             return f"effects by {term.group!r} that are correlated in the smaller one are not in the larger"
-    if not lost or own is None:
+    if own is None or not lost:
         return out
     why = f"{sorted(lost)[0]!r} by {term.group!r} is only in the smaller one"
     if len(term.blocks) > 1 or larger._problem is None or smaller._problem is None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.fitted.predict import simulate
 from jaxglmm.fitted.tables import native_table, text_column
 from jaxglmm.inference.parameters import parameters, value
 
 
 # Rows of replicates that exist at once.
 _ROWS = 2_000_000
+_MOST_COPIES = 100_000_000
 
 
 class Replicates:
@@ -124,9 +126,11 @@ def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
     if kind == "parametric":
         from jaxglmm.batch import solver_of_responses
 
+        frame = frame if fit.family.weight_is == "mean of copies" else _written_out(fit, frame)
         solver = solver_of_responses(frame, fit.family, options, wanted)
-        solve = lambda which: solver.solve(fit.simulate(len(which), rng).T)
+        solve = lambda which: solver.solve(simulate(fit.state, frame, len(which), rng).T)
         return _replicates(fit, kind, wanted, solve, n, solver.at_once, progress)
+    frame = frame if frame.terms else _written_out(fit, frame)
     groups = _groups(frame)
     draw = lambda _: rng.integers(0, len(groups), len(groups))
     return _replicates(
@@ -137,6 +141,7 @@ def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
 def jackknife(fit, progress) -> Replicates:
     """See `Fit.jackknife`."""
     frame, options, wanted = prepare(fit, "jackknife")
+    frame = frame if frame.terms else _written_out(fit, frame)
     groups = _groups(frame)
     every = np.arange(len(groups))
     leave = lambda g: np.delete(every, g)
@@ -164,6 +169,40 @@ def prepare(fit, what: str):
     return frame, Options(methods[fit.method], fit.n_agq, fit.method == "reml"), wanted
 
 
+def _written_out(fit, frame):
+    """The frame with each row as often as its weight says, where weights are copies.
+
+    Raises
+    ------
+    DataError
+        For weights that are not whole numbers.
+    """
+    weights = frame.weights
+    if "copies" not in fit.family.weight_is or (weights == 1).all():
+        return frame
+    if (weights != np.floor(weights)).any() or weights.sum() > _MOST_COPIES:
+        found = weights[weights != np.floor(weights)]
+        what = f"{found[0]:g}" if len(found) else f"{weights.sum():g} in all"
+        raise DataError(
+            f"the bootstrap of a {fit.family.name} model draws the copies that its weights stand for: expected whole "
+            f"numbers of them, at most {_MOST_COPIES:,}; found weights of {what}"
+        )
+    return of_rows(frame, np.repeat(np.arange(len(weights)), weights.astype(np.int64)), weights=1.0)
+
+
+def of_rows(frame, rows, codes=None, weights=None):
+    """Some rows of a frame, with other groups (a list, one a term) or one weight for all."""
+    terms = tuple(
+        replace(term, z=term.z[:, rows], codes=term.codes[rows] if codes is None else codes[k])
+        for k, term in enumerate(frame.terms)
+    )
+    return replace(
+        frame, y=frame.y[rows], offset=frame.offset[rows], terms=terms,
+        weights=frame.weights[rows] if weights is None else np.full(len(rows), weights),
+        columns=tuple(column[rows] for column in frame.columns), rows=np.arange(len(rows)), unweighted=None,
+    )  # fmt: skip
+
+
 def _groups(frame) -> list[np.ndarray]:
     """Rows of each group; every row by itself without random effects."""
     if not frame.terms:
@@ -187,18 +226,8 @@ def _resampler(fit, frame, options, wanted, groups, draw: Callable) -> Callable:
         drawn = [draw(int(k)) for k in which]
         rows = np.concatenate([groups[g] for one in drawn for g in one])
         code = np.repeat(np.arange(len(which)), [sizes[one].sum() for one in drawn])
-        terms = tuple(
-            replace(
-                term, z=term.z[:, rows],
-                codes=np.concatenate([np.repeat(np.arange(len(one)), sizes[one]) for one in drawn]).astype(np.int32),
-            )
-            for term in frame.terms
-        )  # fmt: skip
-        resampled = replace(
-            frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows], terms=terms,
-            columns=tuple(column[rows] for column in frame.columns), rows=np.arange(len(rows)),
-            unweighted=None,
-        )  # fmt: skip
+        own = np.concatenate([np.repeat(np.arange(len(one)), sizes[one]) for one in drawn]).astype(np.int32)
+        resampled = of_rows(frame, rows, [own] * len(frame.terms))
         return solve_strata(Strata(resampled, np.arange(len(which)), code, {}), fit.family, options, wanted)
 
     return solve

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table
-from jaxglmm.inference.bootstrap import prepare
+from jaxglmm.inference.bootstrap import of_rows, prepare
 from jaxglmm.objectives.quadrature import AdaptiveQuadrature
 from jaxglmm.ops.threads import calm
 
@@ -66,11 +66,7 @@ def cross_validate(fit, folds, by: str, seed) -> CrossValidation:
     K, n = int(folds.max()) + 1, len(folds)
     kept = folds != np.arange(K)[:, None]
     code, rows = np.nonzero(kept)
-    terms = tuple(replace(term, z=term.z[:, rows], codes=term.codes[rows]) for term in frame.terms)
-    others = replace(
-        frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows], terms=terms,
-        columns=tuple(column[rows] for column in frame.columns), rows=np.arange(len(rows)), unweighted=None,
-    )  # fmt: skip
+    others = of_rows(frame, rows)
     with jax.enable_x64(True), calm():
         found = solve_strata(Strata(others, np.arange(K), code, {}), fit.family, options, wanted)
         loglik = _densities(fit, frame, wanted, found.estimate, kept)

@@ -40,6 +40,7 @@ class Binomial(AbstractFamily):
     links: ClassVar[tuple[str, ...]] = ("logit", "probit", "cloglog", "cauchit")
     dispersion_name: ClassVar[str | None] = None
     discrete: ClassVar[bool] = True
+    weight_is: ClassVar[str] = "trials"
 
     @property
     def log_concave(self) -> bool:

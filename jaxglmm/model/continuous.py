@@ -35,6 +35,7 @@ class Gaussian(AbstractFamily):
     links: ClassVar[tuple[str, ...]] = ("identity", "log")
     dispersion_name: ClassVar[str | None] = "sigma"
     discrete: ClassVar[bool] = False
+    weight_is: ClassVar[str] = "precision"
 
     @property
     def log_concave(self) -> bool:
@@ -124,6 +125,7 @@ class Gamma(AbstractFamily):
     links: ClassVar[tuple[str, ...]] = ("log", "inverse")
     dispersion_name: ClassVar[str | None] = "shape"
     discrete: ClassVar[bool] = False
+    weight_is: ClassVar[str] = "copies"
 
     def unit(self, eta, y, log_phi) -> Derivatives:
         shape = jnp.exp(log_phi)
@@ -173,6 +175,7 @@ class Gamma(AbstractFamily):
         return (math.log(mean) if self.link == "log" else 1.0 / mean), math.log(min(max(shape, 0.05), 1e4))
 
     def sample(self, rng, mu, weight, log_phi) -> np.ndarray:
+        self.single(weight)
         shape = math.exp(float(log_phi))
         return rng.gamma(shape, np.asarray(mu) / shape)
 
@@ -204,6 +207,7 @@ class Beta(AbstractFamily):
     links: ClassVar[tuple[str, ...]] = ("logit",)
     dispersion_name: ClassVar[str | None] = "phi"
     discrete: ClassVar[bool] = False
+    weight_is: ClassVar[str] = "copies"
 
     @property
     def log_concave(self) -> bool:
@@ -272,6 +276,7 @@ class Beta(AbstractFamily):
         return math.log(mean / (1 - mean)), math.log(min(max(phi, 0.1), 1e4))
 
     def sample(self, rng, mu, weight, log_phi) -> np.ndarray:
+        self.single(weight)
         phi = math.exp(float(log_phi))
         tiny = np.finfo(np.float64).eps / 2  # a draw that rounds to 0 or 1 would be outside of the support
         return np.clip(rng.beta(np.asarray(mu) * phi, (1 - np.asarray(mu)) * phi), tiny, 1 - tiny)

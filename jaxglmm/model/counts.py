@@ -13,18 +13,29 @@ from jaxglmm.model.family import AbstractFamily, Derivatives, refuse
 from jaxglmm.model.special import exp_capped, lgamma_rise, log1pmx
 
 
-def _check_counts(family, y, weight, column, rows):
-    y = np.asarray(y, np.float64)
-    live = np.asarray(weight) > 0
+def _check_counts(family, y, weight, column, rows, means=False):
+    """`means`: whether y may be the mean of as many whole numbers as its weight says."""
+    y, weight = np.asarray(y, np.float64), np.asarray(weight, np.float64)
+    live = weight > 0
     refuse(
         live & ~(y >= 0), y, column, rows, family, "a count of 0 or more",
         "Check the column for codes that stand for missing values; a response that may be negative needs "
         "family='gaussian'.",
     )  # fmt: skip
+    part = live & (y != np.floor(y))
+    if means and part.any():
+        total = weight * y
+        part &= (weight != np.floor(weight)) | (np.abs(total - np.round(total)) > 1e-6 * np.maximum(total, 1))
     refuse(
-        live & (y != np.floor(y)), y, column, rows, family, "a whole number",
+        part, y, column, rows, family, "a whole number",
         "For a rate model the count with offset(log(exposure)); for a positive measurement use family='gamma'.",
     )  # fmt: skip
+
+
+def _total(y, weight):
+    """Events of all copies of a row."""
+    total = np.asarray(weight) * y
+    return np.where(np.abs(total - np.round(total)) < 1e-6 * np.maximum(total, 1), np.round(total), total)
 
 
 def _mean_count(y, weight):
@@ -34,6 +45,8 @@ def _mean_count(y, weight):
 
 class Poisson(AbstractFamily):
     """Counts with variance equal to the mean: l = weight [y log mu - mu].
+
+    A row of weight w stands for w counts whose mean is y: it may have fractions of w.
 
     Parameters
     ----------
@@ -50,6 +63,7 @@ class Poisson(AbstractFamily):
     links: ClassVar[tuple[str, ...]] = ("log", "sqrt")
     dispersion_name: ClassVar[str | None] = None
     discrete: ClassVar[bool] = True
+    weight_is: ClassVar[str] = "mean of copies"
 
     def unit(self, eta, y, log_phi) -> Derivatives:
         if self.link == "log":
@@ -82,22 +96,26 @@ class Poisson(AbstractFamily):
         return -float(np.sum(np.asarray(weight) * gammaln(np.asarray(y, np.float64) + 1)))
 
     def check_response(self, y, weight, column: str, rows=None) -> None:
-        _check_counts("Poisson", y, weight, column, rows)
+        _check_counts("Poisson", y, weight, column, rows, means=True)
 
     def start(self, y, weight) -> tuple[float, float]:
         mu = _mean_count(y, weight)
         return (math.log(mu) if self.link == "log" else math.sqrt(mu)), 0.0
 
     def sample(self, rng, mu, weight, log_phi) -> np.ndarray:
-        return rng.poisson(mu).astype(np.float64)
+        weight = np.asarray(weight, np.float64)
+        live = np.where(weight > 0, weight, 1.0)
+        return rng.poisson(live * np.asarray(mu)) / live
 
     def cdf(self, y, mu, weight, log_phi) -> np.ndarray:
         from scipy.stats import poisson
 
-        return poisson.cdf(y, mu)
+        return poisson.cdf(_total(y, weight), np.asarray(weight) * mu)
 
     def cdf_below(self, y, mu, weight, log_phi) -> np.ndarray:
-        return self.cdf(np.asarray(y) - 1.0, mu, weight, log_phi)
+        from scipy.stats import poisson
+
+        return poisson.cdf(_total(y, weight) - 1.0, np.asarray(weight) * mu)
 
 
 class NegativeBinomial(AbstractFamily):
@@ -123,6 +141,7 @@ class NegativeBinomial(AbstractFamily):
     dispersion_name: ClassVar[str | None] = "theta"
     discrete: ClassVar[bool] = True
     limit: ClassVar[str | None] = "poisson"
+    weight_is: ClassVar[str] = "copies"
 
     def unit(self, eta, y, log_phi) -> Derivatives:
         theta = jnp.exp(log_phi)
@@ -171,6 +190,7 @@ class NegativeBinomial(AbstractFamily):
         return math.log(mu), math.log(min(max(theta, 0.05), 100.0))
 
     def sample(self, rng, mu, weight, log_phi) -> np.ndarray:
+        self.single(weight)
         if self.at_limit(log_phi):
             return Poisson().sample(rng, mu, weight, 0.0)
         theta = math.exp(float(log_phi))

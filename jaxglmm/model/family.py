@@ -54,6 +54,10 @@ class AbstractFamily(eqx.Module):
         "sigma", "theta", "shape", "phi"; None where the family has no such parameter.
     discrete : bool
         Whether the response has atoms.
+    weight_is : {"precision", "trials", "copies", "mean of copies"}
+        What a prior weight w says of its row. "precision": the variance is divided by w. "trials": the response is a
+        proportion of w trials. "copies": the row stands for w rows that are alike; where their likelihood depends on
+        them through their mean alone, "mean of copies", the response may be that mean, and is drawn so.
     log_concave : bool
         Whether w >= 0 for every eta of the domain.
     positive_eta : bool
@@ -67,6 +71,7 @@ class AbstractFamily(eqx.Module):
     links: eqx.AbstractClassVar[tuple[str, ...]]
     dispersion_name: eqx.AbstractClassVar[str | None]
     discrete: eqx.AbstractClassVar[bool]
+    weight_is: eqx.AbstractClassVar[str]
     link: eqx.AbstractVar[str]
 
     positive_links: ClassVar[tuple[str, ...]] = ("inverse", "sqrt")
@@ -155,6 +160,10 @@ class AbstractFamily(eqx.Module):
         """
         return _derivative(self, 0, *_promote(eta, y, weight, log_phi))
 
+    def score(self, eta, y, weight, log_phi):
+        """Derivative of the weighted row log-density in eta, the s of `derivatives`."""
+        return self.derivatives(eta, y, weight, log_phi).s
+
     def mean(self, eta):
         """Mean mu = g^-1(eta)."""
         return LINKS[self.link].inverse(*_promote(eta))
@@ -190,7 +199,13 @@ class AbstractFamily(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, mu, weight, log_phi) -> np.ndarray:
-        """Draw responses with means ``mu``. Weights count for Gaussian (precision) and Binomial (trials) only."""
+        """Draw responses with means ``mu``; weights count as `weight_is` says.
+
+        Raises
+        ------
+        DataError
+            For copies of a row, where one number cannot stand for the responses of several.
+        """
 
     @abc.abstractmethod
     def cdf(self, y, mu, weight, log_phi) -> np.ndarray:
@@ -199,6 +214,17 @@ class AbstractFamily(eqx.Module):
     def cdf_below(self, y, mu, weight, log_phi) -> np.ndarray:
         """P(Y < y) (numpy): the lower end for randomised quantile residuals (Dunn & Smyth 1996)."""
         return self.cdf(y, mu, weight, log_phi)
+
+    def single(self, weight) -> None:
+        """Refuse weights that stand for several responses, other than 0 and 1."""
+        weight = np.asarray(weight)
+        if not ((weight == 1) | (weight == 0)).all():
+            found = weight[(weight != 1) & (weight != 0)].flat[0]
+            raise DataError(
+                f"weights: found {found:g}; for the family {self.name} a weight is a number of copies of its row. "
+                "Their responses would differ, and one number cannot stand for them: write each row out as often as "
+                "its weight says"
+            )
 
     def to_json(self) -> dict:
         """Name and link, for `family_from_json`."""
