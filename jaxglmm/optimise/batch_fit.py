@@ -14,6 +14,7 @@ from jaxglmm.errors import ConvergenceError, DataError
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
+from jaxglmm.optimise.boundary import MULTIPLES, LinePoint, few_rule, profiled_many, promising
 from jaxglmm.optimise.growth import BOUNDED_LINKS, LARGEST_SD
 from jaxglmm.optimise.marginal_fit import (
     LITTLE,
@@ -199,7 +200,7 @@ class _Fitter:
             with np.errstate(invalid="ignore", divide="ignore"):
                 base = np.sqrt(self.groups.rows / self.groups.level[:, 0])
                 first = np.sqrt(np.maximum(2 * self.groups.score / self.groups.spread, 0.0))
-            self.jacobian[:, self.p, self.p] = base
+            self.jacobian[:, self.p, self.p] = self.base = base
             factor = np.clip(first / base[:, None], 0.1, 1.0)
         else:
             rows, columns = self.covariance.entries
@@ -288,6 +289,8 @@ class _Fitter:
             self.again[a] = ~self.converged[a] | rival | self._turned(a)
             return
         self.again[a] = ~self.converged[a] & ~rival
+        few = few_rule(self.groups.level[a, 0], self.groups.spread[a, 0])
+        self._look_along(a[~rival & self.converged[a] & few])
         a = a[rival]
         if not len(a):
             return
@@ -298,6 +301,25 @@ class _Fitter:
             zero = glm.converged & (as_good | (glm.value > value + 1e-9 * np.abs(glm.value)))
         self.again[a] = ~self.converged[a] & ~zero
         self._hold_at_zero(a[zero], BatchResult(**{name: array[zero] for name, array in vars(glm).items()}))
+        self._look_along(a[zero])
+
+    def _look_along(self, which):
+        """Put off lanes that may have a higher maximum elsewhere (`optimise.boundary`)."""
+        if not len(which):
+            return
+        nodes, looks = padded_nodes(int(self.out.n_agq[which].max()), self.S), []
+        for size in MULTIPLES:
+            psi = self.out.psi[which].copy()
+            psi[:, self.p] = size * self.base[which]
+            value, slope = profiled_many(*self.lanes(which, psi, nodes), self.p, self.all_free)
+            looks.append((value, slope * psi[:, self.p]))
+        values, slopes = np.swapaxes(looks, 0, 1)
+        with np.errstate(invalid="ignore"):
+            some = (slopes > 0).any(0) | (values > self.out.value[which]).any(0)
+        for k in np.flatnonzero(some):
+            lane = [LinePoint(*point) for point in zip(MULTIPLES, values[:, k], slopes[:, k], strict=True)]
+            known = abs(self.out.psi[which[k], self.p] / self.base[which[k]])
+            self.again[which[k]] |= bool(promising(lane, float(self.out.value[which[k]]), known))
 
     def _hold_at_zero(self, which, glm: BatchResult):
         wide = lambda v: np.concatenate([v[..., : self.p], np.zeros((*v.shape[:-1], 1)), v[..., self.p :]], -1)

@@ -18,6 +18,16 @@ from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_zeros
+from jaxglmm.optimise.boundary import (
+    HIGHER,
+    MULTIPLES,
+    LinePoint,
+    few_rule,
+    profiled,
+    promising,
+    turned_round,
+    with_values,
+)
 from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
@@ -173,8 +183,8 @@ def _maximise_free(at, x0, free, even, part, **options) -> NewtonResult:
 
 def fit_marginal(
     family, design, glm: NewtonResult | None, groups, *, n_agq=1, auto=False, fixed_factor=None, determinant=True,
-    near=None, part=None, base=None, passes=0.0, check=False, few=None, names=None, intercept=None, tol=1e-12,
-    max_iterations=100, callback=None,
+    near=None, part=None, base=None, passes=0.0, check=False, few=None, look_along=True, names=None, intercept=None,
+    tol=1e-12, max_iterations=100, callback=None,
 ) -> Solution:  # fmt: skip
     """Maximise the marginal likelihood from a fit without random effects.
 
@@ -202,6 +212,8 @@ def fit_marginal(
         Look at the optimum with more nodes.
     few : Design, optional
         A sample of the groups, for that look.
+    look_along : bool
+        Look for higher maxima from a boundary, or where few groups rule (`optimise.boundary`).
     names, intercept
         As for `fit_glm`, to refuse coefficients without a finite estimate; without names they pass.
 
@@ -291,7 +303,25 @@ def fit_marginal(
     convergence.passes = float(state.passes() + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
     hessian = back.T @ result.hessian @ back
-    return Solution(psi, free, hessian, result.value, np.asarray(state.modes), convergence, seen)
+    solution = Solution(psi, free, hessian, result.value, np.asarray(state.modes), convergence, seen)
+    if not look_along or fixed_factor is not None or not determinant:
+        return solution
+    before = state.evaluations
+    starts = state.starts_along(result, free, nodes, groups)
+    evaluations, passes = convergence.iterations, convergence.passes + state.evaluations - before
+    evaluations += state.evaluations - before
+    for start in starts:
+        rival = fit_marginal(
+            family, design, glm, groups, n_agq=n_agq, auto=auto, near=state.psi(start), base=base, check=check, few=few,
+            look_along=False, names=names, intercept=intercept, tol=tol, max_iterations=max_iterations,
+            callback=callback,
+        )  # fmt: skip
+        evaluations += rival.convergence.iterations
+        passes += rival.convergence.passes - (0 if glm is None else glm.iterations + 1)
+        if rival.convergence.converged and rival.value > solution.value + HIGHER:
+            solution = rival
+    solution.convergence.iterations, solution.convergence.passes = evaluations, passes
+    return solution
 
 
 def newton_step(result, free) -> np.ndarray:
@@ -433,6 +463,41 @@ class Search:
             else:
                 result = self.climb(x, nodes, free=free)
         return result, free
+
+    def starts_along(self, result, free, nodes, groups) -> list[np.ndarray]:
+        """Where higher maxima may be found from (`optimise.boundary`), x each."""
+        covariance, free_part = self.covariance, free[self.part]
+        places = {
+            (r, c): self.part.start + k for k, (r, c) in enumerate(zip(*map(list, covariance.entries), strict=True))
+        }
+        if covariance.n_effects == 1 and free_part.all() and not self._ruled_by_few(groups):
+            return []
+        starts, x = [], np.abs(result.x[self.part.start]) if covariance.n_effects == 1 else 0.0
+        for c in range(covariance.n_effects):
+            j = places[c, c]
+            if covariance.n_effects > 1 and free[j]:
+                continue
+            sizes = promising(self._looks(result, j, nodes), result.value, float(x))
+            starts += [with_values(result.x, {j: size}) for size in sizes[:2]]
+            if covariance.n_effects > 1:
+                starts += [with_values(result.x, turned) for turned in turned_round(result.x, places, c)]
+        return starts
+
+    def _looks(self, result, j, nodes) -> list[LinePoint]:
+        others = np.flatnonzero(self.free & (np.arange(len(self.free)) != j))
+        looks = []
+        for size in MULTIPLES:
+            value, gradient, hessian = self.at(with_values(result.x, {j: size}), nodes)
+            if math.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all():
+                value, slope = profiled(value, gradient, hessian, j, others)
+                looks.append(LinePoint(size, value, size * slope))
+        return looks
+
+    def _ruled_by_few(self, groups) -> bool:
+        if groups is None:
+            return False
+        _, (spread,), (level,) = groups
+        return bool(few_rule(level, spread, np.count_nonzero(np.asarray(self.design.index.head))))
 
     def factor(self, x):
         """R of x."""

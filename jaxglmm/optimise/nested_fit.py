@@ -16,6 +16,7 @@ from jaxglmm.objectives.marginal import Nodes
 from jaxglmm.objectives.nested import AbstractNested
 from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
+from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, profiled, promising, with_values
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
@@ -192,12 +193,35 @@ class _Search:
         )  # fmt: skip
 
     def settle(self, result):
-        """Hold at zero the standard deviations that are as good there; the others are made positive.
+        """Hold at zero the standard deviations that are as good there and further on; the others are made positive.
 
         Returns
         -------
         NewtonResult, free (m,)
         """
+        result, free = self._settled(result)
+        for j in np.flatnonzero(self.even & self.free & ~free):
+            for size in promising(self._looks(result, free, j), result.value)[:2]:
+                rival, held = self._settled(self.climb(with_values(result.x, {j: size}), self.free))
+                if rival.converged and rival.value > result.value + HIGHER:
+                    result, free = rival, held
+        sign = np.where(self.even & (result.x < 0), -1.0, 1.0)
+        return NewtonResult(
+            result.x * sign, result.value, result.gradient * sign, result.hessian * sign[:, None] * sign,
+            result.decrement, result.iterations, result.converged, result.reason, result.step, result.extra,
+        ), free  # fmt: skip
+
+    def _looks(self, result, free, j) -> list[LinePoint]:
+        looks, others = [], np.flatnonzero(free)
+        for size in self.unit * np.array(MULTIPLES):
+            value, gradient, hessian, *_ = self.objective.evaluate(with_values(result.x, {j: size}))
+            self.evaluations += 1
+            if np.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all():
+                value, slope = profiled(float(value), gradient, hessian, j, others)
+                looks.append(LinePoint(size, value, size * slope))
+        return looks
+
+    def _settled(self, result):
         free = self.free
         for _ in range(2):
             limit = (_NOTHING if result.converged else _LITTLE) * self.unit
@@ -208,11 +232,7 @@ class _Search:
             if not good:
                 break
             result, free = max(good, key=lambda pair: pair[0].value)
-        sign = np.where(self.even & (result.x < 0), -1.0, 1.0)
-        return NewtonResult(
-            result.x * sign, result.value, result.gradient * sign, result.hessian * sign[:, None] * sign,
-            result.decrement, result.iterations, result.converged, result.reason, result.step, result.extra,
-        ), free  # fmt: skip
+        return result, free
 
     def _without(self, result, free, j):
         held, psi = free.copy(), result.x.copy()

@@ -1,23 +1,38 @@
-"""Standard deviations at zero: what is as good there is held there."""
+"""Standard deviations at zero: what is as good there is held there, after a look along it for what is better."""
 
 import numpy as np
 
+from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, promising, turned_round, with_values
 from jaxglmm.optimise.several_search import STEP, Search
 
 
 # Entries of R below the first are tried at zero, below the second where the fit creeps; see `optimise.marginal_fit`.
 _NOTHING, LITTLE = 1e-2, 0.1
+# A maximum whose value is estimated is higher than another by more than this.
+_ESTIMATED = 0.05
 
 
 def settle(search: Search, result, groups):
-    """Make the diagonals non-negative, and hold at zero what is as good there.
+    """Make the diagonals non-negative, and hold at zero what is as good there and no worse than what is further on.
 
     Returns
     -------
     NewtonResult, free (m,), scores
         `scores`: derivative in the variance at zero of each scalar effect that is held there, by group.
     """
-    free, scores = search.all_free(), {}
+    (result, free), scores = _settled(search, result), {}
+    for x in _starts_along(search, result, free):
+        rival, held = _settled(search, search.climb(x, search.all_free()))
+        if rival.converged and rival.value > result.value + (HIGHER if search.solver.exact else _ESTIMATED):
+            result, free = rival, held
+    for part, term, group in zip(search.parts, search.design.terms, groups, strict=True):
+        if term.n_effects == 1 and not free[part].any():
+            scores[group] = _score_at_zero(search, result.x, part, term)
+    return result, free, scores
+
+
+def _settled(search, result):
+    free = search.all_free()
     for _ in range(2 * int(search.even.sum())):
         matrices = [
             t.covariance.canonical(R) for t, R in zip(search.design.terms, search.matrices(result.x), strict=True)
@@ -30,10 +45,35 @@ def settle(search: Search, result, groups):
             break
         else:
             result = search.climb(x, free)
-    for part, term, group in zip(search.parts, search.design.terms, groups, strict=True):
-        if term.n_effects == 1 and not free[part].any():
-            scores[group] = _score_at_zero(search, result.x, part, term)
-    return result, free, scores
+    return result, free
+
+
+def _starts_along(search, result, free):
+    """Where higher maxima may be found from, x each."""
+    starts = []
+    for part, term in zip(search.parts, search.design.terms, strict=True):
+        rows, columns = term.covariance.entries
+        places = {(r, c): part.start + k for k, (r, c) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True))}
+        for c in range(term.n_effects):
+            if not free[places[c, c]]:
+                looks = _looks(search, result, free, places[c, c])
+                starts += [
+                    with_values(result.x, {places[c, c]: size}) for size in promising(looks, result.value)[:2]
+                ] + [with_values(result.x, turned) for turned in turned_round(result.x, places, c)]
+    return starts
+
+
+def _looks(search, result, free, j) -> list[LinePoint]:
+    """The others profiled by a Newton step with the Hessian at the boundary."""
+    others, looks = np.flatnonzero(free), []
+    information = -result.hessian[np.ix_(others, others)]
+    for size in MULTIPLES:
+        e = search.evaluate(with_values(result.x, {j: size}), search.u)
+        if np.isfinite(e.value):
+            gradient = search.gradient(e)
+            gain = 0.5 * gradient[others] @ np.linalg.lstsq(information, gradient[others], rcond=None)[0]
+            looks.append(LinePoint(size, e.value + float(gain), float(size * gradient[j])))
+    return looks
 
 
 def _best_zero(search, result, matrices, free):
