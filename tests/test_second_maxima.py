@@ -10,7 +10,7 @@ from scipy.special import expit, ndtr
 
 import jaxglmm as jg
 from bench.search_fuzz import Dense, Model
-from jaxglmm.optimise.boundary import Look, few_rule, promising
+from jaxglmm.optimise.boundary import LinePoint, few_rule, promising
 
 
 def dense_value(fit, effects, data):
@@ -77,11 +77,11 @@ def test_beyond_the_boundary(kind, seed, boundary):
 
 def test_where_other_maxima_are_looked_for():
     """Of -(log(s / 2))^2, whose maximum is at 2, above a boundary of -0.5 and below one of 0.5."""
-    looks = [Look(s, -(np.log(s / 2) ** 2), -2 * np.log(s / 2)) for s in (0.01, 0.1, 1.0, 10.0)]
+    looks = [LinePoint(s, -(np.log(s / 2) ** 2), -2 * np.log(s / 2)) for s in (0.01, 0.1, 1.0, 10.0)]
     (size,) = promising(looks, -0.5)
     assert 1.0 < size < 10.0
     assert not promising(looks, 3.0) and not promising(looks, 0.0, known=2.0)
-    falling = [Look(s, -s, -s) for s in (0.01, 0.1, 1.0, 10.0)]
+    falling = [LinePoint(s, -s, -s) for s in (0.01, 0.1, 1.0, 10.0)]
     assert not promising(falling, 0.0)
 
 
