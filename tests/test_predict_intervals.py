@@ -103,7 +103,8 @@ def test_crossed_gaussian_factors_have_the_dense_prediction_variance(tmp_path, r
     half = norm.ppf(0.975) * np.sqrt(np.einsum("ma,ab,mb->m", C[at], full, C[at]))
     found = fit.predict(data.iloc[at], interval=0.95)
     np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, half, rtol=1e-4)
-    # Levels that never met: the covariance of all effects is there.
+    eb = np.concatenate([fit.ranef(factor)["sd_eb"] for factor in "gh"])
+    np.testing.assert_allclose(eb, np.sqrt(np.diag(full)[2:]), rtol=1e-4)
     pd.testing.assert_frame_equal(saved(fit, tmp_path).predict(data.iloc[at], interval=0.95), found)
 
 

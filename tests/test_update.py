@@ -121,6 +121,25 @@ def test_several_effects_of_binary_responses():
     np.testing.assert_allclose(np.einsum("gsk,gk->gs", nodes, rule.weights[:3]), mean, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_intervals_after_an_update_have_the_dense_variance(tmp_path, rows):
+    """Mixed model equations of all rows, with beta's covariance that of the fit: frozen parameters learn nothing."""
+    rng = np.random.default_rng(8)
+    g, x = np.repeat(np.arange(5), 60), rng.normal(size=300)
+    data = pd.DataFrame({"y": 1 + x + rng.normal(size=5)[g] + rng.normal(size=300), "x": x, "g": g})
+    first = np.arange(300) % 60 < 40
+    fit = jg.fit("y ~ x + (1 | g)", data[first], theta={"g": 1.0})
+    s2 = (fit.dispersion or {})["value"] ** 2
+    fit.save(tmp_path / "fit", rows=rows)
+    found = jg.load(tmp_path / "fit").update(data[~first]).predict(data.iloc[::60], interval=0.95)
+    V, X = np.array(fit.vcov), np.column_stack([np.ones(300), x])
+    n, sums = 60, np.add.reduceat(X, np.arange(0, 300, 60))
+    spread = 1 / (n / s2 + 1)
+    to_beta = X[::60] - spread * sums / s2
+    half = 1.959964 * np.sqrt(spread + np.einsum("ma,ab,mb->m", to_beta, V, to_beta))
+    np.testing.assert_allclose((found["upper"] - found["lower"]) / 2, half, rtol=1e-3)
+
+
 def test_new_combinations_of_columns_are_named():
     rng = np.random.default_rng(3)
     data = pd.DataFrame({"a": np.repeat(["u", "v"], 60), "b": np.tile(np.arange(6), 20), "y": rng.normal(size=120)})

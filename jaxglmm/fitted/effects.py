@@ -95,6 +95,11 @@ class Effects:
         """With the parameters' uncertainty, (G, S)."""
         return np.diagonal(self.covariance_eb, axis1=1, axis2=2)
 
+    def vcov_of_beta(self, state: State) -> np.ndarray:
+        """Covariance (p, p) of the fixed effects that `with_beta` goes with."""
+        p = len(state.estimate.beta)
+        return state.estimate.covariance[:p, :p] if self.mixture is None else self.mixture.moments()[1]
+
     def told(self) -> str:
         """What `variance_eb` is."""
         return HOW[self.how].format(prior=self.prior)

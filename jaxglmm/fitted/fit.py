@@ -133,7 +133,9 @@ class Fit(Estimates, Refits):
                 raise DataError("prior= needs the rows of the fit, which a saved model does not hold: leave it out")
             return effects_of(self.state, self._problem, term, prior)
         if term not in self._kept.effects:
-            self._kept.effects[term] = effects_of(self.state, self._problem, term)
+            found = effects_of(self.state, self._problem, term)
+            several = len(self.state.terms) > 1 and self._problem is not None
+            self._kept.effects[term] = self._joint().effects(term, self.state, found) if several else found
         return self._kept.effects[term]
 
     def _rule(self) -> Rule | None:

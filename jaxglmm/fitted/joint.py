@@ -12,7 +12,7 @@ exactly for Gaussian responses (Henderson's mixed model equations), and by the i
 H is kept where levels meet in the data, a few numbers a level and pair, and factorised when first needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
@@ -20,8 +20,9 @@ import numpy as np
 
 from jaxglmm.design.pairs import Pairs
 from jaxglmm.design.rows import RowDesign, RowTerm
+from jaxglmm.fitted.effects import Effects
 from jaxglmm.fitted.state import State
-from jaxglmm.inference.likelihood import coordinates
+from jaxglmm.inference.likelihood import coordinates, raw_covariance
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.modes.blocks import Blocks, normal_equations, standardised
 from jaxglmm.modes.several import effect_scores, find_modes
@@ -157,6 +158,11 @@ class Joint:
         share = [np.sqrt(np.divide(C[:, 0, 0], v, out=np.ones_like(v), where=v > 0))
                  for C, v in zip(self.spreads, by_H, strict=True)]  # fmt: skip
         return None if all(np.allclose(s, 1, rtol=1e-9) for s in share) else share
+
+    def effects(self, t: int, state: State, given: Effects) -> Effects:
+        """Those of a term with the parameters' uncertainty, by the delta method."""
+        added = np.einsum("gsa,ab,gtb->gst", self.slopes[t], raw_covariance(state), self.slopes[t], optimize=True)
+        return replace(given, covariance_eb=given.covariance + added, how="delta")
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is saved beside the formula's terms and the posteriors, by name."""

@@ -94,18 +94,19 @@ def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
     mean, spread = (found.mean_eb, found.covariance_eb) if eb else (found.mean, found.covariance)
     centre = rows.eta + np.einsum("sm,ms->m", z, mean[codes])
     variance = _squares(z.T, spread[codes])
-    if eb:
-        p = X.shape[1]
-        vcov = fit.state.estimate.covariance[:p, :p]
-        if found.mixture is not None:
-            beta, vcov = found.mixture.moments()
-            centre += X @ (beta - fit.state.estimate.beta)
+    if uncertain:
+        vcov = found.vcov_of_beta(fit.state)
+        if eb and found.mixture is not None:
+            centre += X @ (found.mixture.moments()[0] - fit.state.estimate.beta)
         place = np.full(len(found.mean), -1)
         place[found.levels] = np.arange(len(found.levels))
         at = place[codes]
         has = np.flatnonzero(at >= 0)
         variance += _squares(X, vcov)
-        variance[has] += 2 * np.einsum("mp,msp,sm->m", X[has], found.with_beta[at[has]], z[:, has], optimize=True)
+        cross = np.einsum("msp,sm->mp", found.with_beta[at[has]], z[:, has], optimize=True)
+        variance[has] += 2 * np.einsum("mp,mp->m", X[has], cross)
+        if not eb:  # after an update: the part of beta alone
+            variance[has] += _squares(cross, np.linalg.pinv(vcov, hermitian=True))
     shape = np.broadcast_to(_normal_quantiles(level), (len(centre), 2))
     if len(z) == 1 and (rule := fit._rule()) is not None:
         groups, back = np.unique(codes, return_inverse=True)

@@ -37,10 +37,11 @@ def own_prior(state: State) -> Prior:
 @dataclass(frozen=True)
 class CompleteRows:
     """The rows of a table without missing values: labels (n,) of their groups, their levels in the fit (-1 for new
-    ones), and the rest as in `History`."""
+    ones), columns X (n, p) of the fixed effects, and the rest as in `History`."""
 
     labels: np.ndarray
     levels: np.ndarray
+    X: np.ndarray
     y: np.ndarray
     weights: np.ndarray
     eta: np.ndarray
@@ -77,7 +78,9 @@ def complete_rows(state: State, data: Any, *, raw: bool = False) -> CompleteRows
     if len(kept):
         name = spec.response.text if spec.response else "response"
         state.family.check_response(y[kept], weights[kept], " ".join(name.split()), kept)
-    return CompleteRows(_sortable(label[kept]), levels[kept], y[kept], weights[kept], rows.eta[kept], z[:, kept])
+    return CompleteRows(
+        _sortable(label[kept]), levels[kept], rows.X[kept], y[kept], weights[kept], rows.eta[kept], z[:, kept]
+    )
 
 
 def history_from(state: State, data: Any) -> tuple[History, np.ndarray]:

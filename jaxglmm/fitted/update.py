@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import Kept, given_effects
+from jaxglmm.fitted.effects import Effects, Kept, given_effects
 from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, of_levels, posteriors
 from jaxglmm.fitted.rules import rule_of
 from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, posterior_moments
 from jaxglmm.fitted.state import State, fingerprint, terms_of
+from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.estimate import Posterior
 
 
@@ -37,7 +39,9 @@ def updated(fit, data) -> tuple[State, Kept]:
     mean[touched], covariance[touched] = posterior_moments(state, history, prior)
     approximate = effects.how == "approximated" or not exact
     how = "approximated" if approximate and not is_normal(state.family) else "updated"
+    levels, cross = _with_beta(state, effects, new.X, more, mean, covariance, touched)
     kept = given_effects(mean, covariance, how, len(state.estimate.beta))
+    kept = replace(kept, levels=levels, with_beta=cross, mixture=effects.mixture, prior=effects.prior)
     posterior = _posterior(state, old, history, prior, touched)
     posterior = replace(posterior, n=_grown(old.n, len(term.levels)) + np.bincount(level, minlength=len(term.levels)))
     checksum = fingerprint(new.y, new.weights, state.fingerprint)
@@ -47,6 +51,32 @@ def updated(fit, data) -> tuple[State, Kept]:
         touched_rule = rule_of(state, history, prior)
         rule = None if touched_rule is None else known.replaced(touched, touched_rule, len(term.levels))
     return state, Kept({0: kept}, whole, rule=rule)
+
+
+def _with_beta(state: State, old: Effects, X, more: History, mean, covariance, touched):
+    """Covariance of effects with the fixed effects after further rows: levels (L,) and (L, S, p).
+
+    Of what precision P an effect has, the slopes of its mean in beta are -P^-1 sum z w x', exactly for Gaussian
+    responses; further rows add to P and to the sum.
+    """
+    p, S = X.shape[1], covariance.shape[1]
+    cross = np.zeros((len(covariance), S, p))
+    cross[old.levels] = old.with_beta
+    known = np.zeros(len(covariance), bool)
+    known[old.levels] = known[touched] = True
+    vcov = old.vcov_of_beta(state)
+    eta = more.eta + np.einsum("sm,ms->m", more.z, mean[more.codes])
+    w = FamilyRows(state.family, more.y, more.weights)
+    with jax.enable_x64(True):
+        w = w.newton(eta, state.log_dispersion)[2]
+    sums = np.zeros((len(covariance), S, p))
+    np.add.at(sums, more.codes, np.einsum("sm,m,mp->msp", more.z, w, X))
+    before = old.covariance[touched[touched < len(old.mean)]]
+    loads = np.zeros((len(touched), S, p))
+    loads[touched < len(old.mean)] = np.linalg.pinv(before, hermitian=True) @ cross[touched[touched < len(old.mean)]]
+    cross[touched] = covariance[touched] @ (loads - sums[touched] @ vcov)
+    levels = np.flatnonzero(known)
+    return levels, cross[levels]
 
 
 def _with_levels(state: State, new) -> tuple[State, np.ndarray]:
