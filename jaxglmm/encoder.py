@@ -23,6 +23,7 @@ FEATURES = ("mean", "sd", "reliability", "log_count")
 THETA = ("fold", "full")
 # Names of the columns that the models see.
 _ID, _Y = "id", "y"
+_MOST_CLASSES = 20
 # Standard deviation on the link scale where IDs determine a binary response, so that no finite one is the best.
 _LARGE_SD = 10.0
 
@@ -45,7 +46,9 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         at most. "loo" leaves out single rows given the parameters of all: for diagnostics only, since within an ID it
         is a decreasing function of the row's own response, which a learner that can tell IDs apart decodes.
     family : str or family, default "auto"
-        Of the response: "auto" is "binomial" for two classes and "gaussian" for numbers.
+        Of the response: "auto" is "binomial" for classes and "gaussian" for numbers. Text and whole numbers are classes
+        (scikit-learn's `type_of_target`): for counts and the like pass "gaussian" or "poisson". Three to twenty classes
+        are encoded one against the rest, each with features of its own, as by `sklearn.preprocessing.TargetEncoder`.
     features : tuple of str
         Some of "mean" and "sd" (link scale), "reliability" (within [0, 1]) and "log_count".
     theta : {"fold", "full"}
@@ -62,9 +65,9 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     tau_ : dict of str to float
-        Standard deviation between IDs, link scale, by column.
-    classes_ : (2,)
-        For two classes; the second is modelled.
+        Standard deviation between IDs, link scale, by column; of more than two classes by column and class, "id_b".
+    classes_ : (2,) or (K,)
+        Of two the second is modelled; of more each.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -121,8 +124,8 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         columns = self._columns(X, reset=False)
         parts = []
-        for name, (grouping, effects) in self._levels.items():
-            loaded, _ = open_table({_ID: columns[name]}).load([_ID])
+        for column, grouping, effects in self._levels.values():
+            loaded, _ = open_table({_ID: columns[column]}).load([_ID])
             parts.append(_features(self.features, effects, grouping.codes(loaded)))
         return np.concatenate(parts, axis=1)
 
@@ -146,7 +149,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             return self._leave_one_out(problems, len(y))
         folds = self._folds(columns, y, groups)
         parts = []
-        for name, (_, prior) in self._levels.items():
+        for name, (_, _, prior) in self._levels.items():
             out = _features(self.features, prior, np.full(len(y), -1))
             problem = problems[name]
             rows, codes = problem.frame.rows, np.full(len(y), -1)
@@ -162,7 +165,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         return np.concatenate(parts, axis=1)
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the output's columns: the ID column's name, an underscore, and the feature's."""
+        """Names of the output's columns: the ID column's, the class of more than two, the feature's; joined by _."""
         check_is_fitted(self)
         return np.array([f"{name}_{feature}" for name in self._levels for feature in self.features], object)
 
@@ -178,19 +181,22 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     # --- The models ----------------------------------------------------------------------------------------
 
     def _fit(self, X, y):
-        """Fit every column: the columns, y as numbers, and each column's laid-out problem."""
+        """Fit every column, once for each class of more than two: the columns, y, and the laid-out problems by name."""
         self._check_options()
         columns = self._columns(X, reset=True)
-        y, family = self._response(y, columns)
+        y, targets, family = self._response(y, columns)
         self._levels, problems = {}, {}
-        for name, values in columns.items():
-            if name != self._time_name:
-                frame = model_frame(f"{_Y} ~ 1 + (1 | {_ID})", {_Y: y, _ID: values}, family=family)
+        for column, values in columns.items():
+            for label, response in targets.items():
+                if column == self._time_name:
+                    continue
+                name = f"{column}{label}"
+                frame = model_frame(f"{_Y} ~ 1 + (1 | {_ID})", {_Y: response, _ID: values}, family=family)
                 with jax.enable_x64(True):
                     problems[name] = make_problem(frame, family, estimated=False)
                 effects = self._effects(name, problems[name], frame.weights)
-                self._levels[name] = (frame.spec.terms[0].grouping, effects)
-        self.tau_ = {name: effects.tau for name, (_, effects) in self._levels.items()}
+                self._levels[name] = (column, frame.spec.terms[0].grouping, effects)
+        self.tau_ = {name: effects.tau for name, (_, _, effects) in self._levels.items()}
         return columns, y, problems
 
     def _effects(self, name, problem, weights, all_rows: GroupEffects | None = None):
@@ -227,7 +233,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
             stacklevel=4,
         )
         parts = []
-        for name, (_, all_rows) in self._levels.items():
+        for name, (_, _, all_rows) in self._levels.items():
             rows, codes = problems[name].frame.rows, problems[name].frame.terms[0].codes
             mean, sd = np.zeros(len(rows)), np.full(len(rows), all_rows.tau)
             if all_rows.estimate is not None:
@@ -278,18 +284,34 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         return name
 
     def _response(self, y, columns):
+        """The response for the folds, the responses to fit by what is joined to a column's name, and their family."""
         y = column_or_1d(y)
         n = len(next(iter(columns.values())))
         if len(y) != n:
             raise DataError(f"y has {len(y)} values; expected {n}, one for each row of X")
         kind = type_of_target(y, input_name="y")
-        family = self.family
+        family, classes = self.family, kind in ("binary", "multiclass")
         if isinstance(family, str) and family == "auto":
-            family = "binomial" if kind == "binary" else "gaussian"
+            family = "binomial" if classes else "gaussian"
         family = get_family(family)
-        if family.name == "binomial" and kind == "binary":
+        if family.name == "binomial" and classes:
             self.classes_, y = np.unique(y, return_inverse=True)
-        return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), family
+            if len(self.classes_) > _MOST_CLASSES:
+                raise DataError(
+                    f"y has {len(self.classes_)} values that read as classes (text or whole numbers), and at most "
+                    f"{_MOST_CLASSES} are encoded one against the rest: pass family='gaussian' (or 'poisson') if they "
+                    "are numbers, or join rare classes"
+                )
+            if len(self.classes_) > 2:
+                return y, {f"_{label}": (y == k) * 1.0 for k, label in enumerate(self.classes_)}, family
+            return y, {"": y.astype(np.float64)}, family
+        if np.asarray(y).dtype.kind in "OUS" and classes:
+            raise DataError(
+                f"y holds classes, such as {np.asarray(y)[0]!r}, and the family {family.name} models numbers: pass "
+                "family='binomial', which encodes each class against the rest"
+            )
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        return y, {"": y}, family
 
     def _folds(self, columns, y, groups):
         """Pairs of positions (train, test); no row is in two tests."""

@@ -90,8 +90,9 @@ def _with_offset(design, eta):
 class GroupBatches:
     """Batches of whole groups, all of one shape, so that one compiled step serves them all.
 
-    The log-likelihood is a sum over groups: `len(batches)` times a batch's gradient is an unbiased estimate of the
-    gradient of them all, and over an epoch their mean is that gradient itself.
+    The log-likelihood is a sum over groups: a batch's gradient times its weight, `zip(batches.epoch(seed),
+    batches.weights)`, is an unbiased estimate of the gradient of them all, whichever batch of the epoch it is; over an
+    epoch the gradients without weights add up to that gradient itself.
     """
 
     def __init__(self, y, X, codes, *, groups: int, weights=None, offset=None, z=None, dtype=np.float32):
@@ -124,6 +125,16 @@ class GroupBatches:
         pieces = -(-largest[largest > LONGEST] // LONGEST)
         long = round_up(-(-int(pieces.sum()) * LONGEST // _BLOCK)) if len(pieces) else 0
         self._least = (short, long, round_up(len(pieces) + 1) if len(pieces) else 0)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """All groups over those of each batch of an epoch, (len,).
+
+        The number of batches would be too large a weight for full ones, and too small a one for the last, where that
+        has fewer groups.
+        """
+        G = len(self._first) - 1
+        return G / np.diff(np.append(np.arange(0, G, self.groups), G))
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from jaxglmm.errors import ConvergenceError, DataError, DataWarning
 from jaxglmm.fitted.history import History
-from jaxglmm.fitted.predictive import Rows, given_history, log_density, means, plugged_in
+from jaxglmm.fitted.predictive import Observed, given_history, log_density, means, plugged_in
 from jaxglmm.fitted.rowwise import rowwise
 from jaxglmm.fitted.scoring import own_prior
 from jaxglmm.fitted.tables import native_table, text_column
@@ -250,7 +250,7 @@ def _predicted(model, frame, held) -> np.ndarray:
             f"a fold holds all rows from which {lost[0]!r} could be estimated: use fewer folds, or join rare levels"
         )
     eta = frame.offset + frame.X @ state.estimate.beta
-    rows = Rows(frame.y, frame.weights)
+    rows = Observed(frame.y, frame.weights)
     if not state.terms:
         found = plugged_in(eta)
     else:

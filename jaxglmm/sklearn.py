@@ -28,6 +28,7 @@ from jaxglmm.errors import (
     SeparationError,
 )
 from jaxglmm.exact import fit_exactly, fit_exactly_by_ridge
+from jaxglmm.fitted.effects import Kept
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitting import fit as fit_formula
 from jaxglmm.model.families import Binomial, get_family
@@ -61,6 +62,11 @@ class _GLMM(BaseEstimator):
             raise DataError("requires y to be passed, but the target y is None")
         y = column_or_1d(y, warn=True)
         if numeric:
+            if np.asarray(y).dtype.kind in "OUS" and not _are_numbers(y):
+                raise DataError(
+                    f"y holds classes, such as {np.asarray(y)[0]!r}, and GLMMRegressor models numbers; GLMMClassifier "
+                    "takes two classes"
+                )
             y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         else:
             assert_all_finite(y, input_name="y")
@@ -77,9 +83,11 @@ class _GLMM(BaseEstimator):
         grouping = self._grouping(tuple(table))
         taken = [name for name in table if isinstance(name, str)]
         self._names = {name: _safe(name, j, taken) for j, name in enumerate(table)}
-        response = next(name for name in ("y", "response", "response_") if name not in self._names.values())
-        fixed = [self._names[name] for name in table if name not in grouping]
-        bars = [f"(1 | {self._names[name]})" for name in grouping]
+        known, response = set(self._names.values()), "y"
+        while response in known:
+            response += "_"
+        fixed = [f"`{self._names[name]}`" for name in table if name not in grouping]
+        bars = [f"(1 | `{self._names[name]}`)" for name in grouping]
         columns = {self._names[name]: values for name, values in table.items()}
         formula, data = f"{response} ~ {' + '.join(['1', *fixed, *bars])}", columns | {response: y}
         options = {"method": self.method, "n_agq": self.n_agq, "theta": self.theta, "weights": weights}
@@ -111,8 +119,10 @@ class _GLMM(BaseEstimator):
                 f"{fit.n_dropped} rows of X have missing values ({fit.state.dropped_by}): impute them, or leave these "
                 "rows out"
             )
-        # Without the training rows: a pipeline is copied and pickled.
-        self.fit_ = Fit(replace(fit.state, posteriors=tuple(fit.state.posteriors)))
+        # Without the training rows, as a pipeline is copied and pickled, but with what predictions average over.
+        one, several = len(fit.groups) == 1 and fit.has_rows, len(fit.groups) > 1 and fit.has_rows
+        kept = Kept({}, None, fit._joint() if several else None, fit._rule() if one else None)
+        self.fit_ = Fit(replace(fit.state, posteriors=tuple(fit.state.posteriors)), kept=kept)
         self.n_iter_ = fit.convergence.iterations
 
     def _predict(self, X):
@@ -141,6 +151,14 @@ class _GLMM(BaseEstimator):
         return list(groups)
 
 
+def _are_numbers(y) -> bool:
+    try:
+        np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _warn(message):
     warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
@@ -152,8 +170,8 @@ def _rows(table, y, rows):
 
 
 def _safe(name, position, taken) -> str:
-    """A name that formulas can hold: the caller's own where it is a plain word."""
-    if isinstance(name, str) and name.isidentifier() and len(name) > 1:
+    """A name that formulas can hold between backticks: the caller's own where it is text without one."""
+    if isinstance(name, str) and name and name == name.strip() and "`" not in name:
         return name
     new = f"x{position}"
     return new if new not in taken else f"column_{position}"
@@ -267,7 +285,10 @@ class GLMMClassifier(ClassifierMixin, _GLMM):
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) > 2:
-            raise DataError(f"Only binary classification is supported. The type of the target is {kind}.")
+            raise DataError(
+                f"Only binary classification is supported. The type of the target is {kind}. "
+                f"{len(self.classes_)} classes: wrap it in sklearn.multiclass.OneVsRestClassifier, or join some"
+            )
         if len(np.unique(codes if weights is None else codes[weights > 0])) < 2:
             raise DataError("y has one class only in the rows that count; expected two")
         self._fit_formula(table, codes.astype(np.float64), family, weights)

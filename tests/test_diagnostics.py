@@ -114,9 +114,17 @@ def test_narrow_rows_in_wide_posteriors():
 
 
 def test_crossed_factors():
+    """Gaussian in closed form; counts by simulation from the model."""
     rng = np.random.default_rng(7)
     n = 400
     g, h = rng.integers(0, 40, n), rng.integers(0, 25, n)
     eta = 1 + 0.8 * rng.normal(size=40)[g] + 0.6 * rng.normal(size=25)[h]
+    fit = jg.fit("y ~ 1 + (1 | g) + (1 | h)", {"y": eta + rng.normal(size=n), "g": g, "h": h})
+    V = sum(c[0, 0] * (k[:, None] == k) for c, k in zip(fit.state.covariances, (g, h), strict=True))
+    P = np.linalg.inv(V + np.diag(np.full(n, fit.dispersion["value"] ** 2)))
+    e = fit._problem.frame.y - fit.fixef["Intercept"]
+    np.testing.assert_allclose(fit.residuals("quantile"), P @ e / np.sqrt(np.diag(P)), rtol=1e-5, atol=1e-8)
     counts = jg.fit("y ~ 1 + (1 | g) + (1 | h)", {"y": rng.poisson(np.exp(eta)), "g": g, "h": h}, family="poisson")
-    assert stats.kstest(counts.residuals("quantile"), "norm").pvalue > 0.01
+    r = counts.residuals("quantile")
+    assert stats.kstest(r, "norm").pvalue > 0.01 and r.std() == pytest.approx(1, abs=0.1)
+    assert counts.overdispersion["ratio"] == pytest.approx(1, abs=0.2)

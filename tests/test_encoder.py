@@ -158,6 +158,38 @@ def test_several_columns_and_tables_of_other_kinds(data):
     np.testing.assert_allclose(array, again[:, :4], atol=1e-9)
 
 
+@pytest.mark.parametrize("names", [[0, 1, 2], ["low", "middle", "high"], [1.0, 2.0, 5.0]])
+def test_more_than_two_classes_are_encoded_one_against_the_rest(data, names):
+    X, _ = data
+    rng = np.random.default_rng(8)
+    lean = dict(zip(sorted(set(X["member"])), rng.normal(size=X["member"].nunique()), strict=True))
+    score = X["member"].map(lean).to_numpy() + rng.normal(size=len(X))
+    y = np.array(names)[np.digitize(score, [-0.5, 0.6])]
+    encoder = RandomEffectEncoder(cv=3, random_state=0, method="laplace", n_agq=None)
+    found = encoder.fit_transform(X[["member"]], y)
+    assert list(encoder.classes_) == sorted(names)
+    assert list(encoder.get_feature_names_out())[::4] == [f"member_{label}_mean" for label in sorted(names)]
+    assert list(encoder.tau_) == [f"member_{label}" for label in sorted(names)]
+    for k, label in enumerate(sorted(names)):
+        alone = RandomEffectEncoder(cv=3, random_state=0, method="laplace", n_agq=None)
+        alone.fit(X[["member"]], y == label)
+        np.testing.assert_allclose(
+            encoder.transform(X[["member"]])[:, 4 * k : 4 * k + 4], alone.transform(X[["member"]]), rtol=1e-8
+        )
+    assert found.shape == (len(y), 12) and np.isfinite(found).all()
+    if isinstance(names[0], str):
+        with pytest.raises(DataError, match=r"holds classes, such as .*gaussian models numbers"):
+            RandomEffectEncoder(family="gaussian").fit(X[["member"]], y)
+
+
+def test_many_whole_numbers_are_asked_about(data):
+    X, _ = data
+    y = np.random.default_rng(9).poisson(30, len(X))
+    with pytest.raises(DataError, match=r"values that read as classes.*family='gaussian'"):
+        RandomEffectEncoder().fit(X[["member"]], y)
+    assert RandomEffectEncoder(family="gaussian").fit(X[["member"]], y).tau_["member"] >= 0
+
+
 def test_what_cannot_be_encoded_is_named(data):
     X, y = data
     with pytest.raises(DataError, match="holds some rows out twice"):

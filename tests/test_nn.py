@@ -26,7 +26,22 @@ def negative(model, design):
     return -effects(jnp.tanh(jnp.matmul(design.X, network, precision="highest")), design)
 
 
-def test_the_mean_of_the_batches_gradients_is_the_gradient(x64, rows):
+def test_every_batch_of_an_epoch_is_unbiased():
+    """203 groups in batches of 20: over many epochs each place's weighted total of a quantity is that of all groups."""
+    codes = np.repeat(np.arange(203), 2)
+    size = np.random.default_rng(0).gamma(1.0, size=203)
+    batches = GroupBatches(size[codes], np.zeros((406, 1)), codes, groups=20, dtype=np.float64)
+    np.testing.assert_allclose(batches.weights, [203 / 20] * 10 + [203 / 3])
+    total = lambda design: float(np.sum(design.weights * design.y)) / 2
+    found = np.array([[total(design) for design in batches.epoch(s)] for s in range(60)]) * batches.weights
+    error = found.std(0) / np.sqrt(len(found))
+    assert (np.abs(found.mean(0) - size.sum()) < 4 * error).all()
+    # The first place alone, exactly: each group is in it with the chance 20/203.
+    drawn = np.mean([np.random.default_rng(s).permutation(203)[:20] < 100 for s in range(4000)])
+    assert batches.weights[0] * 20 * drawn == pytest.approx(100, rel=0.02)
+
+
+def test_the_batches_gradients_add_up_to_the_gradient(x64, rows):
     model = (jnp.asarray([0.5, -0.2, 0.1]), RandomEffects(jg.Bernoulli(), nodes=5))
     step = jax.jit(jax.grad(negative))
     whole = step(model, make_design(**rows)[0])
@@ -35,8 +50,8 @@ def test_the_mean_of_the_batches_gradients_is_the_gradient(x64, rows):
     assert len(batches) == 5
     for seed in (0, 1):
         each = [step(model, design) for design in batches.epoch(seed)]
-        mean = jax.tree.map(lambda *g: sum(len(batches) * v for v in g) / len(g), *each)
-        for found, wanted in zip(jax.tree.leaves(mean), jax.tree.leaves(whole), strict=True):
+        total = jax.tree.map(lambda *g: sum(g), *each)
+        for found, wanted in zip(jax.tree.leaves(total), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(found, wanted, atol=1e-10)
     assert len(each) == 5
     assert step._cache_size() == programs + 1  # pyright: ignore[reportAttributeAccessIssue]

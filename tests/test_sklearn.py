@@ -86,6 +86,25 @@ def test_a_regressor_takes_positions_of_an_array_and_tables_of_other_kinds(data)
     np.testing.assert_allclose(other.predict(pl.from_pandas(numbers)), fit.predict(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("age", ["a", "Q", "y", "b-foo", "Sprout Length", "a:b"])
+def test_columns_keep_their_names(data, age):
+    X, _, y = data
+    numbers = X[["age", "member"]].rename(columns={"age": age, "member": "g"})
+    model = GLMMRegressor(groups="g").fit(numbers, y)
+    assert list(model.fit_.fixef) == ["Intercept", age] and list(model.fit_.groups) == ["g"]
+    plain = GLMMRegressor(groups="member").fit(X[["age", "member"]], y)
+    np.testing.assert_allclose(model.predict(numbers), plain.predict(X[["age", "member"]]), rtol=1e-9)
+
+
+def test_classes_for_a_regressor_and_three_for_a_classifier(data):
+    X, _, y = data
+    words = np.array(["low", "middle", "high"])[np.digitize(y, np.quantile(y, [0.3, 0.6]))]
+    with pytest.raises(DataError, match=r"y holds classes.*GLMMClassifier"):
+        GLMMRegressor().fit(X[["age"]], words)
+    with pytest.raises(DataError, match=r"3 classes: wrap it in sklearn\.multiclass.OneVsRestClassifier"):
+        GLMMClassifier().fit(X[["age"]], words)
+
+
 def test_in_a_pipeline_and_a_grid_search(data):
     X, _, y = data
     scaled = make_column_transformer((StandardScaler(), ["age"]), remainder="passthrough")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, of_levels, posteriors
 from jaxglmm.fitted.leave_one_out import without_each_row
 from jaxglmm.fitted.rowwise import rowwise
 from jaxglmm.fitted.state import State
@@ -26,7 +26,7 @@ _NEGLIGIBLE = 1e-24  # mass of a point
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Spread:
     """eta of some rows as a discrete distribution: `eta`, `weights` (m, K), of the rows `rows` (m,)."""
 
     rows: np.ndarray
@@ -35,34 +35,28 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Observed:
     """Response and weights of rows (n,), in the family's form."""
 
     y: np.ndarray
     weights: np.ndarray
 
 
-def plugged_in(eta: np.ndarray) -> Iterator[Mixture]:
+def plugged_in(eta: np.ndarray) -> Iterator[Spread]:
     """Rows whose eta (n,) is taken as known."""
-    yield Mixture(np.arange(len(eta)), eta[:, None], np.ones((len(eta), 1)))
+    yield Spread(np.arange(len(eta)), eta[:, None], np.ones((len(eta), 1)))
 
 
-def given_history(state: State, history: History, prior: Prior, rows: np.ndarray, data: Rows) -> Iterator[Mixture]:
+def given_history(state: State, history: History, prior: Prior, rows: np.ndarray, data: Observed) -> Iterator[Spread]:
     """Some rows of a history, with their own weights in `data`, given its rows of positive weight."""
     groups, at = np.unique(history.codes[rows], return_inverse=True)
-    code = np.full(history.n_groups, -1)
-    code[groups] = np.arange(len(groups))
-    mine = code[history.codes] >= 0
-    part = History(
-        code[history.codes[mine]], history.y[mine], history.weights[mine], history.eta[mine], history.z[:, mine],
-        len(groups),
-    )  # fmt: skip
+    part, _ = of_levels(history, groups)
     yield from _spread(state, part, prior, rows, at, data, history.eta, history.z)
 
 
-def given_others(state: State, history: History, prior: Prior) -> Iterator[Mixture]:
+def given_others(state: State, history: History, prior: Prior) -> Iterator[Spread]:
     """Every row given the other rows of its group, the parameters frozen; for responses that are not Gaussian."""
-    rows = Rows(history.y, history.weights)
+    rows = Observed(history.y, history.weights)
     long = np.bincount(history.codes, minlength=history.n_groups)[history.codes] > _SHORT
     for which, short in ((np.flatnonzero(~long), True), (np.flatnonzero(long), False)):
         if not len(which):
@@ -98,7 +92,7 @@ def given_all(state: State, history: History, prior: Prior) -> tuple[np.ndarray,
 
 
 def without_own(
-    state: State, rows: Rows, mode: np.ndarray, variance: np.ndarray, prior: np.ndarray
+    state: State, rows: Observed, mode: np.ndarray, variance: np.ndarray, prior: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (n,), (n,) of eta in each row given the others, from mode and variance given all rows.
 
@@ -112,17 +106,17 @@ def without_own(
     return mode - s * wide, wide
 
 
-def of_normal(state: State, rows: Rows, mean: np.ndarray, variance: np.ndarray) -> Iterator[Mixture]:
+def of_normal(state: State, rows: Observed, mean: np.ndarray, variance: np.ndarray) -> Iterator[Spread]:
     """Every row with eta ~ N(mean, variance)."""
     normal = lambda _, t: -0.5 * np.square(t)
     yield from _at_points(state, np.arange(len(mean)), mean, np.sqrt(variance), rows, normal)
 
 
-def _spread(state, history, prior, rows, at, data: Rows, eta, z) -> Iterator[Mixture]:
+def _spread(state, history, prior, rows, at, data: Observed, eta, z) -> Iterator[Spread]:
     """Rows (m,), whose groups in `history` are `at` (m,), given that history."""
     x, zr = eta[rows], z[:, rows]
     if not prior.factor.any():
-        yield Mixture(rows, x[:, None], np.ones((len(rows), 1)))
+        yield Spread(rows, x[:, None], np.ones((len(rows), 1)))
         return
     lattice = len(zr) == 1 and not is_normal(state.family)
     nodes = nodes_for(state.family, prior, history, n_agq=state.estimate.n_agq)
@@ -166,7 +160,7 @@ def _of_lattice(p, own, mean, sd) -> Callable:
     return density
 
 
-def _at_points(state, rows, centre, sd, data: Rows, log_density) -> Iterator[Mixture]:
+def _at_points(state, rows, centre, sd, data: Observed, log_density) -> Iterator[Spread]:
     """Trapezoid rules about `centre` (m,), half a standard deviation or half the row's own width apart."""
     w = rowwise(state.family, "expected", centre, data.weights[rows], state.log_dispersion)
     ratio = sd * np.sqrt(np.maximum(w, 0))  # widths of the likelihood in one of the posterior
@@ -179,18 +173,18 @@ def _at_points(state, rows, centre, sd, data: Rows, log_density) -> Iterator[Mix
             log = log_density(part, np.broadcast_to(t, (len(part), count)))
             mass = np.exp(log - log.max(1, keepdims=True))
             mass /= mass.sum(1, keepdims=True)
-            yield Mixture(rows[part], centre[part, None] + sd[part, None] * t, mass)
+            yield Spread(rows[part], centre[part, None] + sd[part, None] * t, mass)
 
 
-def _divided(state, data: Rows, found: Mixture) -> Mixture:
+def _divided(state, data: Observed, found: Spread) -> Spread:
     """A mixture without the row's own likelihood."""
     log = log_density(state, data, found)
     weights = found.weights * np.exp(np.clip(log.max(1, keepdims=True) - log, None, 600))
     weights[found.weights < 1e-14] = 0.0  # the ends say nothing
-    return Mixture(found.rows, found.eta, weights / weights.sum(1, keepdims=True))
+    return Spread(found.rows, found.eta, weights / weights.sum(1, keepdims=True))
 
 
-def log_density(state: State, data: Rows, found: Mixture) -> np.ndarray:
+def log_density(state: State, data: Observed, found: Spread) -> np.ndarray:
     """Log density (m, K) of each row's response at each eta, without the constants of the data."""
     K = found.eta.shape[1]
     y, weight = (np.repeat(v[found.rows], K) for v in (data.y, data.weights))
@@ -198,6 +192,6 @@ def log_density(state: State, data: Rows, found: Mixture) -> np.ndarray:
     return log.reshape(found.eta.shape)
 
 
-def means(state: State, found: Mixture) -> np.ndarray:
+def means(state: State, found: Spread) -> np.ndarray:
     """mu (m, K)."""
     return rowwise(state.family, "mean", found.eta.ravel()).reshape(found.eta.shape)

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 
-from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.errors import DataError
 from jaxglmm.fitted.history import is_normal
 from jaxglmm.fitted.posterior import term_index
-from jaxglmm.fitted.predictive import Rows, given_all, given_others, means, of_normal, plugged_in, without_own
+from jaxglmm.fitted.predictive import Observed, given_all, given_others, means, of_normal, plugged_in, without_own
 from jaxglmm.fitted.rowwise import rowwise
 from jaxglmm.fitted.scoring import own_prior
 from jaxglmm.fitted.state import State
+from jaxglmm.optimise.estimate import modes_of
 
 
 KINDS = ("response", "pearson", "deviance", "quantile")
@@ -92,8 +93,6 @@ def overdispersion(fit) -> dict[str, float]:
         is nothing to find. Single trials among others do not count.
     """
     frame, family, log_phi = fit._training("overdispersion"), fit.family, fit.state.log_dispersion
-    if len(fit.groups) > 1 and not is_normal(family):
-        raise NotYetError("overdispersion takes one grouping factor unless the response is Gaussian")
     y, weight = frame.y, frame.weights
     alone = (weight == 1) & ((y == 0) | (y == 1)) if family.weight_is == "trials" else np.zeros(len(y), bool)
     if alone.all() or (family.weight_is != "trials" and ((y == 0) | (y == 1)).all()):
@@ -126,13 +125,13 @@ def _given_others(fit, frame):
         return plugged_in(frame.offset + frame.X @ state.estimate.beta)
     if len(state.terms) == 1:
         return given_others(state, fit._history("residuals")[0], own_prior(state))
-    rows = Rows(frame.y, frame.weights)
+    rows = Observed(frame.y, frame.weights)
     return of_normal(state, rows, *_normal_given_others(fit, frame))
 
 
 def _normal_given_others(fit, frame) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (n,) of eta in each row given the others, as if it was normal."""
-    state, rows = fit.state, Rows(frame.y, frame.weights)
+    state, rows = fit.state, Observed(frame.y, frame.weights)
     eta = frame.offset + frame.X @ state.estimate.beta
     if not state.terms:
         return eta, np.zeros(len(eta))
@@ -140,10 +139,10 @@ def _normal_given_others(fit, frame) -> tuple[np.ndarray, np.ndarray]:
     prior = np.sum([np.einsum("am,ab,bm->m", term.z, sigma, term.z, optimize=True) for term, sigma in parts], axis=0)
     if len(state.terms) == 1:
         return without_own(state, rows, *given_all(state, fit._history("residuals")[0], own_prior(state)), prior)
-    variance = np.zeros(len(eta))
-    for term, posterior in zip(frame.terms, state.posteriors, strict=True):
-        eta = eta + np.einsum("sm,ms->m", term.z, posterior.mode[term.codes])
-        variance += np.einsum("am,mab,bm->m", term.z, posterior.covariance[term.codes], term.z)
+    for term, mode in zip(frame.terms, modes_of(state.posteriors), strict=True):
+        eta = eta + np.einsum("sm,ms->m", term.z, mode[term.codes])
+    none = np.zeros(len(eta), bool)
+    variance = fit._joint().variance([(term.z, term.codes) for term in frame.terms], [none] * len(frame.terms))
     return without_own(state, rows, eta, variance, prior)
 
 

@@ -169,8 +169,9 @@ def _blocks(smaller, larger, k, effects) -> list[_Block] | str:
         out.append(_Block(k, block, np.eye(len(block))[order], sum(name in effects for name in names)))
         lost -= set(names)
     own = next((t for t in smaller.state.terms if t.group == term.group), None)
+    known = () if own is None else own.names
     for block in () if own is None or not _estimated(smaller) else own.blocks:
-        names = {own.names[a] for a in block} - lost
+        names = {known[a] for a in block} - lost
         if sum(bool(names & {term.names[a] for a in other}) for other in term.blocks) > 1:
             return f"effects by {term.group!r} that are correlated in the smaller one are not in the larger"
     if own is None or not lost:
