@@ -16,8 +16,9 @@ from jaxglmm.batching.parts import Parts, checksum
 from jaxglmm.batching.responses import ResponseLanes
 from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
+from jaxglmm.design.aliases import without_aliases
 from jaxglmm.design.checks import check_frame
-from jaxglmm.errors import DataError, NotYetError, reason_of
+from jaxglmm.errors import ColumnsError, DataError, NotYetError, reason_of
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.fits import Fits
@@ -82,7 +83,12 @@ def fit_many(
         )
     _one_factor(frame)
     # Some response that no check refuses: what is checked here is the design.
-    check_frame(replace(frame, y=np.linspace(0.25, 0.75, len(frame.X))), family)
+    check_design = lambda frame: check_frame(replace(frame, y=np.linspace(0.25, 0.75, len(frame.X))), family)
+    try:
+        check_design(frame)
+    except ColumnsError as error:
+        frame = without_aliases(frame, error)
+        check_design(frame)
     source = open_responses(responses, data, frame.rows)
     labels, parameters = source.labels, model_parameters(frame.names, frame.terms, family)
     solver = solver_of_responses(frame, family, options, parameters)

@@ -5,8 +5,9 @@ import time
 import jax
 import numpy as np
 
+from jaxglmm.design.aliases import without_aliases
 from jaxglmm.design.checks import values_far_outside
-from jaxglmm.errors import ConvergenceError, DataError, NotYetError
+from jaxglmm.errors import ColumnsError, ConvergenceError, DataError, NotYetError
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import model_frame
@@ -67,6 +68,7 @@ def fit(
         ==================  ==========  ===========================================================
 
         Rows of weight zero, and those without a trial, count nowhere: it is as if the table did not have them.
+        So are those in which a column of weights is missing, which `n_dropped` counts.
     offset : str or array, optional
         Added to eta.
     penalty : ElasticNet, optional
@@ -83,9 +85,11 @@ def fit(
     theta : dict, optional
         Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
     levels : dict, optional
-        Column -> list of levels in order, or "categorical".
+        Column -> list of levels in order, or "categorical". Such columns, grouping factors and `factor(x)` keep the
+        text of a CSV file, leading zeros too.
     full_rank : bool
-        False keeps a dummy column for every level.
+        False keeps a dummy column for every level. Otherwise, and without a penalty or prior, columns of factors for
+        which the data determine no estimate are left out with a `DataWarning`: `fit.dropped`.
     precision : {"double", "mixed", "single"}
         "mixed" stores rows in float32, half of the memory, and computes in float64. "single" computes with rows in
         float32 too where there is no native kernel, and stops at a decrement of 1e-5. Gaussian models, and those of
@@ -138,7 +142,12 @@ def fit(
                 precision=precision, max_iterations=max_iterations,
             )  # fmt: skip
         else:
-            problem = make_problem(frame, family, estimated=theta is None, precision=precision, devices=devices)
+            layout = {"estimated": theta is None, "precision": precision, "devices": devices}
+            try:
+                problem = make_problem(frame, family, **layout)
+            except ColumnsError as error:
+                frame = without_aliases(frame, error)
+                problem = make_problem(frame, family, **layout)
             tol = max(tol, _SINGLE_TOLERANCE) if precision == "single" else tol
             laid_out = time.perf_counter()
             estimate, posteriors = estimate_problem(

@@ -252,3 +252,38 @@ def test_parts_of_a_file_agree_about_labels(tmp_path, monkeypatch, ending):
         order = {v: i for i, v in enumerate(whole["level"])}
         found = found.iloc[np.argsort([order[v] for v in found["level"]])].reset_index(drop=True)
         pd.testing.assert_frame_equal(found, whole, rtol=1e-12)
+
+
+def test_factors_of_large_numbers(tmp_path):
+    ids = [2**53, 2**53 + 1, 2**53 + 2]
+    data = pd.DataFrame({"y": Y, "x": X, "k": [ids[i % 3] for i in range(len(Y))]})
+    plain = jg.fit("y ~ x + factor(k)", data.assign(k=np.arange(len(Y)) % 3))
+    data.to_csv(tmp_path / "a.csv", index=False)
+    for table in (data, tmp_path / "a.csv", data.assign(k=data["k"].astype(str)), data.assign(k=data["k"] + 10**4)):
+        fit = jg.fit("y ~ x + factor(k)", table)
+        assert len(fit.names) == 4 and fit.loglik == plain.loglik
+        assert fit.predict(table).tobytes() == plain.predict().tobytes()
+    assert jg.fit("y ~ x + factor(k)", data).names[2:] == tuple(f"factor(k)[T.{v}]" for v in ids[1:])
+    with pytest.raises(jg.FormulaError, match="beyond 2"):
+        jg.fit("y ~ k + factor(k)", data)
+
+
+def test_the_command_line_writes_what_it_read(tmp_path, capsys):
+    from jaxglmm.cli import main
+
+    zips = ["00501", "501", "2139", "18446744073709551615"]
+    rows = [f"{Y[i] + i % 4 + i % 5},{X[i]},{zips[i % 4]},{2**64 - 1 - i % 5}" for i in range(len(Y))]
+    (tmp_path / "a.csv").write_text("\n".join(["y,x,zip,big", *rows]) + "\n")
+    for group, levels in (("zip", zips), ("big", [2**64 - 1 - i for i in range(5)])):
+        out = tmp_path / group
+        assert main(["fit", f"y ~ x + (1 | {group})", str(tmp_path / "a.csv"), "--out", str(out)]) == 0
+        assert set(pq.read_table(out / "ranef.parquet")["level"].to_pylist()) == set(levels)
+        for verb in ("rank", "score"):
+            for ending in ("csv", "parquet"):
+                path = tmp_path / f"{verb}.{ending}"
+                assert main([verb, str(out), str(tmp_path / "a.csv"), "--out", str(path)]) == 0
+                found = pq.read_table(path)["level"].to_pylist() if ending == "parquet" else [
+                    line.split(",")[verb == "rank"].strip('"') for line in path.read_text().splitlines()[1:]
+                ]  # fmt: skip
+                assert set(map(str, found)) == set(map(str, levels)), (verb, ending)
+    capsys.readouterr()

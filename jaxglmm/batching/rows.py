@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from jaxglmm.ops.lane_pass import LaneRows
+from jaxglmm.ops.memory import need_int32
 
 
 # Rows of a piece where nothing groups them, rows and fits that are worked on together.
@@ -18,6 +19,7 @@ def natively_at_once(rows: int) -> int:
 
 def group_begins(counts: np.ndarray) -> np.ndarray:
     """Where groups begin, int32 (B, G + 1), from their numbers of rows (B, G)."""
+    need_int32("rows of one fit", int(counts.sum(axis=1, dtype=np.int64).max(initial=0)))
     begin = np.zeros((len(counts), counts.shape[1] + 1), np.int32)
     np.cumsum(counts, axis=1, out=begin[:, 1:])
     return begin
@@ -25,6 +27,7 @@ def group_begins(counts: np.ndarray) -> np.ndarray:
 
 def row_pieces(rows: np.ndarray) -> np.ndarray:
     """The same for fits of so many rows (B,) that no groups divide: pieces of a few rows."""
+    need_int32("rows of one fit", int(rows.max(initial=0)))
     pieces = np.arange(-(-int(rows.max()) // _PIECE) + 1) * _PIECE
     return np.minimum(pieces, rows[:, None]).astype(np.int32)
 

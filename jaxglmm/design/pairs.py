@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from jaxglmm.design.groups import round_up
+from jaxglmm.ops.memory import need_int32
 from jaxglmm.ops.pairs import PairIndex
 
 
@@ -80,6 +81,7 @@ class Pairs:
 
         Levels that were added meet nothing; entries that were added belong to no level.
         """
+        need_int32("pairs of levels", round_up(len(self)))
         order = level_order(self.second, self.n_second)
         entries = lambda v: padded(v.astype(np.int32), round_up(len(self)))
         pointers = lambda v: padded(v.astype(np.int32), round_up(len(v) - 1) + 1, len(self))
@@ -106,6 +108,7 @@ def find_pairs(first: np.ndarray, n_first: int, second: np.ndarray, n_second: in
     n_first, n_second : int
         Numbers of levels.
     """
+    need_int32("levels of a grouping factor", max(n_first, n_second))
     order = level_order(second, n_second).rows
     order = order[level_order(first[order], n_first).rows]
     a, b = first[order], second[order]

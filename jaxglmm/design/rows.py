@@ -13,6 +13,7 @@ from scipy.sparse import csc_array
 from jaxglmm.design.design import Scaling
 from jaxglmm.design.pairs import Pairs, find_pairs, level_order, nesting_chain
 from jaxglmm.model.covariance import Covariance
+from jaxglmm.ops.memory import LARGEST, need_int32
 
 
 # Rows of X that are held a second time at once: so many, or this share of all, since sums by level over a piece of the
@@ -53,8 +54,10 @@ class RowTerm:
 
     def column_sums(self, weights: np.ndarray, columns: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
         """sum z_i weights_i columns_i over the given rows of each level: (n,), (n, k) -> (G, S, k)."""
-        n, codes = len(weights), self.codes[rows].astype(np.int32)
-        at = lambda v: csc_array((v, codes, np.arange(n + 1, dtype=np.int32)), shape=(self.n_levels, n))
+        n = len(weights)
+        number = np.int32 if max(n, self.n_levels) < LARGEST else np.int64  # of 32 bits where they do: half the time
+        codes = self.codes[rows].astype(number)
+        at = lambda v: csc_array((v, codes, np.arange(n + 1, dtype=number)), shape=(self.n_levels, n))
         return np.stack([at(weights if z is None else weights * z[rows]) @ columns for z in self.z], axis=1)
 
     def at_rows(self, effects: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
@@ -166,6 +169,7 @@ def _row_term(term, rows) -> RowTerm:
 
 def parent_pairs(fine: RowTerm, coarse: RowTerm) -> Pairs:
     """Pairs of a factor with one that it is nested in: as many as it has levels."""
+    need_int32("levels of a grouping factor", fine.n_levels)
     parent = np.zeros(fine.n_levels, np.int32)
     parent[fine.codes] = coarse.codes
     each = np.arange(fine.n_levels, dtype=np.int32)

@@ -39,6 +39,12 @@ class Estimates:
         return tuple(self.state.spec.fixed.names)
 
     @property
+    def dropped(self) -> tuple[str, ...]:
+        """Columns of factors that were left out because the data determine no estimate for them: empty cells of an
+        interaction, levels that are nested in others."""
+        return tuple(self.state.spec.fixed.dropped)
+
+    @property
     def n(self) -> int:
         return self.state.n
 

@@ -33,6 +33,8 @@ class Fit(Estimates, Refits):
         Quadrature nodes per effect.
     names : tuple of str
         Of the fixed effects.
+    dropped : tuple of str
+        Columns of factors that were left out, as lme4 does: empty cells, nested levels.
     n, n_dropped : int
         Rows used, and rows left out for missing values. Rows of weight zero are neither; where weights are copies of a
         row (see `jaxglmm.fit`) and whole numbers, the copies are counted.

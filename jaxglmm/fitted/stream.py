@@ -139,8 +139,7 @@ def _spill(state: State, source: Path, chunk: int, work: Path, buckets: int) -> 
             kinds |= set(json.loads(pa.ipc.open_file(path).schema.metadata[b"kinds"]))
             continue
         kept = complete_rows(state, table, raw=True)
-        own, code = np.unique(kept.labels, return_inverse=True)
-        own = own.astype(object) if own.dtype.kind == "U" else own
+        code, own = pd.factorize(kept.labels.astype(object) if kept.labels.dtype.kind == "U" else kept.labels)
         here = {"text"} if as_text else _kinds(own, not _is_parquet(source))
         kinds |= here
         # A number has the same bucket whatever its type in this chunk, and so has the text that it is written as.

@@ -129,6 +129,8 @@ def summarise(fit) -> Summary:
         parts.append(_dispersion_line(fit))
     if fit.names:
         parts.append(_fixed_block(fit))
+    if fit.dropped:
+        parts.append(_dropped_line(fit))
     if fit.penalised is not None and (fit.penalised["lam"] != 0 or _prior(fit)):
         kind = f"Penalised {kind[0].lower()}{kind[1:]}"
     return Summary(f"{kind} fit by {_METHODS[fit.method].format(fit.n_agq)}", parts + _convergence_lines(fit))
@@ -204,6 +206,11 @@ def _fixed_block(fit) -> Block:
     columns += [[f"{v:.3f}" for v in c.statistic], [_p_value(v) for v in c.p]]
     header += [f"{kind} value", f"P(>|{kind}|)"]
     return Block("Fixed effects:", tuple(header), list(zip(*columns, strict=True)), 1)
+
+
+def _dropped_line(fit) -> str:
+    some = ", ".join(fit.dropped[:8]) + (f" and {len(fit.dropped) - 8} more" if len(fit.dropped) > 8 else "")
+    return f"Left out, for no estimate is determined for them: {some}"
 
 
 def _convergence_lines(fit) -> list[str]:

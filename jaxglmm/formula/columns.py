@@ -20,7 +20,7 @@ from ..ops import native
 from ..ops.codes import text_codes
 from ..ops.columns import Columns
 from ..ops.measure import Moments, moments
-from ..ops.memory import TYPES
+from ..ops.memory import TYPES, need_int32
 from .spelling import pc
 
 
@@ -353,6 +353,7 @@ def text_labels(name: str, pieces: Sequence[Any]) -> Column:
 
 
 def _coded(name: str, kind: Kind, codes: np.ndarray, labels: Any) -> Column:
+    need_int32(f"labels of column {name!r}", len(labels))
     codes = codes.astype(np.int32, copy=False)
     missing = codes < 0
     return Column(name, kind, codes, missing if missing.any() else None, label_array(name, labels))

@@ -46,6 +46,10 @@ class Recipe:
         Names of the resulting columns; empty until they have been made once.
     transforms, factors
         State of the transforms by expression; levels by factor expression.
+    of_factors
+        The columns of terms in which there is a factor.
+    dropped
+        Columns that were left out, as what combination of `names` they are: {column: {name: coefficient}}.
     """
 
     formula: str
@@ -56,6 +60,8 @@ class Recipe:
     names: tuple[str, ...] = ()
     transforms: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, Any] = field(default_factory=dict)
+    of_factors: tuple[str, ...] = ()
+    dropped: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,12 +204,18 @@ def make(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> tuple
         for expression, (kind, state) in spec.encoder_state.items()
         if "categories" in state
     }
-    names = tuple(named)
-    return replace(recipe, names=names, transforms=spec.transform_state, factors=factors), list(named.values())
+    of_factors = tuple(
+        name
+        for term, _, columns in spec.structure or ()
+        if any(factor.expr in factors for factor in term.factors)
+        for name in columns
+    )
+    state = {"transforms": spec.transform_state, "factors": factors, "of_factors": of_factors}
+    return replace(recipe, names=tuple(named), **state), list(named.values())
 
 
 def remake(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> list[np.ndarray]:
-    """Make the columns of a recipe for new data, with the state that `make` left in it.
+    """Make the columns of a recipe for new data, with the state that `make` left in it; behind them those dropped.
 
     Raises
     ------
@@ -221,7 +233,17 @@ def remake(recipe: Recipe, variables: Mapping[str, pd.Series], rows: int) -> lis
         },
     )
     _, named = _materialise(spec, recipe, variables, rows)
-    return [named[name] for name in recipe.names]
+    return [named[name] for name in (*recipe.names, *recipe.dropped)]
+
+
+def differs(column: np.ndarray, combination, columns) -> np.ndarray:
+    """Rows (m,) in which a column is not this combination of others, {key of `columns`: coefficient}."""
+    total, scale = np.zeros(len(column)), np.abs(np.asarray(column, float))
+    for key, value in combination.items():
+        part = value * np.asarray(columns[key], float)
+        total += part
+        scale = np.maximum(scale, np.abs(part))
+    return np.abs(column - total) > 1e-6 * scale
 
 
 def evaluate(expression: Expression, variables: Mapping[str, pd.Series]) -> Any:

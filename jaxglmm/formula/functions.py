@@ -28,6 +28,8 @@ def relevel(data: Any, ref: Any) -> Any:
 def _whole(data: Any) -> Any:
     values = np.asarray(data) if getattr(data, "dtype", None) == np.float64 else None
     if values is not None and np.all(values == np.rint(values)):
+        if np.abs(values).max(initial=0.0) > 2**53:
+            raise ValueError("whole numbers beyond 2^53 are numbers elsewhere in the formula, where some become one")
         return pd.Series(values.astype(np.int64))
     return data
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ..errors import DataError
 from ..ops.codes import whole_codes
+from ..ops.memory import need_int32
 from .columns import KIND_WORDS, Column
 from .spelling import label_key, pc, spelled, typed
 
@@ -35,6 +36,7 @@ def factorize(column: Column, wanted: Sequence[Any] | None = None) -> tuple[np.n
     """
     column = column.as_labels
     codes, labels, ordered = _distinct(column)
+    need_int32(f"levels of {column.name!r}", len(labels))
     if column.from_text and labels.dtype == object:
         labels = typed(labels)
     if wanted is not None:

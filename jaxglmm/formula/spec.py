@@ -12,7 +12,7 @@ import pandas as pd
 from ..errors import DataError
 from ..ops.columns import Columns
 from .columns import Column
-from .fixed import Expression, Recipe, evaluate, remake
+from .fixed import Expression, Recipe, differs, evaluate, remake
 from .grouping import Grouping
 from .response import Response, read_response
 from .table import Table, open_table
@@ -101,13 +101,17 @@ class ModelSpec:
         Raises
         ------
         DataError
-            For a missing column, another type than at the fit, or a level that a factor did not have.
+            For a missing column, another type than at the fit, a level that a factor did not have, or a combination
+            of levels that no row of the fit had and that has a coefficient of its own.
         """
         needed = [*self.fixed.variables, *self._offset_variables()]
         variables, kept, rows = self._read(data, needed)
-        columns = remake(self.fixed, variables, len(kept)) if len(kept) else []
-        for name, column in zip(self.fixed.names, columns, strict=bool(columns)):
+        names = (*self.fixed.names, *self.fixed.dropped)
+        made = dict(zip(names, remake(self.fixed, variables, len(kept)), strict=True)) if len(kept) else {}
+        for name, column in made.items():
             check_finite(name, column, kept)
+        self._check_estimable(made, kept)
+        columns = [made[name] for name in self.fixed.names] if made else []
         if columns and len(kept) == rows:
             return Columns(columns, rows).matrix(), offset_of(self, variables, kept)
         X = np.full((rows, len(self.fixed.names)), np.nan)
@@ -251,6 +255,17 @@ class ModelSpec:
         from .saved import spec_from_json
 
         return spec_from_json(saved, arrays)
+
+    def _check_estimable(self, made: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+        """Refuse rows in which a column that was dropped is not what it was at the fit."""
+        for name, combination in self.fixed.dropped.items() if made else ():
+            other = differs(made[name], combination, made)
+            if other.any():
+                more = f" and {int(other.sum()) - 1} more" if other.sum() > 1 else ""
+                raise DataError(
+                    f"row {int(rows[np.argmax(other)])} (counting from 0){more} has a combination of levels that no "
+                    f"row of the fit has: there is no estimate for {name!r}. Drop such rows, or recode them."
+                )
 
     def _offset_variables(self) -> list[str]:
         names = [name for expression in self.offsets for name in expression.variables]

@@ -9,6 +9,7 @@ from jaxglmm.design.groups import round_up
 from jaxglmm.design.pairs import padded
 from jaxglmm.design.rows import RowDesign
 from jaxglmm.modes.blocks import matrix
+from jaxglmm.ops.memory import need_int32
 from jaxglmm.ops.pairs import sampled_product
 from jaxglmm.ops.programs import program
 
@@ -50,6 +51,7 @@ class Incidence:
             numbers[t] = np.arange(at, at + np.prod(shape), dtype=float).reshape(shape)
             at += numbers[t].size
         E = self.joined(numbers)
+        need_int32("pairs of effects", round_up(E.nnz))
         columns = padded(E.indices.astype(np.int32), round_up(E.nnz))
         return E.indptr.astype(np.int32), columns, E.data.astype(np.intp) - 1
 

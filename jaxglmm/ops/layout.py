@@ -7,7 +7,7 @@ import ctypes
 
 import numpy as np
 
-from jaxglmm.ops import native
+from jaxglmm.ops import memory, native
 from jaxglmm.ops.memory import at, described_columns, i64, need, threads
 
 
@@ -24,14 +24,16 @@ def group_counts(codes: np.ndarray, groups: int) -> np.ndarray:
     """
     n = len(codes)
     if native.use_native() and codes.dtype == np.int32:
-        codes, found = np.ascontiguousarray(codes), np.zeros(groups, np.int32)
-        outside = _library().jaxglmm_counts(i64(n), at(codes), i64(groups), at(found))
-    else:
-        outside = n and (codes.min() < 0 or codes.max() >= groups)
-        found = None if outside else np.bincount(codes, minlength=groups)
-    if outside or found is None:
+        total = np.zeros(groups, np.int64)
+        for begin in range(0, n, memory.LARGEST):  # as many rows of one group as the native counts hold
+            part, found = np.ascontiguousarray(codes[begin : begin + memory.LARGEST]), np.zeros(groups, np.int32)
+            if _library().jaxglmm_counts(i64(len(part)), at(part), i64(groups), at(found)):
+                raise _outside(codes, groups)
+            total += found
+        return total
+    if n and (codes.min() < 0 or codes.max() >= groups):
         raise _outside(codes, groups)
-    return found.astype(np.int64)
+    return np.bincount(codes, minlength=groups).astype(np.int64, copy=False)
 
 
 def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -> np.ndarray:
@@ -59,7 +61,7 @@ def slots_of_rows(codes, first, stride, *, across: int, block: int, base: int) -
     n = len(codes)
     need("codes", codes, None)
     need("stride", stride, len(first))
-    if native.use_native():
+    if native.use_native() and n <= memory.LARGEST:  # which counts the rows of a group in an int32
         codes, slot = np.ascontiguousarray(codes, np.int32), np.empty(n, np.int64)
         first, stride = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(stride, np.int64)
         if _library().jaxglmm_slots(

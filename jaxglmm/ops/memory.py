@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxglmm.errors import DataError
 
+
+LARGEST = 2**31 - 1  # what an int32 holds
 # What native code reads as it is; other types are converted.
 TYPES = {np.dtype(t): k for k, t in enumerate(("f8", "f4", "i8", "i4", "i2", "i1", "u1", "u2", "u4"))}
 TYPES[np.dtype(bool)] = TYPES[np.dtype("u1")]
@@ -82,6 +85,21 @@ def need(name: str, array: np.ndarray | None, *shape: int | None) -> None:
 def at(array: np.ndarray):
     """An array's address."""
     return ctypes.c_void_p(array.ctypes.data)
+
+
+def need_int32(what: str, count: int) -> int:
+    """`count`, where numbers of 32 bits, which places are kept in, count so far.
+
+    Raises
+    ------
+    DataError
+    """
+    if count > LARGEST:
+        raise DataError(
+            f"{count:,} {what} are more than the {LARGEST:,} that numbers of 32 bits count, which this part is limited "
+            "to: split the data, or merge levels"
+        )
+    return int(count)
 
 
 i64 = ctypes.c_int64

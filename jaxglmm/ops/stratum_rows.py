@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxglmm.ops import lanes, native
-from jaxglmm.ops.memory import at, described_columns, i64, need
+from jaxglmm.ops.memory import at, described_columns, i64, need, need_int32
 
 
 # Below this share of a column's size, what other columns leave of it is to be looked at closely.
@@ -74,7 +74,7 @@ def _sort(stratum, codes, rows, begin, threads):
 
 
 def _sort_natively(stratum, codes, rows, begin, threads):
-    n, B = len(stratum), len(rows)
+    n, B = need_int32("rows of all strata", len(stratum)), len(rows)
     stratum, codes = np.ascontiguousarray(stratum, np.int64), np.ascontiguousarray(codes, np.int32)
     order, size, groups = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(B, np.int64)
     ends = np.append(begin, n).astype(np.int64)
