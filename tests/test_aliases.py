@@ -117,10 +117,13 @@ def test_columns_of_numbers_keep_their_error():
             jg.fit("y ~ a * b + x + I(2 * x)", DATA)
     with pytest.raises(jg.DataError, match="linear combination"):
         jg.fit("y ~ a + b", DATA, full_rank=False)
-    # A cell whose rows all have weight 0 would be predicted without an estimate.
-    with warnings.catch_warnings(), pytest.raises(jg.DataError, match=r"'a\[T.q\]:b\[T.w\]' is 0|\[T.r\]:b\[T.w\]"):
-        warnings.simplefilter("ignore")
-        jg.fit("y ~ a * b", DATA, weights=1.0 - (DATA["cell"] == "qw"))
+
+
+def test_a_cell_of_weight_zero_is_empty():
+    weights = 1.0 - (DATA["cell"] == "qw")
+    fit, without = fitted("y ~ a * b", weights=weights), fitted("y ~ a * b", DATA[weights > 0])
+    assert fit.dropped == without.dropped == ("a[T.q]:b[T.w]", "a[T.r]:b[T.w]")
+    assert fit.loglik == pytest.approx(without.loglik, abs=1e-10)
 
 
 def test_more_columns_than_rows_before_they_are_left_out():
