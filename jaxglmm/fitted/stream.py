@@ -183,7 +183,9 @@ def _bucket(work: Path, chunks: int, kinds: set[str], b: int) -> CompleteRows:
     join = lambda name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
     labels = _joined_labels([part["label"] for part in parts if len(part["label"])], kinds)
     z = [join(name) for name in (parts[0] if parts else {}) if name.startswith("z")]
-    return CompleteRows(labels, np.zeros(0, int), join("y"), join("weights"), join("eta"), np.array(z))
+    y = join("y")
+    nothing = {"levels": np.zeros(0, int), "X": np.zeros((len(y), 0))}  # scores need neither
+    return CompleteRows(labels, y=y, weights=join("weights"), eta=join("eta"), z=np.array(z), **nothing)
 
 
 def _joined_labels(parts: list[np.ndarray], kinds: set[str]) -> np.ndarray:
