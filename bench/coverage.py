@@ -1,10 +1,10 @@
 """Coverage of intervals by simulation: `python -m bench.coverage`.
 
-Logistic regression with a random intercept in three settings: groups of 3 rows, standard deviation 0.5, intercept -0.5;
-Ten Have & Localio's (1999) kind, clusters of 4 to 10 rows with a covariate of the cluster and one of the row, standard
-deviation 1; and groups of 1 to 8 rows. Of each replicate, the shares of nominal 95 % intervals that cover:
+Logistic regression with a random intercept, intercept -0.5, in three settings: "mixed", groups of 1 to 8 rows; "three",
+groups of 3 rows; "clusters", of Ten Have & Localio's (1999) kind, clusters of 4 to 10 rows with a covariate of the
+cluster and one of the row. Of each replicate, the shares of nominal 95 % intervals that cover:
 
-    ranef       effects of the groups, `fit.ranef(interval=0.95)`
+    with        effects of the groups, `fit.ranef(interval=0.95)`
     given       the same with the parameters taken as known
     known       linear predictors of one row of each group, `fit.predict(..., kind="link", interval=0.95)`
     new         linear predictors of one row of each of 200 new groups
@@ -26,16 +26,15 @@ import jaxglmm as jg
 
 LEVEL = 0.95
 NEW = 200
-KINDS = ("ranef", "given", "known", "new")
+KINDS = ("with", "given", "known", "new")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model to draw from: sizes of groups that are repeated, coefficients, the effects' standard deviation."""
+    """A model to draw from: sizes of groups, which are repeated, and coefficients."""
 
     sizes: tuple[int, ...]
-    intercept: float
-    tau: float
+    intercept: float = -0.5
     by_group: float = 0.0
     by_row: float = 0.0
 
@@ -55,27 +54,26 @@ class Setting:
 
 
 SETTINGS = {
-    "three rows": Setting((3,), -0.5, 0.5),
-    "clusters": Setting((4, 5, 6, 7, 8, 9, 10), -0.5, 1.0, 0.5, 0.5),
-    "1 to 8 rows, sd 0.5": Setting(tuple(range(1, 9)), -0.5, 0.5),
-    "1 to 8 rows, sd 1": Setting(tuple(range(1, 9)), -0.5, 1.0),
+    "mixed": Setting(tuple(range(1, 9))),
+    "three": Setting((3,)),
+    "clusters": Setting(tuple(range(4, 11)), by_group=0.5, by_row=0.5),
 }
 
 
-def replicate(setting: Setting, groups: int, seed: int) -> dict[str, float]:
+def replicate(setting: Setting, groups: int, tau: float, seed: int) -> dict[str, float]:
     """Shares covered, and whether the standard deviation was estimated as zero."""
-    rng = np.random.default_rng([seed, groups, *setting.sizes])
+    rng = np.random.default_rng([seed, groups, round(100 * tau), *setting.sizes])
     data = setting.rows(rng, groups, rng.permutation(np.resize(setting.sizes, groups)))
-    b = setting.tau * rng.standard_normal(groups)
+    b = tau * rng.standard_normal(groups)
     data["y"] = (rng.random(len(data)) < 1 / (1 + np.exp(-setting.eta(data, b[data["g"]])))) * 1.0
     fit = jg.fit(setting.formula, data, family="binomial", method="agq", n_agq=15)
     known = data.drop_duplicates("g")
     new = setting.rows(rng, NEW, 1).assign(g=lambda d: d["g"] + groups)
-    drawn = setting.tau * rng.standard_normal(NEW)
+    drawn = tau * rng.standard_normal(NEW)
     inside = lambda table, truth: float(np.mean((table["lower"] <= truth) & (truth <= table["upper"])))
     predicted = lambda rows, b: inside(fit.predict(rows, kind="link", interval=LEVEL), setting.eta(rows, b).to_numpy())
     return {
-        "ranef": inside(fit.ranef(interval=LEVEL), b),
+        "with": inside(fit.ranef(interval=LEVEL), b),
         "given": inside(fit.ranef(interval=LEVEL, uncertainty=False), b),
         "known": predicted(known, b),
         "new": predicted(new, drawn),
@@ -83,7 +81,7 @@ def replicate(setting: Setting, groups: int, seed: int) -> dict[str, float]:
     }
 
 
-def simulate(name: str, groups: int, replicates: int, log: Path | None = None) -> dict:
+def simulate(groups: int, tau: float, replicates: int, log: Path | None = None, *, setting: str = "mixed") -> dict:
     """Means over replicates with their standard errors; replicate i is drawn from seed i.
 
     Each is a line of the file `log`, and one that is there already is not run again.
@@ -92,11 +90,11 @@ def simulate(name: str, groups: int, replicates: int, log: Path | None = None) -
     if log is not None and log.exists():
         found = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()][:replicates]
     while len(found) < replicates:
-        found.append(replicate(SETTINGS[name], groups, len(found)))
+        found.append(replicate(SETTINGS[setting], groups, tau, len(found)))
         if log is not None:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[-1]) + "\n")
-    out = {"setting": name, "groups": groups, "replicates": replicates}
+    out = {"setting": setting, "groups": groups, "tau": tau, "replicates": replicates}
     for kind in found[0]:
         values = np.array([f[kind] for f in found])
         out[kind], out[f"{kind}_se"] = float(values.mean()), float(values.std(ddof=1) / np.sqrt(replicates))
@@ -105,10 +103,12 @@ def simulate(name: str, groups: int, replicates: int, log: Path | None = None) -
 
 def table(results: list[dict]) -> str:
     """A Markdown table of coverages in per cent."""
-    lines = ["| setting | groups | replicates | " + " | ".join(KINDS) + " |", "| --- " * (3 + len(KINDS)) + "|"]
+    lines = ["| setting | sd | groups | replicates | " + " | ".join(KINDS) + " |", "| --- " * (4 + len(KINDS)) + "|"]
     for r in results:
         cells = [f"{100 * r[kind]:.1f} ({100 * r[f'{kind}_se']:.1f})" for kind in KINDS]
-        lines.append(f"| {r['setting']} | {r['groups']:,} | {r['replicates']:,} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {r['setting']} | {r['tau']:g} | {r['groups']:,} | {r['replicates']:,} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -118,7 +118,7 @@ def draw(results: list[dict], path: Path) -> None:
 
     fig = Figure(figsize=(6.4, 0.9 + 0.42 * len(results)), layout="constrained")
     ax = fig.add_subplot()
-    names = [f"{r['setting']}, {r['groups']:,} groups" for r in results]
+    names = [f"{r['setting']}, sd {r['tau']:g}, {r['groups']:,} groups" for r in results]
     for shift, kind, color, label in (
         (0.2, "known", "#20639b", "rows of known groups"),
         (0.0, "new", "#3b8d4f", "rows of new groups"),
@@ -140,20 +140,23 @@ def draw(results: list[dict], path: Path) -> None:
 def main():
     """Run the simulation and write its results."""
     parser = argparse.ArgumentParser(description="Coverage of intervals of group effects and predictions.")
-    parser.add_argument("--settings", default="three rows;clusters", help="of " + "; ".join(SETTINGS))
+    parser.add_argument(
+        "--settings", default="three:0.5,clusters:1", help=f"{', '.join(SETTINGS)}: with sds, as three:0.5"
+    )
     parser.add_argument("--groups", default="15,30,99,101,200")
     parser.add_argument("--replicates", type=int, default=2000, help="of each case")
     parser.add_argument("--out", type=Path, default=Path("bench-results/coverage"), help="folder; a run goes on there")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    for name in options.settings.split(";"):
+    for case in options.settings.split(","):
+        name, tau = case.split(":")
         for groups in map(int, options.groups.split(",")):
             began = time.process_time()
-            log = options.out / f"{name.replace(' ', '-').replace(',', '')}-{groups}.jsonl"
-            results.append(found := simulate(name, groups, options.replicates, log))
+            log = options.out / f"{name}-{tau}-{groups}.jsonl"
+            results.append(found := simulate(groups, float(tau), options.replicates, log, setting=name))
             print(
-                f"{name}, {groups} groups: "
+                f"{name}, sd {tau}, {groups} groups: "
                 + ", ".join(f"{kind} {found[kind]:.4f} +- {found[f'{kind}_se']:.4f}" for kind in KINDS)
                 + f"; sd^ = 0 in {found['zero']:.0%} of {options.replicates} ({time.process_time() - began:.0f} CPU s)",
                 flush=True,

@@ -304,3 +304,5 @@ print(json.dumps(simulate(30, 0.5, 100)))
     found = json.loads(run_python(code))
     assert 0.92 - 2 * found["with_se"] < found["with"] < 0.98 + 2 * found["with_se"]
     assert found["given"] < 0.85
+    for kind in ("known", "new"):
+        assert 0.92 - 2 * found[f"{kind}_se"] < found[kind] < 0.985 + 2 * found[f"{kind}_se"]

@@ -14,12 +14,13 @@ from jaxglmm.errors import DataError
 
 _PLAIN = "biufcSUmM"  # kinds of numbers, text and dates
 _HEADER = 10_240  # bytes that an array's description may take
-# Shapes of what belongs to a grouping factor: G levels, S effects, K nodes.
+# Shapes of what belongs to a grouping factor: G levels, S effects, K nodes, L of the levels, P fixed effects.
 _SHAPES = {
     "mode": "GS", "mean": "GS", "variance": "GS", "mean_eb": "GS", "variance_eb": "GS", "covariance": "GSS",
-    "covariance_eb": "GSS", "covariance_mean": "GSS", "root": "GSS", "n": "G", "points": "SK", "weights": "GK",
+    "covariance_eb": "GSS", "covariance_mean": "GSS", "n": "G", "levels": "L", "with_beta": "LSP",
+    "origin": "GS", "root": "GSS", "points": "SK", "weights": "GK",
 }  # fmt: skip
-_OF_TERM = re.compile(r"(?:posterior|effects)(\d+)\.(\w+)")
+_OF_TERM = re.compile(r"(?:posterior|effects|rule)(\d+)\.(\w+)")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -91,14 +92,14 @@ def check_shapes(arrays: Mapping[str, np.ndarray], parameters: int, fixed: int, 
         wanted[f"estimate.factor{i}"] = wanted[f"effect_squares{i}"] = (len(term.names),) * 2
     if f"estimate.factor{len(terms)}" in arrays:
         raise DataError("there are arrays of more grouping factors than the formula has")
-    nodes: dict[int, int] = {}
+    own: dict[tuple[int, str], int] = {}  # sizes that are an array's own, equal for all of a term
     for name, array in arrays.items():
         at = _OF_TERM.fullmatch(name)
         if at is not None and at[2] in _SHAPES and int(at[1]) < len(terms):
             i, axes = int(at[1]), _SHAPES[at[2]]
-            sizes = {"G": len(terms[i].levels), "S": len(terms[i].names)}
-            if axes.endswith("K") and array.ndim == 2:
-                sizes["K"] = nodes.setdefault(i, array.shape[1])
+            sizes = {"G": len(terms[i].levels), "S": len(terms[i].names), "P": fixed}
+            if array.ndim == len(axes):
+                sizes |= {a: own.setdefault((i, a), n) for a, n in zip(axes, array.shape, strict=True) if a in "KL"}
             wanted[name] = tuple(sizes.get(axis, -1) for axis in axes)
     for name, shape in wanted.items():
         if name not in arrays or arrays[name].shape != shape or arrays[name].dtype.kind not in "fiub":

@@ -196,7 +196,7 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
             arrays[f"posterior{i}.{field.name}"] = getattr(posterior, field.name)
         arrays |= {f"effects{i}.{name}": v for name, v in fit._effects(i).arrays().items()}
     if len(state.terms) == 1 and (rule := fit._rule()) is not None:
-        arrays |= {f"rule.{name}": v for name, v in rule.arrays().items()}
+        arrays |= {f"rule0.{name}": v for name, v in rule.arrays().items()}
     if len(state.terms) > 1:
         arrays |= {f"joint.{name}": v for name, v in fit._joint().arrays().items()}
     if rows:
@@ -277,8 +277,8 @@ def _kept(state: State, arrays) -> Kept:
             state, {k.removeprefix("joint."): v for k, v in arrays.items() if k.startswith("joint.")}
         )
     rule = (
-        Rule(**{field.name: arrays[f"rule.{field.name}"] for field in fields(Rule)})
-        if "rule.points" in arrays
+        Rule(**{field.name: arrays[f"rule0.{field.name}"] for field in fields(Rule)})
+        if "rule0.points" in arrays
         else None
     )
     return Kept(effects, history, joint, rule)
