@@ -209,6 +209,32 @@ def test_text_of_a_file_against_numbers_of_a_table(tmp_path):
         predicted("A7", "B8")
 
 
+def test_a_fit_of_one_kind_of_table_knows_the_levels_of_another(tmp_path):
+    """Every pair of kinds, new rows of the first members and of others alone: the level of the fit, never a new one."""
+    polars = pytest.importorskip("polars")
+    ids = np.array([1, 2, 3, 2**63, 2**63 + 1, 7, 8, 9], np.uint64)
+
+    def tables(rows):
+        frame = pd.DataFrame({"y": Y[rows], "x": X[rows], "id": ids[ID[rows]]})
+        arrow = pa.Table.from_pandas(frame, preserve_index=False)
+        path = tmp_path / f"{rows.start} {rows.stop}.csv"
+        frame.to_csv(path, index=False)
+        pq.write_table(arrow, path.with_suffix(".parquet"))
+        coded = arrow.set_column(2, "id", arrow["id"].combine_chunks().dictionary_encode())
+        return [frame, frame.assign(id=frame["id"].astype("UInt64")), frame.assign(id=pd.Categorical(frame["id"])),
+                arrow, coded, arrow.to_pandas(types_mapper=pd.ArrowDtype), polars.from_arrow(arrow), path,
+                path.with_suffix(".parquet"), {n: frame[n].tolist() for n in frame}]  # fmt: skip
+
+    parts = {(rows.start, rows.stop): tables(rows) for rows in (slice(0, 32), slice(0, 8), slice(16, 24))}
+    for data in parts[0, 32]:
+        fit = jg.fit("y ~ x + (1 | id)", data)
+        assert fit.state.terms[0].levels.tolist() == sorted(ids.tolist())
+        known = fit.predict()
+        for (begin, end), others in parts.items():
+            for other in others:
+                np.testing.assert_allclose(fit.predict(other), known[begin:end], rtol=1e-9)
+
+
 def test_what_text_stands_for():
     of = lambda *texts: typed(np.array(texts, object))
     assert of("1", "-20", "0").dtype == np.int64

@@ -158,7 +158,8 @@ def _converted(name: str, values: Any) -> Column:
         filled = series if missing is None else series.fill_null(False)
         return Column(name, "boolean", filled.to_numpy().astype(bool), missing)
     if dtype.is_temporal():
-        return _time(name, series.to_numpy(), _nulls(series))
+        times = series.to_numpy()
+        return _from_numpy(name, times) if times.dtype == object else _time(name, times, _nulls(series))
     if series.implementation.is_polars() and dtype in (nw.String, nw.Categorical, nw.Enum):
         return _from_polars(name, series.to_native())
     if series.implementation.is_pyarrow() and dtype in (nw.String, nw.Categorical):
@@ -240,9 +241,9 @@ def _from_numpy(name: str, array: np.ndarray) -> Column:
 
 def _whole(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
     """Python's whole numbers, of any size: beyond 64 bits their labels are their digits."""
-    for kind in (np.int64, np.uint64):
-        with contextlib.suppress(OverflowError):
-            return _number(name, values.astype(kind), missing)
+    whole = _of_64_bits(values)
+    if whole is not None:
+        return _number(name, whole, missing)
     try:
         numbers = values.astype(np.float64)
     except OverflowError:
@@ -250,6 +251,14 @@ def _whole(name: str, values: np.ndarray, missing: np.ndarray | None) -> Column:
     texts = np.array([str(v) for v in values.tolist()], object)
     texts[[] if missing is None else missing] = None
     return Column(name, "number", numbers, missing, exact=replace(_from_text(name, texts), from_text=True))
+
+
+def _of_64_bits(values: np.ndarray) -> np.ndarray | None:
+    """Python's whole numbers as int64 or uint64; None where neither holds them all."""
+    for kind in (np.int64, np.uint64):
+        with contextlib.suppress(OverflowError):
+            return values.astype(kind)
+    return None
 
 
 def _decimal(name: str, array: Any, missing: np.ndarray | None) -> Column:
@@ -362,7 +371,7 @@ def _coded(name: str, kind: Kind, codes: np.ndarray, labels: Any) -> Column:
 def label_array(name: str, labels: Any) -> np.ndarray:
     """Labels as one array: of integers, floats, booleans or dates, or of `str` objects."""
     array = np.asarray(labels)
-    if array.dtype.kind in "ifbmM":
+    if array.dtype.kind in "ibmM" or (array.dtype.kind == "f" and isinstance(labels, np.ndarray)):
         return array
     if array.dtype.kind == "u":
         return array if array.size and array.max() > 2**63 - 1 else array.astype(np.int64)
@@ -373,10 +382,10 @@ def label_array(name: str, labels: Any) -> np.ndarray:
     if inferred in ("string", "empty"):
         return array
     if inferred in ("integer", "boolean", "floating"):
-        plain = np.array(array.tolist())
-        if plain.dtype != object and (inferred != "integer" or plain.dtype.kind in "iu"):
-            return label_array(name, plain)
-        return np.array([str(v) for v in array], object)  # beyond 64 bits
+        if inferred != "integer":
+            return np.array(array.tolist())
+        whole = _of_64_bits(array)
+        return np.array([str(v) for v in array], object) if whole is None else whole
     if inferred == "decimal":
         return np.array([format(v.normalize(), "f") for v in array], object)
     if inferred in ("datetime64", "datetime", "date"):

@@ -121,16 +121,22 @@ def _family(values: np.ndarray) -> str:
 
 def _another_type(name: str, values: np.ndarray, levels: np.ndarray) -> DataError:
     return DataError(
-        f"column {name!r} holds {_family(values)} ({values[0]!r}), and the model was fitted to {_family(levels)} "
-        f"({levels[0]!r}) there; convert the column to the type that it had."
+        f"column {name!r} holds {_family(values)} ({_shown(values[0])}), and the model was fitted to {_family(levels)} "
+        f"({_shown(levels[0])}) there; convert the column to the type that it had."
     )
+
+
+def _shown(label: Any) -> str:
+    if isinstance(label, np.datetime64 | np.timedelta64):
+        return str(label)
+    return repr(label.item() if isinstance(label, np.generic) else label)
 
 
 def _two_spellings(name: str, one: Any, other: Any) -> DataError:
     return DataError(
-        f"column {name!r} holds {one!r}, and the model was fitted to {other!r} there: one number in two spellings, "
-        "which may be one label or two. Give the column the text that it had (leading zeros are lost where text is "
-        "read as numbers)."
+        f"column {name!r} holds {_shown(one)}, and the model was fitted to {_shown(other)} there: one number in two "
+        "spellings, which may be one label or two. Give the column the text that it had (leading zeros are lost where "
+        "text is read as numbers)."
     )
 
 
@@ -156,8 +162,8 @@ def _numbers_in(name: str, values: np.ndarray, levels: np.ndarray) -> np.ndarray
     if (np.abs(values) > _EXACT).any():
         first = values[np.argmax(np.abs(np.where(np.isnan(values), 0.0, values)) > _EXACT)]
         raise DataError(
-            f"column {name!r} holds the float {first!r}, which stands for several whole numbers, and the model was "
-            "fitted to whole numbers there: a column of integers became one of floats, mostly because a value is "
+            f"column {name!r} holds the float {_shown(first)}, which stands for several whole numbers, and the model "
+            "was fitted to whole numbers there: a column of integers became one of floats, mostly because a value is "
             "missing. Pass it as a nullable integer (Int64) or as text."
         )
     whole = values == np.rint(values)  # not for NaN
