@@ -96,6 +96,28 @@ def test_a_fault_far_behind_the_first_rows_is_found_in_parts(model, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.csv"]
 
 
+def test_what_was_done_before_a_full_disk_is_not_done_again(model, tmp_path, monkeypatch):
+    from jaxglmm.fitted import stream
+
+    (tmp_path / "a.csv").write_bytes(TEXT)
+    state, real, written = jg.load(model).state, stream._to_arrow, []
+
+    def full(table, path):
+        if len(written) == 3:
+            written.append("full")
+            raise OSError(28, "No space left on device")
+        written.append(path.name)
+        real(table, path)
+
+    monkeypatch.setattr(stream, "_to_arrow", full)
+    with pytest.raises(jg.DataError, match=r"cannot write .* No space left on device"):
+        stream.score_file(state, tmp_path / "a.csv", tmp_path / "out.csv", chunk=20)
+    stream.score_file(state, tmp_path / "a.csv", tmp_path / "out.csv", chunk=20)
+    assert len(written) == len(set(written)) == 1 + N // 20
+    found = pd.read_csv(tmp_path / "out.csv")
+    pd.testing.assert_frame_equal(found, jg.load(model).score(tmp_path / "a.csv"), rtol=1e-12, check_dtype=False)
+
+
 @pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv", "parquet"])
 def test_a_file_in_parts_gives_what_it_gives_at_once(tmp_path, ending):
     """Quoted fields with separators and line ends, blank lines, missing values, factors that look like numbers."""

@@ -72,6 +72,8 @@ def score_file(state: State, source, out, *, interval: float | None = None, chun
                     columns = scores(state, history, labels, own_prior(state), interval)
                     _write(part, lambda path, columns=columns: _to_parquet(columns, path))
         _write(out, lambda path: _join(work, job["buckets"], path))
+    except _NotWritten:  # such as a full disk, after which a run goes on
+        raise
     except DataError:  # of the rows, of which another run would say the same
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -110,6 +112,10 @@ def _resumes(work: Path, job: dict) -> bool:
         return False
 
 
+class _NotWritten(DataError):
+    """A file could not be written, which says nothing about the rows."""
+
+
 def _write(path: Path, write) -> None:
     """Write a file beside its place, then move it there."""
     fresh = path.with_name(f".new-{path.name}")
@@ -117,7 +123,7 @@ def _write(path: Path, write) -> None:
         write(fresh)
         os.replace(fresh, path)
     except OSError as error:
-        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise _NotWritten(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
         fresh.unlink(missing_ok=True)
 
