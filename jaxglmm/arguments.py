@@ -76,14 +76,18 @@ def is_number(value) -> bool:
     """Whether a value is one real number, and not a truth value."""
     if isinstance(value, Real):
         return not isinstance(value, bool | np.bool_)
-    return getattr(value, "shape", None) == () and getattr(getattr(value, "dtype", None), "kind", "") in "iuf"
+    return getattr(value, "shape", None) == () and _kind(value) in ("i", "u", "f")
 
 
 def is_whole(value) -> bool:
     """Whether a value is one whole number, and not a truth value."""
     if isinstance(value, Integral):
         return not isinstance(value, bool | np.bool_)
-    return is_number(value) and getattr(getattr(value, "dtype", None), "kind", "") in "iu"
+    return is_number(value) and _kind(value) in ("i", "u")
+
+
+def _kind(value) -> str:
+    return getattr(getattr(value, "dtype", None), "kind", "")
 
 
 def number(at_least=None, at_most=None, *, above=None, below=None, such_as=None) -> Rule:
@@ -190,8 +194,7 @@ def path(name: str, value) -> None:
     longest = max(map(len, where.replace(os.sep.encode(), b"/").split(b"/")))
     if len(where) > _LONGEST_PATH or longest > _LONGEST_NAME:
         refuse(
-            name, f"a path of at most {_LONGEST_PATH} bytes with names of at most {_LONGEST_NAME}: choose a shorter one",
-            value,
+            name, f"a path of at most {_LONGEST_PATH} bytes, with names of at most {_LONGEST_NAME}", value
         )  # fmt: skip
 
 
@@ -230,3 +233,12 @@ def instance(cls: str, expected: str) -> Rule:
 
 
 a_fit = instance("Fit", "a fitted model, as jaxglmm.fit returns it")
+
+
+def devices(name: str, value) -> None:
+    """Devices of JAX, each once."""
+    several = isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1
+    if not several or not len(value) or not all(hasattr(v, "platform") and hasattr(v, "id") for v in value):
+        refuse(name, "a list of devices, such as jax.devices()", value)
+    if len(set(map(id, value))) < len(value):
+        refuse(name, "a list in which each device stands once", value)

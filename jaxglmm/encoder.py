@@ -11,6 +11,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
+from jaxglmm.arguments import choice, optional, seed, text, told
 from jaxglmm.errors import DataError, DataWarning
 from jaxglmm.folds import GroupEffects, effects_near, effects_without_each_row, group_effects
 from jaxglmm.formula.frame import model_frame
@@ -252,11 +253,16 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
     # --- Arguments -----------------------------------------------------------------------------------------
 
     def _check_options(self):
-        unknown = [f for f in self.features if f not in FEATURES]
-        if isinstance(self.features, str) or unknown or not len(self.features):
-            raise DataError(f"features must be some of {FEATURES}; found {self.features!r}")
-        if self.theta not in THETA:
-            raise DataError(f"theta must be one of {THETA}; found {self.theta!r}")
+        given = self.features
+        if (
+            not isinstance(given, list | tuple)
+            or not given
+            or not all(isinstance(f, str) and f in FEATURES for f in given)
+        ):
+            raise DataError(f"features must be some of {FEATURES}; found {told(self.features)}")
+        choice(*THETA)("theta", self.theta)
+        optional(text)("time", self.time)
+        seed("random_state", self.random_state)
 
     def _columns(self, X, reset):
         """The columns of X by name, in the caller's own kind."""

@@ -5,6 +5,7 @@ import time
 import jax
 import numpy as np
 
+from jaxglmm.arguments import choice, devices as several_devices, flag, mapping, number, optional, takes, whole
 from jaxglmm.design.aliases import without_aliases
 from jaxglmm.design.checks import values_far_outside
 from jaxglmm.errors import ColumnsError, ConvergenceError, DataError, NotYetError
@@ -12,6 +13,7 @@ from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
+from jaxglmm.modes.solver import SOLVERS
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops.threads import calm
 from jaxglmm.problem import is_linear, make_problem
@@ -24,6 +26,20 @@ PRECISIONS = ("double", "mixed", "single")
 _SINGLE_TOLERANCE = 1e-5
 
 
+@takes(
+    method=choice(*METHODS),
+    n_agq=optional(whole(1, MOST_NODES)),
+    reml=flag,
+    levels=optional(mapping),
+    full_rank=flag,
+    tol=number(0),
+    max_iterations=whole(0),
+    progress=optional(flag),
+    precision=choice(*PRECISIONS),
+    solver=choice(*SOLVERS),
+    devices=optional(several_devices),
+    throw=flag,
+)
 def fit(
     formula, data, *, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
     penalty=None, prior=None, theta=None, levels=None, full_rank=True, precision="double",
@@ -170,22 +186,16 @@ def fit(
 
 
 def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):
-    """Refuse options of a fit that are not known or do not go together.
+    """Refuse options of a fit that do not go together.
 
     Raises
     ------
     DataError, NotYetError
     """
-    if method not in METHODS:
-        raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}; found {method!r}")
-    if n_agq is not None and (not isinstance(n_agq, (int, np.integer)) or not 1 <= n_agq <= MOST_NODES):
-        raise DataError(f"n_agq must be a whole number of at least 1 and at most {MOST_NODES}; found {n_agq!r}")
     if n_agq is not None and method not in ("agq", "auto"):
         raise DataError(f"n_agq={n_agq} goes with method='agq'; found method={method!r}")
     if reml and (family.name, family.link) != ("gaussian", "identity"):
         raise DataError(f"reml=True is defined for gaussian responses; found family {family.name!r}")
-    if precision not in PRECISIONS:
-        raise DataError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; found {precision!r}")
     if precision == "single" and (penalty is not None or prior is not None):
         raise DataError(
             "precision='single' is too coarse for the optimality conditions of penalty= and prior=: use 'mixed', which "

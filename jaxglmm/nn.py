@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxglmm.arguments import numbers, whole
 from jaxglmm.design.design import Design, make_design, only_term
 from jaxglmm.design.groups import LONGEST, SIZES, round_up
 from jaxglmm.errors import DataError
@@ -112,8 +113,11 @@ class GroupBatches:
         dtype : dtype
             Of the arrays of a batch.
         """
-        if groups < 1:
-            raise DataError(f"groups must be at least 1; found {groups}")
+        whole(1)("groups", groups)
+        for name, values in (("y", y), ("X", X), ("codes", codes)):
+            numbers(name, values)
+        if np.asarray(codes).dtype.kind not in "iu" or np.min(codes) < 0 or np.ndim(codes) != 1:
+            raise DataError("codes must number the groups from 0, one for each row")
         self._rows = {"weights": weights, "offset": offset, "codes": codes, "z": z}
         self._y, self._X, self._dtype, self.groups = np.asarray(y), np.asarray(X), dtype, groups
         counts = np.bincount(codes)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxglmm.arguments import numbers
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
@@ -196,18 +197,20 @@ def _without_columns(design):
 def _matrix(frame, X: Any, names) -> _Extra:
     from scipy import sparse
 
+    if not sparse.issparse(X):
+        numbers("X", X)
     if sparse.issparse(X):
         X = sparse.csc_matrix(X, dtype=float)
-        numbers = X.data
+        found = X.data
     else:
-        numbers = X = np.asarray(X, float)
+        found = X = np.asarray(X, float)
         if X.ndim != 2:
             raise DataError(f"X must have two dimensions, a row for each row of the data; found shape {X.shape}")
     total = int(frame.rows[-1]) + 1 if len(frame.rows) else 0
     expected = frame.total
     if X.shape[0] != expected or X.shape[0] < total:
         raise DataError(f"X has {X.shape[0]} rows; expected {expected}, one for each row of the data")
-    if not np.isfinite(numbers).all():
+    if not np.isfinite(found).all():
         raise DataError("X has entries that are missing or infinite: fill them in")
     names = tuple(f"X{j}" for j in range(X.shape[1])) if names is None else tuple(map(str, names))
     if len(names) != X.shape[1]:

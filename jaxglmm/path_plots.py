@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxglmm.arguments import optional, path as paths, takes
 from jaxglmm.plots import BLUE, GREY, PALE, RED, _done, _figure
 
 
@@ -9,6 +10,7 @@ _MOST_NAMES = 12  # coefficients named at the path's end
 _MOST_POINTS = 20_000
 
 
+@takes(path=optional(paths))
 def plot_path(fit, path=None):
     """Coefficients against lambda; below, where there was cross-validation, the score of held-out rows.
 
@@ -82,6 +84,7 @@ def _count_axis(ax, x, counts):
     top.set_xlabel("coefficients that are not zero", fontsize=8)
 
 
+@takes(path=optional(paths))
 def plot_pooling(found, path=None):
     """Each group's shrunken estimate against its own, and how much of it is kept, by the size of the group.
 

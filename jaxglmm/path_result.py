@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import optional, path as paths, takes, whole
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.penalties import ElasticNet
 from jaxglmm.optimise.cross_validation import CrossValidation
@@ -76,16 +77,19 @@ class Path:
         """Index of lambda.min where there was cross-validation, otherwise of the smallest BIC."""
         return int(np.argmin(self.bic)) if self.cv is None else self.cv.minimum
 
+    @takes(at=optional(whole(-(10**9))))
     def selected(self, at: int | None = None) -> list[str]:
         """Names of the coefficients that are not zero at lambdas[at]; at `best` by default."""
         at = self.best if at is None else at
         return [name for name, value in zip(self.names, self.coef[at], strict=True) if value != 0]
 
+    @takes(at=optional(whole(-(10**9))))
     def coefficients(self, at: int | None = None) -> dict[str, float]:
         """{name: coefficient} at lambdas[at]; at `best` by default."""
         at = self.best if at is None else at
         return dict(zip(self.names, self.coef[at].tolist(), strict=True))
 
+    @takes(at=optional(whole(-(10**9))))
     def refit(self, at: int | None = None, **options):
         """Fit the columns selected at lambdas[at] (at `best` by default) without a penalty.
 
@@ -106,6 +110,7 @@ class Path:
         """
         return self.refit_with(self.selected(at), options)
 
+    @takes(path=optional(paths))
     def plot(self, path=None):
         """Coefficients against lambda, and the cross-validation's score; see `jaxglmm.path_plots.plot_path`."""
         from jaxglmm.path_plots import plot_path

@@ -5,12 +5,26 @@ import time
 import jax
 import numpy as np
 
+from jaxglmm.arguments import (
+    choice,
+    flag,
+    mapping,
+    names,
+    number,
+    numbers,
+    optional,
+    seed as seeds,
+    share,
+    takes,
+    whole,
+)
 from jaxglmm.errors import ConvergenceError, DataError
 from jaxglmm.estimation import held_factors, quadrature_rule
-from jaxglmm.fitting import check_options
+from jaxglmm.fitting import METHODS, PRECISIONS, check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.model.penalties import ElasticNet, check_alpha
+from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
@@ -20,6 +34,27 @@ from jaxglmm.path_result import Path, Refit, along
 from jaxglmm.progress import Progress
 
 
+@takes(
+    method=choice(*METHODS),
+    n_agq=optional(whole(1, MOST_NODES)),
+    levels=optional(mapping),
+    full_rank=flag,
+    tol=number(0),
+    max_iterations=whole(0),
+    progress=optional(flag),
+    lambdas=optional(numbers),
+    n_lambdas=whole(1),
+    lambda_min_ratio=optional(share(1e-4)),
+    standardize=flag,
+    X_names=optional(names),
+    dummies=names,
+    cv_by=choice("groups", "rows"),
+    seed=seeds,
+    scale=choice("likelihood", "rss"),
+    precision=choice(*PRECISIONS),
+    gamma=number(0),
+    throw=flag,
+)
 def fit_path(
     formula, data, *, family="gaussian", alpha=1.0, lambdas=None, n_lambdas=100, lambda_min_ratio=None, factors=None,
     standardize=True, X=None, X_names=None, dummies=(), cv=None, cv_by="groups", seed=0, method="auto", n_agq=None,

@@ -6,6 +6,7 @@ belongs to pyplot, so that a notebook shows it.
 
 import numpy as np
 
+from jaxglmm.arguments import a_fit, choice, optional, path as paths, takes, text, whole
 from jaxglmm.errors import DataError
 
 
@@ -16,6 +17,7 @@ _TAIL = 12  # levels named at each end when there are more
 _Z95 = 1.959963984540054
 
 
+@takes(fit=a_fit, group=optional(text), term=optional(text), path=optional(paths))
 def caterpillar(fit, group=None, term=None, *, path=None):
     """Group effects in order of size, with 95 % intervals: posterior mean +- 1.96 posterior sd given the parameters.
 
@@ -110,6 +112,7 @@ def _long_caterpillar(level, mean, sd, group, title, path):
     return _done(fig, path)
 
 
+@takes(fit=a_fit, group=optional(text), term=optional(text), path=optional(paths))
 def shrinkage(fit, group=None, term=None, *, path=None):
     """Each group's own estimate against its shrunken one, coloured by its number of rows.
 
@@ -168,6 +171,12 @@ def _size_norm(rows):
     return LogNorm(low, high) if low > 0 and high > 20 * low else Normalize(low, max(high, low + 1))
 
 
+@takes(
+    effects=optional(choice("conditional", "mode", "marginal", "population")),
+    fit=a_fit,
+    bins=whole(2, 10**6),
+    path=optional(paths),
+)
 def calibration(fit, data=None, observed=None, *, effects=None, bins=10, path=None):
     """Predicted against observed means in bins of equal numbers of rows, with two standard errors of the observed.
 
@@ -222,6 +231,7 @@ def calibration(fit, data=None, observed=None, *, effects=None, bins=10, path=No
     return _done(fig, path)
 
 
+@takes(fit=a_fit, path=optional(paths))
 def qq(fit, *, path=None):
     """Randomised quantile residuals against normal quantiles, with a pointwise 95 % band for a correct model.
 
@@ -260,6 +270,7 @@ def qq(fit, *, path=None):
     return _done(fig, path)
 
 
+@takes(fit=a_fit, path=optional(paths))
 def trace(fit, *, path=None):
     """How the optimiser went: the log-likelihood still to be gained, and the Newton decrement, step by step.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxglmm.arguments import mapping, optional, seed as seeds, takes, whole
 from jaxglmm.errors import ConvergenceError, DataError, DataWarning
 from jaxglmm.fitted.history import History
 from jaxglmm.fitted.predictive import Observed, given_history, log_density, means, plugged_in
@@ -19,6 +20,7 @@ from jaxglmm.fitting import fit
 from jaxglmm.formula.bars import parse_formula
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
+from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.path_design import fold_labels
 
 
@@ -71,6 +73,7 @@ class ShrinkageComparison:
         return plot_pooling(self, path)
 
 
+@takes(folds=whole(2), seed=seeds, n_agq=optional(whole(1, MOST_NODES)), levels=optional(mapping))
 def compare_shrinkage(
     formula, data, *, family="gaussian", folds=5, seed=0, n_agq=None, weights=None, offset=None, levels=None
 ) -> ShrinkageComparison:

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from jaxglmm.arguments import optional, path as paths, share, takes
 from jaxglmm.plots import BLUE, GREY, PALE, RED, _done, _figure, columns_of
 
 
 _MOST = 30  # parameters in a picture
 
 
+@takes(level=share(), path=optional(paths))
 def histograms(replicates, level=0.95, *, path=None):
     """A histogram of each parameter's replicates, with the estimate and the interval of `Replicates.table`.
 

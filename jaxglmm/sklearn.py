@@ -18,6 +18,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from jaxglmm.arguments import refuse
 from jaxglmm.encoder import RandomEffectEncoder as RandomEffectEncoder
 from jaxglmm.errors import (
     ColumnsError,
@@ -142,7 +143,9 @@ class _GLMM(BaseEstimator):
 
     def _grouping(self, names):
         groups = [] if self.groups is None else [self.groups] if isinstance(self.groups, str | int) else self.groups
-        unknown = [g for g in groups if g not in names]
+        if not isinstance(groups, list | tuple | np.ndarray) or np.ndim(groups) != 1:
+            refuse("groups", "a column of X, or a list of columns", self.groups)
+        unknown = [g for g in groups if not isinstance(g, str | int | np.integer) or g not in names]
         if unknown:
             raise DataError(
                 f"groups={self.groups!r}: {unknown[0]!r} is not a column of X; expected names of columns, or positions "

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -365,3 +366,32 @@ def test_the_status_of_the_process_is_2(files):
     done = subprocess.run(command, capture_output=True, text=True, cwd=files, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+# --- Formulas without end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("formula", "said"),
+    [
+        ("y ~ " + "(" * 1000 + "x" + ")" * 1000, "more than 40 brackets"),
+        ("y ~ " + "(" * 1000 + "1 | g" + ")" * 1000, "more than 40 brackets"),
+        ("y ~ I(" + "(" * 1000 + "x" + ")" * 1001, "more than 40 brackets"),
+        ("y ~ " + "exp(" * 200 + "x" + ")" * 200, "more than 40 brackets"),
+        ("(" * 800 + "y" + ")" * 800 + " ~ x", "more than 40 brackets"),
+        ("y ~ x + (1 | " + "(" * 800 + "g" + ")" * 801, "more than 40 brackets"),
+        ("y ~ " + "-" * 2000 + "x", "more than 20 signs"),
+        ("y ~ I(" + "-" * 2000 + "x)", "more than 20 signs"),
+        ("y ~ I(" + "+".join(["x"] * 3000) + ")", "more than 200 operators"),
+        ("y ~ " + "*".join(f"x{i}" for i in range(20)), "stands for more than a million terms"),
+        ("y ~ (" + " + ".join(f"x{i}" for i in range(20)) + ")**10", "stands for 616,665 terms"),
+        ("y ~ x + (1 | " + "/".join(["g"] * 500) + ")", "names 'g' twice"),
+        ("y ~ " + "x" * 300_000, "300,004 characters"),
+    ],
+    ids=range(13),
+)
+def test_a_formula_without_end_is_refused_at_once(formula, said):
+    began = time.perf_counter()
+    with pytest.raises(jg.FormulaError, match=said):
+        jg.fit(formula, GOOD)
+    assert time.perf_counter() - began < 5

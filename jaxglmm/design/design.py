@@ -6,6 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxglmm.arguments import refuse, whole
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
 from jaxglmm.design.shards import place, shared_index
 from jaxglmm.errors import DataError, NotYetError
@@ -175,7 +176,20 @@ def make_design(
     DataError
         When lengths do not agree.
     """
+    for name, values in (("y", y), ("X", X), ("weights", weights), ("offset", offset), ("codes", codes), ("z", z)):
+        if isinstance(values, Columns) or (values is None and name not in ("y", "X")):
+            continue
+        if _kind(values) not in ("iu" if name == "codes" else "iufb"):
+            refuse(name, f"an array of {'whole ' if name == 'codes' else ''}numbers", values)
+    if codes is not None and (np.size(codes) == 0 or np.min(codes) < 0):
+        raise DataError("codes must number the groups from 0, one for each row")
+    if n_groups is not None and codes is not None:
+        whole(int(np.max(codes)) + 1)("n_groups", n_groups)
+    if not _is_floating(dtype):
+        refuse("dtype", "a floating type, such as numpy.float64", dtype)
     y = np.asarray(y)
+    if y.ndim != 1:
+        raise DataError(f"y must have one dimension; found shape {y.shape}")
     n = y.shape[0]
     if len(np.shape(X) if not isinstance(X, Columns) else X.shape) != 2 or X.shape[0] != n:
         raise DataError(f"X must have shape ({n}, p), one row for each value of y; found {np.shape(X)}")
@@ -194,6 +208,8 @@ def make_design(
         else:
             index, layout = shared_index(codes, n_groups, mesh)
         z = np.broadcast_to(1.0, (1, n)) if z is None else np.atleast_2d(np.asarray(z))
+        if z.ndim != 2 or z.shape[1] != n or not len(z):
+            raise DataError(f"z must have shape (S, {n}), a row for each effect; found {z.shape}")
         scale = np.ones(len(z)) if scaling is None else scaling.z_scale
         slots = aligned_zeros((len(z), layout.n_slots), dtype)
         covariance = Covariance(blocks or (tuple(range(z.shape[0])),))
@@ -217,6 +233,24 @@ def make_design(
         single=single,
     )
     return (design if mesh is None else place(design)), layout
+
+
+def _kind(values) -> str:
+    """The kind of numbers of an array or a list, as `numpy.dtype.kind`; "O" where they are none."""
+    dtype = getattr(values, "dtype", None)
+    if dtype is None and isinstance(values, list | tuple):
+        try:
+            dtype = np.asarray(values).dtype
+        except ValueError:  # ragged
+            return "O"
+    return getattr(dtype, "kind", "O")
+
+
+def _is_floating(dtype) -> bool:
+    try:
+        return isinstance(dtype, type | np.dtype | str) and np.dtype(dtype).kind == "f"
+    except TypeError:
+        return False
 
 
 def scatter_columns(X, layout, scaling, dtype):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import choice
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.posterior import variance_table
 from jaxglmm.fitted.state import State
@@ -86,10 +87,9 @@ class Estimates:
         return Vcov.of(self.state.estimate.covariance[:p, :p], self._vcov)
 
     def _vcov(self, kind: str = "model") -> np.ndarray:
+        choice("model", "cluster")("kind", kind)
         if kind == "model":
             return np.array(self.vcov)
-        if kind != "cluster":
-            raise DataError(f"kind must be 'model' or 'cluster'; found {kind!r}")
         from jaxglmm.inference.cluster import cluster_vcov
 
         self._training("the cluster-robust covariance")

@@ -7,6 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import (
+    choice,
+    flag,
+    names,
+    number,
+    numbers,
+    optional,
+    path as paths,
+    seed as seeds,
+    share,
+    takes,
+    text,
+    whole,
+)
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Kept, effects_of, intervals
 from jaxglmm.fitted.estimates import Estimates
@@ -65,6 +79,7 @@ class Fit(Estimates, Refits):
 
     # --- Effects of the groups ---------------------------------------------------------------------------
 
+    @takes(group=optional(text), interval=optional(share()), uncertainty=flag)
     def ranef(
         self, group: str | None = None, *, interval: float | None = None, uncertainty: bool = True, prior=None
     ) -> Any:
@@ -107,6 +122,7 @@ class Fit(Estimates, Refits):
         ends = intervals(self.state, effects, rule, interval, uncertainty)
         return ranef_table(self.state, at, effects, ends)
 
+    @takes(group=optional(text))
     def effects_method(self, group: str | None = None) -> str:
         """How `sd_eb` of `ranef` was reached.
 
@@ -168,6 +184,16 @@ class Fit(Estimates, Refits):
             )
         return history_of(self._problem.frame, 0, self.state.estimate.beta), self._problem.storage
 
+    @takes(
+        group=optional(text),
+        term=optional(text),
+        top=optional(number(above=0)),
+        alpha=share(0.1),
+        threshold=optional(number()),
+        interval=share(),
+        r_values=flag,
+        order=text,
+    )
     def rank(
         self, group: str | None = None, *, term: str | None = None, top: float | int | None = None, alpha: float = 0.1,
         order: str = "rank", threshold: float | None = None, interval: float = 0.95, r_values: bool = False, data=None,
@@ -215,6 +241,7 @@ class Fit(Estimates, Refits):
         state, kept = updated(self, rows)
         return Fit(state, kept=kept)
 
+    @takes(interval=optional(share()), out=optional(paths))
     def score(self, history, *, interval: float | None = None, out=None) -> Any:
         """Posteriors of members from their own rows, with the parameters of this fit frozen.
 
@@ -251,6 +278,13 @@ class Fit(Estimates, Refits):
 
     # --- Predictions ---------------------------------------------------------------------------------------
 
+    @takes(
+        kind=choice("response", "link"),
+        effects=choice("conditional", "mode", "marginal", "population"),
+        interval=optional(share()),
+        new_levels=choice("integrate", "population", "error"),
+        uncertainty=flag,
+    )
     def predict(
         self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate",
         uncertainty=True, prior=None,
@@ -330,6 +364,7 @@ class Fit(Estimates, Refits):
         rows = new_rows(self.state, data, groups=False)
         return marginal_coefficients(self.state, rows, np.ones(len(rows.eta)))
 
+    @takes(kind=choice("response", "link"))
     def loo(self, kind: str = "response") -> np.ndarray:
         """Predict each row of the fit from the other rows of its group; see `leave_one_out`.
 
@@ -356,12 +391,14 @@ class Fit(Estimates, Refits):
         """mu at the conditional modes in the rows of the fit, (n,): lme4's fitted()."""
         return self.predict(effects="mode")
 
+    @takes(kind=text, seed=seeds)
     def residuals(self, kind: str = "response", seed=0) -> np.ndarray:
         """Residuals of the rows of the fit; see `jaxglmm.fitted.residuals.residuals`."""
         from jaxglmm.fitted.residuals import residuals
 
         return residuals(self, kind, seed)
 
+    @takes(n=whole(1, 10**7), seed=seeds)
     def simulate(self, n: int = 1, seed=None) -> np.ndarray:
         """Responses from the fitted model, with random effects drawn anew.
 
@@ -393,6 +430,7 @@ class Fit(Estimates, Refits):
 
         return summarise(self)
 
+    @takes(method=choice("wald", "profile"), level=share(), parameters=optional(names))
     def confint(self, method: str = "wald", level: float = 0.95, parameters=None) -> Any:
         """Confidence intervals of fixed effects, standard deviations, correlations and dispersion.
 
@@ -415,12 +453,14 @@ class Fit(Estimates, Refits):
 
         return confint(self, method, level, parameters)
 
+    @takes(rhs=numbers)
     def test(self, contrasts, rhs=0.0):
         """Wald tests of linear combinations of the fixed effects; see `jaxglmm.inference.contrasts.test_contrasts`."""
         from jaxglmm.inference.contrasts import test_contrasts
 
         return test_contrasts(self.state, contrasts, rhs)
 
+    @takes(group=optional(text))
     def icc(self, group: str | None = None) -> float:
         """Intraclass correlation on the latent scale; see `jaxglmm.fitted.residuals.intraclass`."""
         from jaxglmm.fitted.residuals import intraclass
@@ -439,6 +479,7 @@ class Fit(Estimates, Refits):
 
     # --- Outside -------------------------------------------------------------------------------------------
 
+    @takes(path=paths, rows=flag)
     def save(self, path, *, rows: bool = False) -> None:
         """Write the model to a folder, without training rows unless asked; see `jaxglmm.fitted.io.save`."""
         from jaxglmm.fitted.io import save

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import path as paths, takes
 from jaxglmm.errors import DataError
 from jaxglmm.fitted import folders
 from jaxglmm.fitted.arrays import check_shapes, read_arrays, write_arrays
@@ -60,6 +61,7 @@ def replacing(path) -> AbstractContextManager[Path]:
     return folders.replacing(path, lambda folder: (folder / MODEL).is_file() and _is_ours(folder))
 
 
+@takes(path=paths)
 def load(path) -> Fit:
     """Read a fit that `Fit.save` wrote; predictions are those of the saved one, bit for bit.
 

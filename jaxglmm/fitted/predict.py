@@ -171,8 +171,6 @@ def _refuse_unseen(group, labels, unseen, z):
 
 def simulate(state: State, frame, n: int, seed) -> np.ndarray:
     """Responses (rows, n) of the fitted model with newly drawn random effects; see `Fit.simulate`."""
-    if n < 1:
-        raise DataError(f"n must be at least 1; found {n}")
     rng = np.random.default_rng(seed)
     rows = training_rows(frame, state.estimate.beta)
     out = np.empty((len(rows.eta), n))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import choice
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.history import is_normal, nodes_for, posteriors
 from jaxglmm.fitted.posterior import check_level, term_index
@@ -74,6 +75,7 @@ def rank_table(
     Henderson & Newton (2016), JRSS B 78, 781.
     """
     at = term_index(fit.state, group)
+    threshold = None if threshold is None else float(threshold)
     alpha = _check(fit.state, top, alpha, order, threshold, interval)
     names = fit.state.terms[at].names
     term = names[0] if term is None else term
@@ -115,8 +117,7 @@ def rank_table(
 
 
 def _check(state, top, alpha, order, threshold, interval) -> float:
-    if order not in ORDERS:
-        raise DataError(f"order must be one of {', '.join(map(repr, ORDERS))}; found {order!r}")
+    choice(*ORDERS)("order", order)
     if order == "threshold" and threshold is None:
         raise DataError("order='threshold' needs threshold=, an effect on the link scale")
     check_level(interval)

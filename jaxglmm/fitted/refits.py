@@ -1,9 +1,12 @@
 """A fit's data fitted many times over."""
 
+from jaxglmm.arguments import choice, flag, optional, seed as seeds, takes, whole
+
 
 class Refits:
     """Methods of `Fit` that fit its rows again: as replicates, without some of them, from other starts."""
 
+    @takes(n=whole(2, 10**7), kind=choice("parametric", "cases"), seed=seeds, progress=optional(flag))
     def bootstrap(self, n: int = 1000, kind: str = "parametric", *, seed=None, progress=None):
         """Fit replicates of the data, all together.
 
@@ -31,6 +34,7 @@ class Refits:
 
         return bootstrap(self, n, kind, seed, progress)
 
+    @takes(progress=optional(flag))
     def jackknife(self, *, progress=None):
         """Fit the data without each of the groups in turn (each row, without random effects), all together.
 
@@ -43,6 +47,7 @@ class Refits:
 
         return jackknife(self, progress)
 
+    @takes(by=choice("rows", "groups"), seed=seeds)
     def cross_validate(self, folds=5, by: str = "rows", *, seed=None):
         """Fit the data without each of some folds, all together, and tell the density of what was left out.
 
@@ -68,6 +73,7 @@ class Refits:
 
         return cross_validate(self, folds, by, seed)
 
+    @takes(n=whole(1, 10**6), seed=seeds)
     def multistart(self, n: int = 20, *, seed=None):
         """Climb from n random places at once, to see whether the fit's optimum is the best one.
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from jaxglmm.arguments import choice
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.history import is_normal
 from jaxglmm.fitted.posterior import term_index
@@ -43,8 +44,7 @@ def residuals(fit, kind: str, seed=0) -> np.ndarray:
     ----------
     Dunn & Smyth (1996), J. Comp. Graph. Stat. 5, 236. Gelfand, Dey & Chang (1992), Bayesian Statistics 4, 147.
     """
-    if kind not in KINDS:
-        raise DataError(f"kind must be one of {', '.join(map(repr, KINDS))}; found {kind!r}")
+    choice(*KINDS)("kind", kind)
     frame, family, log_phi = fit._training("residuals"), fit.family, fit.state.log_dispersion
     y, weight = frame.y, frame.weights
     if kind == "quantile":

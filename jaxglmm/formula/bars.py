@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import FormulaError
+from .limits import check_limits
 from .quoting import with_backticks
 
 
@@ -64,6 +65,7 @@ def parse_formula(text: str) -> ParsedFormula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"the formula is of type {type(text).__name__}; expected text such as 'y ~ x + (1 | g)'.")
+    check_limits(text)
     return _parse(with_backticks(text))
 
 

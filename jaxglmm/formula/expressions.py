@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import FormulaError
 from .bars import scan
+from .limits import check_operators
 from .table import unknown_column
 
 
@@ -211,6 +212,9 @@ def _nodes(text: str) -> tuple[ast.AST, ...]:
         tree = ast.parse(text, mode="eval")
     except SyntaxError as error:
         raise FormulaError(f"{text!r} cannot be read as an expression: {error.msg}.") from None
+    except (RecursionError, MemoryError, ValueError):  # nested too deep, or a NUL
+        raise FormulaError(f"{text[:60]!r} cannot be read as an expression: make a column of it first.") from None
+    check_operators(text, tree)
     if isinstance(tree.body, ast.Tuple):
         raise FormulaError(f"{text!r} is several expressions; expected one.")
     return tuple(ast.walk(tree))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxglmm.arguments import flag, mapping, optional, takes
+
 from ..errors import DataError, FormulaError
 from ..ops.columns import Columns
 from ..ops.measure import Moments, all_ones, moments
@@ -122,6 +124,7 @@ class ModelFrame:
         return Columns(self.columns, len(self.rows)).matrix()
 
 
+@takes(levels=optional(mapping), full_rank=flag)
 def model_frame(
     formula: str,
     data: Any,

@@ -94,7 +94,9 @@ def open_responses(responses: Sequence[str] | Any, data: Any, rows: np.ndarray) 
     if isinstance(responses, list | tuple):
         table = open_table(data)
         for name in responses:
-            if not isinstance(name, str) or name not in table.names:
+            if not isinstance(name, str):
+                raise DataError(f"responses= has {name!r:.80}; expected names of columns.")
+            if name not in table.names:
                 raise unknown_column(name, table.names, "responses=")
         if len(set(responses)) < len(responses):
             twice = next(name for name in responses if responses.count(name) > 1)

@@ -140,6 +140,9 @@ def open_table(data: Any) -> Table:
         file = open_file(os.fspath(data))
         return Table(file.names, "pandas", lambda names: {}, file.rows, os.fspath(data), file)
     if isinstance(data, Mapping):
+        for name in data:
+            if not isinstance(name, str):
+                raise DataError(f"data has the key {name!r:.80}; expected the names of its columns as text.")
         return Table(tuple(data), "dict", lambda names: {n: data[n] for n in names}, 0 if not data else None)
     if isinstance(data, np.ndarray) and data.dtype.names:
         return Table(data.dtype.names, "dict", lambda names: {n: data[n] for n in names}, len(data))

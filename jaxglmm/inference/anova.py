@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxglmm.arguments import a_fit
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
 from jaxglmm.inference.boundary import Component, WorkingModel, reference
@@ -49,6 +50,7 @@ def anova(*fits) -> Any:
     if len(fits) < 2:
         raise DataError("anova compares two or more fits: anova(smaller, larger)")
     for fit in fits:
+        a_fit("each argument of anova", fit)
         fit._unpenalised("a likelihood-ratio test")
     for other in fits[1:]:
         _check(fits[0], other)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import instance, optional, share, takes
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitted.predict import simulate
 from jaxglmm.fitted.tables import native_table, text_column
@@ -39,6 +40,7 @@ class Replicates:
         self.kind, self.parameters, self.estimate = kind, tuple(names), np.asarray(estimate, float)
         self.replicates, self.failed, self._native = replicates, failed, native
 
+    @takes(level=share(), jackknife=optional(instance("Replicates", "the replicates of Fit.jackknife")))
     def table(self, level: float = 0.95, *, jackknife: Replicates | None = None) -> Any:
         """Bias, standard errors and intervals.
 
@@ -61,8 +63,6 @@ class Replicates:
         ----------
         Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapters 10, 11, 13 and 14.
         """
-        if not 0 < level < 1:
-            raise DataError(f"level must lie between 0 and 1, such as 0.95; found {level!r}")
         used = self.replicates[np.isfinite(self.replicates).all(1)]
         if len(used) < 2:
             raise DataError(f"{len(used)} of {len(self.replicates)} replicates could be fitted; see `failed`")
@@ -117,8 +117,6 @@ def _accelerated(shares, below, jackknife: Replicates):
 
 def bootstrap(fit, n: int, kind: str, seed, progress) -> Replicates:
     """See `Fit.bootstrap`."""
-    if kind not in ("parametric", "cases"):
-        raise DataError(f"kind must be 'parametric' or 'cases'; found {kind!r}")
     if not isinstance(n, int | np.integer) or n < 2:
         raise DataError(f"n must be a whole number of replicates, at least 2; found {n!r}")
     frame, options, wanted = prepare(fit, "bootstrap")

@@ -5,6 +5,7 @@ from numbers import Real
 
 import numpy as np
 
+from jaxglmm.arguments import number, numbers, refuse
 from jaxglmm.errors import DataError
 from jaxglmm.inference.wald import chi2_p, f_p, normal_p, satterthwaite, student_p
 
@@ -54,7 +55,9 @@ def test_contrasts(state, contrasts, rhs=0.0) -> ContrastTest:
     """
     names, estimate = tuple(state.spec.fixed.names), state.estimate
     L = _matrix(contrasts, names)
-    rhs = np.broadcast_to(np.asarray(rhs, float), (len(L),))
+    rhs = np.asarray(rhs, float)
+    if rhs.shape not in ((), (len(L),)):
+        raise DataError(f"rhs must be one number, or one for each of the {len(L)} contrasts; found shape {rhs.shape}")
     p = len(names)
     difference = L @ estimate.beta - rhs
     vcov = estimate.covariance[:p, :p]
@@ -86,6 +89,8 @@ def _chi2(L, vcov, difference):
 
 
 def _matrix(contrasts, names) -> np.ndarray:
+    if not isinstance(contrasts, str | dict | list | tuple | np.ndarray):
+        refuse("contrasts", "a coefficient's name, {name: weight}, weights, or a list of these", contrasts)
     if isinstance(contrasts, str | dict) or (len(contrasts) and all(isinstance(v, Real) for v in contrasts)):
         contrasts = [contrasts]
     rows = [_row(row, names) for row in contrasts]
@@ -102,8 +107,10 @@ def _row(row, names) -> np.ndarray:
         for name, weight in row.items():
             if name not in names:
                 raise DataError(f"no coefficient {name!r} in this model; its coefficients: {', '.join(names)}")
+            number()(f"the weight of {name!r}", weight)
             out[names.index(name)] = weight
         return out
+    numbers("a contrast", row)
     out = np.asarray(row, float)
     if out.shape != (len(names),):
         raise DataError(

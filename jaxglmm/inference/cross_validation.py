@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxglmm.arguments import is_whole
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import of_rows, prepare
@@ -76,12 +77,11 @@ def cross_validate(fit, folds, by: str, seed) -> CrossValidation:
 
 
 def _folds(frame, folds, by: str, seed) -> np.ndarray:
-    if by not in ("rows", "groups"):
-        raise DataError(f"by must be 'rows' or 'groups'; found {by!r}")
     n = len(frame.y)
-    if not isinstance(folds, int | np.integer):
-        out = np.asarray(folds)
-        if out.shape != (n,):
+    if not is_whole(folds):
+        several = isinstance(folds, list | tuple | np.ndarray) or hasattr(folds, "to_numpy")
+        out = np.asarray(folds) if several else np.zeros(0)
+        if out.dtype.kind not in "iufUSb" or out.shape != (n,):
             raise DataError(f"folds: expected a number, or a fold for each of the fit's {n:,} rows; found {out.shape}")
         values, out = np.unique(out, return_inverse=True)
         if len(values) < 2:

@@ -27,10 +27,6 @@ def confint(fit, method: str, level: float, wanted):
     ------
     DataError
     """
-    if method not in ("wald", "profile"):
-        raise DataError(f"method must be 'wald' or 'profile'; found {method!r}")
-    if not 0 < level < 1:
-        raise DataError(f"level must lie between 0 and 1, such as 0.95; found {level!r}")
     chosen = _chosen(fit.state, wanted)
     quantile = NormalDist().inv_cdf(0.5 + level / 2)
     if method == "profile":

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.arguments import a_fit, refuse, share, takes
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
 
@@ -42,6 +43,7 @@ class Pooled:
         """Standard errors (p,)."""
         return np.sqrt(np.diag(self.vcov))
 
+    @takes(level=share())
     def table(self, level: float = 0.95) -> Any:
         """`parameter`, `estimate`, `se`, `df`, `lower`, `upper` and `missing`, in a table of the caller's kind."""
         from scipy.stats import t
@@ -74,7 +76,11 @@ def pool(fits) -> Pooled:
     ----------
     Rubin (1987), Multiple Imputation for Nonresponse in Surveys, chapter 3. Barnard & Rubin (1999), Biometrika 86, 948.
     """
+    if not isinstance(fits, list | tuple) and type(fits).__name__ != "Fits":
+        refuse("fits", "a list of fits, or what fit_many or fit_each returns", fits)
     fits = [fits[i] for i in range(len(fits))]
+    for fit in fits:
+        a_fit("each of fits", fit)
     if len(fits) < 2:
         raise DataError(f"pooling takes the fits of at least two imputations; found {len(fits)}")
     names, m = fits[0].names, len(fits)

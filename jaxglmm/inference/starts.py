@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxglmm.errors import DataError, NotYetError
+from jaxglmm.errors import NotYetError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import prepare
 
@@ -66,8 +66,6 @@ def multistart(fit, n: int, seed) -> Starts:
     frame, options, _ = prepare(fit, "multi-start")
     if options.reml:
         raise NotYetError("multi-start takes fits by maximum likelihood; this one is by REML: fit it with reml=False")
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise DataError(f"n must be a whole number of starts, at least 1; found {n!r}")
     groups, z = {}, None
     for term in frame.terms:
         z = term.z

@@ -78,7 +78,7 @@ class AbstractFamily(eqx.Module):
     limit: ClassVar[str | None] = None
 
     def __check_init__(self):
-        if self.link not in self.links:
+        if not isinstance(self.link, str) or self.link not in self.links:
             raise DataError(
                 f"{type(self).__name__}: found link={self.link!r}, expected one of {', '.join(map(repr, self.links))}"
             )

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from jaxglmm.arguments import flag, is_number, refuse
 from jaxglmm.errors import DataError
 
 
@@ -52,8 +53,9 @@ class ElasticNet(eqx.Module):
     standardize: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
+        flag("penalty: standardize", self.standardize)
         traced = isinstance(self.lam, Tracer)  # the strength that a fit is differentiated in
-        if not traced and (not _number(self.lam) or not 0 <= self.lam < np.inf):
+        if not traced and (not is_number(self.lam) or not 0 <= self.lam < np.inf):
             raise DataError(f"penalty: lam must be a finite number of at least 0; found {self.lam!r}")
         check_alpha(self.alpha)
 
@@ -74,10 +76,6 @@ def Lasso(lam: float, factors=None, *, standardize: bool = False) -> ElasticNet:
     return ElasticNet(lam, 1.0, factors, standardize)
 
 
-def _number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
 def check_alpha(alpha) -> None:
     """Refuse a mixing parameter outside of [0, 1].
 
@@ -85,7 +83,7 @@ def check_alpha(alpha) -> None:
     ------
     DataError
     """
-    if not _number(alpha) or not 0 <= alpha <= 1:
+    if not is_number(alpha) or not 0 <= alpha <= 1:
         raise DataError(f"alpha must be a number from 0 (ridge) to 1 (lasso); found {alpha!r}")
 
 
@@ -110,6 +108,8 @@ def column_factors(factors, names: Sequence[str], intercept: int | None) -> np.n
             mine = [j for j, column in enumerate(names) if column == name or column.startswith(f"{name}[")]
             if not mine:
                 raise DataError(f"factors: no column {name!r}; the columns are {', '.join(map(repr, names[:12]))}")
+            if not is_number(factor):
+                refuse(f"factors[{name!r}]", "a number of at least 0, or infinity", factor)
             out[mine] = factor
     elif factors is not None:
         try:

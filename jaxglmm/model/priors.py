@@ -5,11 +5,12 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array
 
-from jaxglmm.errors import DataError
+from jaxglmm.arguments import number
 
 
 class AbstractPrior(eqx.Module):
@@ -130,5 +131,5 @@ def _student(x, df, scale):
 
 def _positive(prior, **values):
     for name, value in values.items():
-        if isinstance(value, int | float) and not (0 < value < math.inf):
-            raise DataError(f"{type(prior).__name__}: {name} must be a finite number above 0; found {value!r}")
+        if not isinstance(value, jax.Array):  # may be traced, or a vector of them
+            number(above=0)(f"{type(prior).__name__}: {name}", value)

@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
+from jaxglmm.arguments import instance, number, optional, takes, whole
 from jaxglmm.design.design import Design, only_term
 from jaxglmm.errors import DataError
 from jaxglmm.model.covariance import Covariance
@@ -83,6 +84,14 @@ class Solution(eqx.Module):
         return Params(self.beta, jnp.where(diagonal, log, raw), self.log_dispersion)
 
 
+@takes(
+    design=instance("Design", "a design, as jaxglmm.make_design returns it"),
+    start=optional(instance("Params", "jg.Params(...)")),
+    penalty=optional(instance("ElasticNet", "jg.Ridge(...)")),
+    prior=optional(instance("AbstractPrior", "a prior, such as jg.HalfStudentPrior()")),
+    tol=number(0),
+    max_iterations=whole(0),
+)
 def solve(
     objective: LaplaceMarginal | AdaptiveQuadrature, design: Design, *, start: Params | None = None,
     penalty: ElasticNet | None = None, prior: AbstractPrior | None = None, tol: float = 1e-12,
