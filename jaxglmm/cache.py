@@ -1,15 +1,24 @@
 """The folder of compiled programs that the command line keeps between runs.
 
 Only the command line uses it: a library must not change JAX's global configuration. The folder is named
-by what a compiled program depends on, and belongs to its user alone, because JAX runs what it finds there.
+by what a compiled program depends on, and belongs to its user alone, because JAX runs what it finds there. JAX reads
+its own files without a look at them, and what is damaged may end the process; so these have digests beside them, which
+are compared before JAX is told of the folder.
 """
 
 import hashlib
 import os
 import platform
+import stat
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from jaxglmm.errors import DataError
+from jaxglmm.ops.files import as_written, is_digested, remove_digested, write_digest
+
+
+_JAXS = "*-cache"  # what JAX calls its files
 
 
 def cache_folder() -> Path:
@@ -38,11 +47,12 @@ def use_cache_folder() -> Path | None:
         return None
     folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # fails for another user's folder
-        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():  # except for root
+        if not _made_private(folder):
             return None
-    except OSError:
+        for path in folder.glob(_JAXS):
+            if not as_written(path):
+                remove_digested(path)
+    except (OSError, ValueError):  # a name that is none
         return None
     import jax
 
@@ -53,6 +63,33 @@ def use_cache_folder() -> Path | None:
 
     keep_programs(folder, _jax_keeps_nothing)
     return folder
+
+
+@contextmanager
+def kept_programs():
+    """Within, `use_cache_folder`; at the end digests are written of what JAX has added."""
+    folder = use_cache_folder()
+    try:
+        yield
+    finally:
+        for path in folder.glob(_JAXS) if folder is not None else ():
+            with suppress(OSError, DataError):  # a full disk: the next process compiles again
+                if not is_digested(path):
+                    write_digest(path)
+
+
+def _made_private(folder: Path) -> bool:
+    """Make a folder that only its owner, who is the user, can write; False where that is not to be had."""
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        return False
+    if found.st_mode & 0o022:  # whoever could write here may have
+        for path in folder.iterdir():
+            path.unlink()
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return True
 
 
 @contextmanager

@@ -174,36 +174,21 @@ def _run(argv) -> int:
             return INTERRUPTED
 
 
-def _fit(options) -> int:
-    from jaxglmm.commands import fit
+def _compute(options) -> int:
+    """A command of `commands`, with compiled programs kept for the next one."""
+    from jaxglmm import commands
+    from jaxglmm.cache import kept_programs
 
-    return fit(options)
-
-
-def _predict(options) -> int:
-    from jaxglmm.commands import predict
-
-    return predict(options)
-
-
-def _rank(options) -> int:
-    from jaxglmm.commands import rank
-
-    return rank(options)
-
-
-def _score(options) -> int:
-    from jaxglmm.commands import score
-
-    return score(options)
+    with kept_programs():
+        return getattr(commands, options.command)(options)
 
 
 def _demo(options) -> int:
-    from jaxglmm.cache import use_cache_folder
+    from jaxglmm.cache import kept_programs
     from jaxglmm.demo import run
 
-    use_cache_folder()
-    run(options.out)
+    with kept_programs():
+        run(options.out)
     return 0
 
 
@@ -213,7 +198,7 @@ def _doctor(options) -> int:
     return doctor(json=options.json)
 
 
-_COMMANDS = {"fit": _fit, "predict": _predict, "rank": _rank, "score": _score, "demo": _demo, "doctor": _doctor}
+_COMMANDS = dict.fromkeys(("fit", "predict", "rank", "score"), _compute) | {"demo": _demo, "doctor": _doctor}
 
 
 def _fail(error: BaseException, status: int) -> int:

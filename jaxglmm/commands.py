@@ -11,10 +11,7 @@ from jaxglmm.errors import DataError
 
 def fit(options) -> int:
     """`jaxglmm fit`: fit, write the folder, print the summary or the JSON."""
-    from jaxglmm.cache import use_cache_folder
     from jaxglmm.fitted.io import replacing, write_model
-
-    use_cache_folder()
 
     # The place to write to is made before the fit: a long fit must not end in "permission denied".
     with contextlib.nullcontext() if options.out is None else replacing(options.out) as folder:
@@ -71,10 +68,8 @@ def _write_ranef(model, path: Path) -> None:
 def predict(options) -> int:
     """`jaxglmm predict`: the rows of a file with a column of predictions, and their intervals where asked for."""
     out = None if options.out is None else _table_path(options.out)
-    from jaxglmm.cache import use_cache_folder
     from jaxglmm.fitted.io import load
 
-    use_cache_folder()
     model = load(options.model)
     found = model.predict(
         options.data, kind=options.kind, effects=options.effects, new_levels=options.new_levels,
@@ -92,10 +87,8 @@ def predict(options) -> int:
 def rank(options) -> int:
     """`jaxglmm rank`: the members of a file in order of their effects."""
     out = None if options.out is None else _table_path(options.out)
-    from jaxglmm.cache import use_cache_folder
     from jaxglmm.fitted.io import load
 
-    use_cache_folder()
     table = load(options.model).rank(
         term=options.term, top=options.top, alpha=options.alpha, order=options.order, threshold=options.threshold,
         interval=options.interval, r_values=options.r_values, data=options.data,
@@ -106,11 +99,9 @@ def rank(options) -> int:
 def score(options) -> int:
     """`jaxglmm score`: the posteriors of the members of a file."""
     _table_path(options.out)
-    from jaxglmm.cache import use_cache_folder
     from jaxglmm.fitted.io import load
     from jaxglmm.fitted.posterior import check_level
 
-    use_cache_folder()
     if options.interval is not None:
         check_level(options.interval)
     load(options.model).score(options.data, interval=options.interval, out=options.out)

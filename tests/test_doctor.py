@@ -112,3 +112,43 @@ def test_a_library_for_cuda_is_named_as_one_that_never_ran(monkeypatch, tmp_path
     monkeypatch.setattr(native, "native_status", lambda platform: native.NativeStatus(True, tmp_path))
     assert doctor._cuda().state == "note" and "never run on a GPU" in doctor._cuda().found
     assert "bench device" in doctor._cuda().remedy
+
+
+KEEP = """
+import jax
+from jaxglmm.cache import kept_programs
+with kept_programs():
+    print(jax.jit(lambda x: x + 1)(1.0), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_damaged_files_of_jax_are_removed_unread(tmp_path, run_python):
+    keep = lambda: Path(run_python(KEEP, JAXGLMM_CACHE=str(tmp_path)).split()[1])
+    folder = keep()
+    whole = {path: path.read_bytes() for path in folder.glob("*-cache")}
+    assert whole
+    times = {path: path.stat().st_mtime_ns for path in whole}
+    keep()
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*-cache")} == times  # read, not written again
+    for path, content in whole.items():
+        path.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    (folder / "planted-cache").write_bytes(b"no digest")
+    keep()
+    assert set(folder.glob("*-cache")) == set(whole)
+    assert all(path.stat().st_mtime_ns > times[path] for path in whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners and modes")
+def test_a_cache_folder_that_others_could_write_is_emptied(tmp_path, monkeypatch):
+    from jaxglmm.cache import _made_private
+
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "planted.program").write_bytes(b"")
+    folder.chmod(0o777)
+    assert _made_private(folder) and not list(folder.iterdir()) and folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(folder)
+    assert not _made_private(tmp_path / "link")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    folder.chmod(0o755)
+    assert not _made_private(folder) and folder.stat().st_mode & 0o777 == 0o755  # another's is left as it is

@@ -110,3 +110,55 @@ def test_programs_unused_for_long_are_removed(folder):
         os.utime(path, (0, 0))
     fresh()(X)  # reading counts as use
     assert sum(path.stat().st_mtime > 0 for path in folder.iterdir()) == 1
+
+
+def test_a_flipped_bit_is_never_read(folder, monkeypatch):
+    """What is in the file could do anything: it is a pickle, and machine code."""
+    wanted = fresh()(X)["power"]
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    monkeypatch.setattr(programs.pickle, "loads", lambda _: pytest.fail("it was read"))
+    for at in np.linspace(0, len(content) - 1, 40).astype(int):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :])
+        np.testing.assert_array_equal(fresh()(X)["power"], wanted)
+        assert [p.name for p in folder.iterdir()] == [path.name]
+
+
+ENDS = """
+import hashlib, os, pickle, sys
+from pathlib import Path
+import numpy as np
+from jaxglmm.ops import programs
+
+folder = Path({folder!r})
+programs.keep_programs(folder)
+f = programs.program()(lambda x: x + 1)
+if {plant}:
+    f(np.ones(3))
+    (path,) = folder.iterdir()
+    ends = type("Ends", (), {{"__reduce__": lambda self: (os._exit, (9,))}})
+    content = pickle.dumps(ends())
+    path.write_bytes(hashlib.sha256(content).digest() + content)
+    f = programs.program()(lambda x: x + 1)
+print(f(np.ones(3)))
+"""
+
+
+def test_a_program_that_ends_the_process_is_met_once(tmp_path, run_python):
+    with pytest.raises(AssertionError):
+        run_python(ENDS.format(folder=str(tmp_path), plant=True))
+    assert [p.suffix for p in tmp_path.iterdir()] == [".trial"]
+    assert run_python(ENDS.format(folder=str(tmp_path), plant=False)) == "[2. 2. 2.]"
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".program", ".trial"]
+
+
+def test_an_interrupt_puts_a_program_back(folder, monkeypatch):
+    fresh()(X)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(programs.pickle, "loads", interrupted)
+        fresh()(X)
+    assert [p.suffix for p in folder.iterdir()] == [".program"]

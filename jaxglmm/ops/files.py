@@ -128,16 +128,32 @@ def write_digested(path: Path, write: Callable[[Path], object], remedy: str) -> 
     with replacing_file(path, remedy, sync=False) as fresh:
         write(fresh)
         digest = sha256(fresh)
+    write_digest(path, digest, remedy)
+
+
+def write_digest(path: Path, digest: str | None = None, remedy: str = "free some space") -> None:
+    """Write the digest of a file, as it is by default, beside it."""
     with replacing_file(_digest_of(path), remedy, sync=False) as fresh:
-        fresh.write_text(digest)
+        fresh.write_text(digest or sha256(path))
+
+
+def is_digested(path: Path) -> bool:
+    """Whether there is a digest beside a file."""
+    return _digest_of(path).exists()
 
 
 def as_written(path: Path) -> bool:
-    """Whether a file is there and is what `write_digested` wrote."""
+    """Whether a file is there and is what it was when its digest was written."""
     try:
         return _digest_of(path).read_text() == sha256(path)
     except (OSError, ValueError):
         return False
+
+
+def remove_digested(path: Path) -> None:
+    """Remove a file and its digest."""
+    path.unlink(missing_ok=True)
+    _digest_of(path).unlink(missing_ok=True)
 
 
 def _digest_of(path: Path) -> Path:

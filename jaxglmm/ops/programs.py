@@ -12,11 +12,12 @@ import inspect
 import os
 import pickle
 import re
+import secrets
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import jax
 from jax.core import Tracer
 
 
-_SUFFIX = ".program"
+_SUFFIX, _TRIAL = ".program", ".trial"
+_DIGEST = hashlib.sha256().digest_size
 _UNUSED = 30 * 86400  # seconds after which a file that was not read is removed
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 _folder: Path | None = None
@@ -35,7 +37,8 @@ _compiling: Callable = nullcontext
 def keep_programs(folder: Path | None, compiling: Callable = nullcontext) -> None:
     """Keep executables in `folder` from now on; None to stop.
 
-    What is found there is run: the folder must belong to the user alone.
+    What is found there is run: the folder must belong to the user alone. A digest of each file guards against damage,
+    not against another who writes there.
 
     Parameters
     ----------
@@ -84,14 +87,11 @@ class Program:
         if what in self._loaded:
             return self._loaded[what](*leaves)
         path = _folder / f"{_surroundings()}-{_digest(what)}{_SUFFIX}"
-        try:
-            loaded = _read(path)
-            result = jax.block_until_ready(loaded(*leaves))
-        except Exception as error:  # not there, or damaged, or of another jaxlib after all
-            if not isinstance(error, FileNotFoundError):
-                path.unlink(missing_ok=True)
+        found = _tried(path, leaves)
+        if found is None:
             loaded = _compile(lambda *leaves: self.jitted(**jax.tree.unflatten(tree, leaves), **static), leaves, path)
-            result = loaded(*leaves)
+            found = loaded, loaded(*leaves)
+        loaded, result = found
         self._loaded[what] = loaded
         return result
 
@@ -108,23 +108,52 @@ def _compile(flat, leaves, path: Path):
     return compiled
 
 
-def _read(path: Path):
-    content = path.read_bytes()
-    os.utime(path)
+def _tried(path: Path, leaves) -> tuple[Any, Any] | None:
+    """The executable in a file and what it makes of these arguments; None where there is none that works.
+
+    What was damaged may end the process, when it is read as when it runs. So a file is read only if it is what was
+    written, and is away while it runs for the first time: no process meets it twice.
+    """
+    trial = path.with_suffix(f".{secrets.token_hex(4)}{_TRIAL}")
+    try:
+        os.rename(path, trial)
+        content = trial.read_bytes()
+    except OSError:
+        return None
     from jax.experimental import serialize_executable
 
-    return serialize_executable.deserialize_and_load(*pickle.loads(content))
+    digest, content = content[:_DIGEST], content[_DIGEST:]
+    try:
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("not what was written")
+        loaded = serialize_executable.deserialize_and_load(*pickle.loads(content))
+        result = jax.block_until_ready(loaded(*leaves))
+    except Exception:  # damaged, or of another jaxlib after all
+        trial.unlink(missing_ok=True)
+        return None
+    except BaseException:  # an interrupt
+        _put_back(trial, path)
+        raise
+    _put_back(trial, path)
+    return loaded, result
+
+
+def _put_back(trial: Path, path: Path) -> None:
+    with suppress(OSError):
+        os.utime(trial)
+        os.replace(trial, path)
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step, and remove those that nobody has used for long."""
-    for old in path.parent.glob(f"*{_SUFFIX}"):
-        if old.stat().st_mtime < time.time() - _UNUSED:
-            old.unlink(missing_ok=True)
+    """Write a file in one step, its digest first, and remove those that nobody has used for long."""
+    for old in (*path.parent.glob(f"*{_SUFFIX}"), *path.parent.glob(f"*{_TRIAL}")):
+        with suppress(OSError):
+            if old.stat().st_mtime < time.time() - _UNUSED:
+                old.unlink(missing_ok=True)
     handle, fresh = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.write(hashlib.sha256(content).digest() + content)
         os.replace(fresh, path)
     except OSError:
         Path(fresh).unlink(missing_ok=True)
