@@ -4,6 +4,8 @@ Every public name is found here and loaded on first use (PEP 562), so that `impo
 milliseconds and `jaxglmm --help` does not start JAX.
 """
 
+import os as _os
+import sys as _sys
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
@@ -95,6 +97,19 @@ _EXPORTS = {  # module -> its public names
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+_forked = False  # whether this process was forked from one in which JAX ran, whose threads it lacks
+
+
+def _note_fork() -> None:
+    global _forked
+    backends = _sys.modules.get("jax._src.xla_bridge")
+    _forked = _forked or (backends is not None and getattr(backends, "backends_are_initialized", lambda: True)())
+
+
+if hasattr(_os, "register_at_fork"):
+    _os.register_at_fork(after_in_child=_note_fork)
 
 
 def __getattr__(name: str):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 
-import jax
 import numpy as np
 
 from jaxglmm.arguments import choice, flag, mapping, number, optional, path, takes, text, whole
@@ -269,7 +268,7 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
         part = parts.load(k, chunks[k])
         if part is not None:
             return part, True
-        with jax.enable_x64(True), calm():
+        with computing(), calm():
             part = solve(chunks[k])
         parts.save(k, chunks[k], part)
         return part, False
@@ -288,6 +287,6 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
 
 
 def _fit_alone(frame: ModelFrame, family, options: Options) -> Fit:
-    with jax.enable_x64(True), calm():
+    with computing(), calm():
         problem = make_problem(frame, family)
         return Fit.from_training(problem, *estimate_problem(problem, **asdict(options)))

@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import jax
 import narwhals as nw
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -17,6 +16,7 @@ from jaxglmm.folds import GroupEffects, effects_near, effects_without_each_row, 
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.families import get_family
+from jaxglmm.ops.computing import computing
 from jaxglmm.problem import make_problem
 
 
@@ -193,7 +193,7 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
                     continue
                 name = f"{column}{label}"
                 frame = model_frame(f"{_Y} ~ 1 + (1 | {_ID})", {_Y: response, _ID: values}, family=family)
-                with jax.enable_x64(True):
+                with computing():
                     problems[name] = make_problem(frame, family, estimated=False)
                 effects = self._effects(name, problems[name], frame.weights)
                 self._levels[name] = (column, frame.spec.terms[0].grouping, effects)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from jaxglmm.design.factor_products import dense_order
@@ -11,6 +10,7 @@ from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.covariance import side_by_side
 from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
 from jaxglmm.objectives.marginal import gauss_hermite
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
@@ -223,7 +223,7 @@ def _estimate_gaussian(problem, *, reml, factors, **options):
 
 def _gaussian_posteriors(problem, found):
     counts = [np.bincount(term.codes, minlength=len(term.levels)) for term in problem.frame.terms]
-    with jax.enable_x64(True):
+    with computing():
         modes = found.effects() if found.effects else [gaussian_modes(problem.cross, found)]
     return [normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True)]
 

@@ -5,12 +5,12 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import model_frame
+from jaxglmm.ops.computing import computing
 from jaxglmm.penalised import estimate_penalised
 from jaxglmm.problem import NOISE, make_problem
 
@@ -23,7 +23,7 @@ def fit_exactly(formula, data, family, *, weights=None, theta=None) -> Fit:
     DataError
     """
     frame = model_frame(formula, data, family=family, weights=weights)
-    with jax.enable_x64(True):
+    with computing():
         problem = make_problem(frame, family, estimated=theta is None, exact=True)
         return Fit.from_training(problem, *estimate_problem(problem, theta=theta))
 
@@ -39,7 +39,7 @@ def fit_exactly_by_ridge(formula, data, family, penalty, *, weights=None) -> Fit
     """
     frame = model_frame(formula, data, family=family, weights=weights)
     scale = np.sqrt(np.cov(frame.y, aweights=frame.weights, ddof=0)) or 1.0
-    with jax.enable_x64(True):
+    with computing():
         problem, estimate, _ = estimate_penalised(frame, family, penalty=penalty, log_phi=float(np.log(scale)))
     residual = frame.y - frame.offset - frame.X @ estimate.beta
     mean_square = lambda v: np.average(np.square(v), weights=frame.weights)

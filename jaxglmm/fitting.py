@@ -2,7 +2,6 @@
 
 import time
 
-import jax
 import numpy as np
 
 from jaxglmm.arguments import choice, devices as several_devices, flag, mapping, number, optional, takes, whole
@@ -15,6 +14,7 @@ from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.modes.solver import SOLVERS
 from jaxglmm.objectives.marginal import MOST_NODES
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.problem import is_linear, make_problem
 from jaxglmm.progress import Progress
@@ -147,7 +147,7 @@ def fit(
     framed = laid_out = time.perf_counter()
     # Systems are of the columns here; where there are larger ones, `estimate_problem` knows of their order.
     order = np.inf if is_linear(family) or len(frame.terms) > 1 else len(frame.names)
-    with jax.enable_x64(True), calm(order), Progress(progress) as line:
+    with computing(), calm(order), Progress(progress) as line:
         if penalty is not None or prior is not None:
             if devices is not None:
                 raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")

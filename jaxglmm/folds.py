@@ -8,7 +8,6 @@ ended.
 from dataclasses import dataclass, replace
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +15,7 @@ from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
 from jaxglmm.fitted.leave_one_out import without_each_row
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.refit import refit_marginal
@@ -92,7 +92,7 @@ def group_effects(problem: Problem, weights: np.ndarray | None = None, **options
     **options
         Of `estimate_problem`.
     """
-    with jax.enable_x64(True), calm():
+    with computing(), calm():
         if weights is not None:
             problem = reweighted(problem, weights)
         estimate, (posterior,) = estimate_problem(problem, **options)
@@ -113,7 +113,7 @@ def effects_near(problem: Problem, weights: np.ndarray, near: Estimate | None, *
     """
     if near is None or problem.design is None:
         return None
-    with jax.enable_x64(True), calm():
+    with computing(), calm():
         problem = reweighted(problem, weights)
         solution = refit_marginal(problem, near, held=held)
         if solution is None:

@@ -2,7 +2,6 @@
 
 import time
 
-import jax
 import numpy as np
 
 from jaxglmm.arguments import (
@@ -132,7 +131,7 @@ def fit_path(
     if scale == "rss" and frame.terms:
         raise DataError("scale='rss' is for models without random effects: leave it out, or the bar")
     fold = fold_labels(frame, cv, cv_by, seed, frame.total)
-    with jax.enable_x64(True), calm(), Progress(progress) as line:
+    with computing(), calm(), Progress(progress) as line:
         laid = lay_out_path(
             frame, family, data, alpha=alpha, factors=factors, standardize=standardize, X=X, X_names=X_names,
             dummies=dummies, estimated=theta is None, precision=precision,

@@ -1,9 +1,11 @@
 """The native library: that it is there where it must be, what it computes, and how it is refused."""
 
+import hashlib
 import itertools
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -250,3 +252,23 @@ def test_a_library_for_cuda_is_registered_with_cuda_alone(monkeypatch):
     libraries["cuda"] = None
     monkeypatch.setattr(native, "_load", lambda platform: (native.NativeStatus(platform == "cpu"), libraries[platform]))
     assert not fused.covers(jg.Binomial(), design)
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform != "linux", reason="lengths of ELF files")
+@pytest.mark.parametrize("noted", [True, False], ids=["digest", "length"])
+def test_a_damaged_library_is_not_loaded(tmp_path, noted):
+    """One that is cut off ends the process where it is loaded."""
+    content = native.library_path().read_bytes()
+    path, framework = tmp_path / "library.so", native.jaxlib_api()
+    if noted:
+        path.with_name("library.so.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  library.so\n")
+    path.write_bytes(content)
+    assert not native._damage(path)
+    for length in (0, 10, 60, 4096, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        status, library = native.judge(path, framework)
+        assert not status.loaded and library is None and str(path) in status.reason and "install" in status.reason
+    if noted:
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+        assert "is not the file that was built" in native.judge(path, framework)[0].reason

@@ -58,6 +58,53 @@ def test_another_thread_of_python_takes_nothing_back(three):
     assert blas_threads() == {3}
 
 
+AT_ONCE = """
+import threading, time
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, scipy.linalg
+from threadpoolctl import ThreadpoolController
+from jaxglmm.ops.threads import calm
+
+numbers = lambda: {lib["num_threads"] for lib in ThreadpoolController().info() if lib["user_api"] == "blas"}
+before = numbers()
+first, second = threading.Event(), threading.Event()
+
+def early():
+    with calm():
+        first.set()
+        second.wait(10)
+
+def late():
+    first.wait(10)
+    with calm():
+        second.set()
+        one.join()
+
+one, other = threading.Thread(target=early), threading.Thread(target=late)
+for thread in (one, other):
+    thread.start()
+other.join()
+assert numbers() == before, numbers()
+
+def work(seed):
+    for pause in np.random.default_rng(seed).uniform(0, 2e-3, 30):
+        with calm():
+            time.sleep(pause)
+
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(work, range(8)))
+assert numbers() == before, numbers()
+with calm():
+    print(*numbers())
+print(*numbers())
+"""
+
+
+def test_threads_that_are_within_at_once_leave_the_callers_number(run_python):
+    """The one that came second found 1, and put that back."""
+    assert run_python(AT_ONCE, OPENBLAS_NUM_THREADS="2").split() in (["1", "2"], ["1", "1"])
+
+
 def test_a_fit_leaves_the_callers_number(three, monkeypatch):
     rng = np.random.default_rng(0)
     data = {"g": np.repeat(np.arange(30), 5), "x": rng.normal(size=150)}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.memory import threads
 
 
@@ -44,7 +45,7 @@ def in_parts(function, design, slots, *, totals):
     x64 = jnp.zeros(()).dtype == np.float64  # of the caller's context, which threads do not inherit
 
     def run(part):
-        with jax.enable_x64(x64):
+        with computing(x64):
             return jax.tree.map(np.asarray, function(*part))
 
     parts = [_run_of_blocks(design, slots, i) for i in range(_PARTS)]

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, of_levels, posteriors
 from jaxglmm.fitted.rules import Rule
 from jaxglmm.fitted.state import State
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.moments import covers, group_effects
 
 
@@ -298,7 +298,7 @@ def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None) -> Condi
     modes = np.zeros((1, layout.n_slots))
     if estimated:
         modes[0, layout.slot] = (state.posteriors[0].mode[:, 0] / x[at.p])[term.codes]
-    with jax.enable_x64(True):
+    with computing():
         found = group_effects(family, design, to_design @ x, to_design @ V @ to_design.T, modes, layout.first)
     mean, variance, added = found.T
     return Conditional(mean[:, None] / unit, variance[:, None, None] / unit**2, added[:, None, None] / unit**2)

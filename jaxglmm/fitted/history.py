@@ -10,6 +10,7 @@ from jaxglmm.design.groups import GroupIndex, Layout, build_index
 from jaxglmm.fitted.threads import in_order
 from jaxglmm.objectives.posterior import WIDE, Lattice, Posteriors, Rows, group_posteriors, lattice, node_rule
 from jaxglmm.ops import lattices
+from jaxglmm.ops.computing import computing
 
 
 # Blocks of a piece: its lattice densities, 61,440 slots x 161 points, take 80 MB. Of more points, fewer blocks.
@@ -127,7 +128,7 @@ def posteriors(
         low, high = np.searchsorted(heads, (begin, end))
         groups = by_slot[low:high]
         rows, extra = _gather(history, prior, start, at, sub.n_slots)
-        with jax.enable_x64(True):
+        with computing():
             columns = None if X is None else np.pad(X[np.maximum(at, 0)], ((0, extra), (0, 0)))
             found = group_posteriors(family, sub, nodes, rows, log_phi, columns, entries=entries, keep=keep)
             here = heads[low:high] - begin

@@ -15,7 +15,6 @@ H is kept where levels meet in the data, a few numbers a level and pair, and fac
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import jax
 import numpy as np
 
 from jaxglmm.design.pairs import Pairs
@@ -27,6 +26,7 @@ from jaxglmm.model.covariance import Covariance
 from jaxglmm.modes.blocks import Blocks, normal_equations, standardised
 from jaxglmm.modes.several import effect_scores, find_modes
 from jaxglmm.modes.solver import AbstractFactorisation, choose_solver
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.rows import FamilyRows
 
 
@@ -225,7 +225,7 @@ def joint_of(state: State, problem) -> Joint:
         np.linalg.lstsq(F, posterior.mode.T, rcond=None)[0].T.ravel()
         for F, posterior in zip(estimate.factors, state.posteriors, strict=True)
     ]
-    with jax.enable_x64(True):
+    with computing():
         eta = design.offset + design.X @ (to_scaled @ estimate.beta)
         modes = find_modes(design, rows, solver, eta, factors, state.log_dispersion, np.concatenate(start))
         d = rows.derivatives(modes.eta, state.log_dispersion)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.groups import round_up
+from jaxglmm.ops.computing import computing
 
 
 # Rows of a block in `average`: with 100 nodes its weights take about 13 MB.
@@ -27,7 +28,7 @@ def rowwise(family, name: str, *arguments) -> np.ndarray:
         return np.zeros(0)
     extra = round_up(n) - n
     padded = [np.pad(np.asarray(v, float), (0, extra), mode="edge") if np.ndim(v) else float(v) for v in arguments]
-    with jax.enable_x64(True):
+    with computing():
         return np.asarray(_apply(family, name, *padded))[:n].copy()  # which the caller may write to
 
 
@@ -62,7 +63,7 @@ def average(family, base, slopes, points, weights, codes=None) -> np.ndarray:
         pad = lambda v, extra=extra: np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, extra)], mode="edge")
         mass = np.pad(mass, [(0, 0 if codes is None else extra), (0, 0)], mode="edge")
         mass = np.pad(mass, [(0, 0), (0, more)])
-        with jax.enable_x64(True):
+        with computing():
             out[rows] = np.asarray(_average(family, pad(base[rows]), pad(slopes[:, rows]), points, mass))[
                 : rows.stop - begin
             ]

@@ -14,6 +14,7 @@ from jaxglmm.arguments import flag, mapping, optional, takes
 
 from ..errors import DataError, FormulaError
 from ..ops.columns import Columns
+from ..ops.computing import refuse_traced
 from ..ops.measure import Moments, all_ones, moments
 from .bars import Bar, parse_formula
 from .columns import Column
@@ -173,6 +174,7 @@ def model_frame(
             raise unknown_column(name, table.names, "levels=")
         order_of(name, levels[name])
 
+    refuse_traced(weights=weights, offset=offset)
     columns = set(table.names)
     groups: dict[tuple[str, ...], list[Recipe]] = {}
     with told_of_backticks(formula, table.names, table.path):

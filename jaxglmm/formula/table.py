@@ -12,6 +12,7 @@ import narwhals as nw
 import numpy as np
 
 from ..errors import DataError
+from ..ops.computing import refuse_traced
 from .columns import Column, read_columns
 
 
@@ -134,6 +135,7 @@ def open_table(data: Any) -> Table:
     """
     if isinstance(data, Table):
         return data
+    refuse_traced(data=data)
     if isinstance(data, str | os.PathLike):
         from .files import open_file
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxglmm.arguments import a_fit
@@ -12,6 +11,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
 from jaxglmm.inference.boundary import Component, WorkingModel, reference
 from jaxglmm.inference.parameters import parameters
+from jaxglmm.ops.computing import computing
 
 
 # Share of the largest working weight below which rows say nothing, so that their variance is finite.
@@ -196,7 +196,7 @@ def _information(smaller, larger, added: _Added) -> np.ndarray:
     """On the entries of covariance matrices that are zero under the smaller model, given all other parameters."""
     frame, state = larger._problem.frame, smaller.state
     n, family = len(frame.y), larger.family
-    with jax.enable_x64(True):
+    with computing():
         eta = smaller.predict(kind="link", effects="mode")
         weights = np.asarray(smaller.family.expected(eta, frame.weights, state.log_dispersion))
     weights = np.maximum(weights, _LEAST * weights.max())

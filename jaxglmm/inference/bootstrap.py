@@ -13,6 +13,7 @@ from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.fitted.predict import simulate
 from jaxglmm.fitted.tables import native_table, text_column
 from jaxglmm.inference.parameters import parameters, value
+from jaxglmm.ops.computing import computing
 
 
 # Rows of replicates that exist at once.
@@ -232,7 +233,6 @@ def _resampler(fit, frame, options, wanted, groups, draw: Callable) -> Callable:
 
 
 def _replicates(fit, kind, wanted, solve, n, most, progress) -> Replicates:
-    import jax
 
     from jaxglmm.ops.threads import calm
     from jaxglmm.progress import Tally
@@ -241,7 +241,7 @@ def _replicates(fit, kind, wanted, solve, n, most, progress) -> Replicates:
     with Tally(n, progress) as line:
         for begin in range(0, n, most):
             which = np.arange(begin, min(begin + most, n))
-            with jax.enable_x64(True), calm():
+            with computing(), calm():
                 found = solve(which)
             parts.append(found.estimate)
             failed |= {int(k): reason for k, reason in zip(which, found.reasons, strict=True) if reason is not None}

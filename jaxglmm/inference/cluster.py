@@ -21,6 +21,7 @@ from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.inference.likelihood import coordinates, raw_covariance, to_scaled
 from jaxglmm.inference.wald import satterthwaite
 from jaxglmm.objectives.marginal import group_gradient
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.group import map_groups
 from jaxglmm.optimise.marginal_fit import padded_nodes
 
@@ -52,7 +53,7 @@ def cluster_vcov(state, problem) -> np.ndarray:
         at = coordinates(state)
         A = to_scaled(problem, at)
         nodes = padded_nodes(state.estimate.n_agq or 1, len(state.terms[0].names))
-        with jax.enable_x64(True):
+        with computing():
             inner = _meat(
                 problem.family, problem.design, nodes, jnp.asarray(A @ at.x), state.estimate.method != "joint"
             )

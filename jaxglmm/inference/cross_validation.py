@@ -13,6 +13,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import of_rows, prepare
 from jaxglmm.objectives.quadrature import AdaptiveQuadrature
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 
 
@@ -68,7 +69,7 @@ def cross_validate(fit, folds, by: str, seed) -> CrossValidation:
     kept = folds != np.arange(K)[:, None]
     code, rows = np.nonzero(kept)
     others = of_rows(frame, rows)
-    with jax.enable_x64(True), calm():
+    with computing(), calm():
         found = solve_strata(Strata(others, np.arange(K), code, {}), fit.family, options, wanted)
         loglik = _densities(fit, frame, wanted, found.estimate, kept)
     failed = {k: reason for k, reason in enumerate(found.reasons) if reason is not None}

@@ -14,13 +14,13 @@ import math
 import warnings
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from jaxglmm.errors import ConvergenceWarning
 from jaxglmm.inference.likelihood import Likelihood
 from jaxglmm.inference.parameters import Parameter
 from jaxglmm.model.family import AT_LIMIT
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.newton import maximise
 
@@ -39,7 +39,7 @@ def profile_intervals(state, problem, wanted: list[Parameter], quantile: float) 
     """
     models: dict[int | None, tuple[Likelihood, np.ndarray]] = {}
     out = []
-    with jax.enable_x64(True), calm():
+    with computing(), calm():
         for parameter in wanted:
             # The sd of a block's first effect is an entry of Lambda, as are correlations with it up to that scale.
             first = parameter.effects[-1] if parameter.kind in ("sd", "cor") else None

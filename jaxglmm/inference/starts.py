@@ -11,6 +11,7 @@ import numpy as np
 from jaxglmm.errors import NotYetError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import prepare
+from jaxglmm.ops.computing import computing
 
 
 # What counts as the same optimum, relative to the size of the log-likelihood.
@@ -74,7 +75,7 @@ def multistart(fit, n: int, seed) -> Starts:
     rng, estimate = np.random.default_rng(seed), fit.state.estimate
     phi = 0.0 if fit.dispersion is None else float(np.log(fit.dispersion["value"]))
     size = np.exp(phi) if fit.family.name == "gaussian" else 1.0
-    with jax.enable_x64(True):
+    with computing():
         design, _ = make_design(
             frame.y, frame.X, weights=frame.weights, offset=frame.offset, scaling=scaling,
             constant=fit.family.constant(frame.y, frame.weights), **groups,

@@ -11,13 +11,13 @@ over them under a flat prior), and group effects are mixtures over it, each with
 
 import math
 
-import jax
 import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, with_fixed
 from jaxglmm.inference.likelihood import Likelihood, coordinates
 from jaxglmm.model.priors import AbstractPrior, HalfStudentPrior, prior_from_json
+from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.newton import maximise
 
 
@@ -104,7 +104,7 @@ class _Profile:
     """Maxima over (beta, dispersion) at given tau, each begun where the last one ended."""
 
     def __init__(self, state, problem, prior):
-        with jax.enable_x64(True):
+        with computing():
             self.likelihood = Likelihood(state, problem)
         self.prior = prior
         self.at = coordinates(state)
@@ -126,7 +126,7 @@ class _Profile:
             value, gradient, hessian = self.likelihood(full)
             return value, gradient[others], hessian[np.ix_(others, others)]
 
-        with jax.enable_x64(True), np.errstate(invalid="ignore", over="ignore"):  # beyond the range of numbers
+        with computing(), np.errstate(invalid="ignore", over="ignore"):  # beyond the range of numbers
             found = maximise(evaluate, x[others], tol=1e-8)
         x[others] = found.x
         V = np.zeros((len(x), len(x)))
@@ -141,7 +141,7 @@ class _Profile:
         if not math.isfinite(found[1]):
             return -math.inf, found
         sign, log_det = np.linalg.slogdet(found[2][np.ix_(self.others, self.others)]) if self.others.any() else (1, 0.0)
-        with jax.enable_x64(True):
+        with computing():
             value = found[1] + 0.5 * float(log_det) + float(self.prior.log_density(np.float64(tau)))
         if sign <= 0 or not math.isfinite(value):
             return -math.inf, found

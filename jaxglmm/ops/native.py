@@ -15,9 +15,11 @@ Environment:
 
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import os
 import re
+import struct
 import threading
 import warnings
 from dataclasses import dataclass
@@ -227,8 +229,11 @@ def judge(path: Path, framework: tuple[int, int] | None) -> tuple[NativeStatus, 
     """Load the library and compare versions: of these sources, and of XLA FFI with `framework`'s.
 
     A library that is newer than the running jaxlib must not be registered: JAX's next operation of any kind,
-    ours or not, would fail ("Unable to initialize backend 'cpu'").
+    ours or not, would fail ("Unable to initialize backend 'cpu'"). Nor is a file loaded that is not what was built: one
+    that was cut off ends the process.
     """
+    if damage := _damage(path):
+        return NativeStatus(False, path, f"{path} {damage}; {REMEDY}", None, framework), None
     try:
         library = ctypes.CDLL(str(path))
         api = library.jaxglmm_ffi_api_major(), library.jaxglmm_ffi_api_minor()
@@ -249,6 +254,45 @@ def judge(path: Path, framework: tuple[int, int] | None) -> tuple[NativeStatus, 
             "install jaxglmm again"
         )
     return NativeStatus(not reason, path, reason, api, framework), None if reason else library
+
+
+def _damage(path: Path) -> str:
+    """Say what is wrong with the file of a library, before it is mapped: its digest, which the build wrote beside it
+    (`path` and ".sha256", as sha256sum writes it); where there is none, as of a copy, its length by its own header."""
+    try:
+        content = path.read_bytes()
+        noted = path.with_name(f"{path.name}.sha256")
+        if noted.is_file():
+            told = noted.read_text().split()
+            return "" if told[:1] == [hashlib.sha256(content).hexdigest()] else "is not the file that was built"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({error})"
+    if content[:4] == b"\x7fELF":
+        return "" if len(content) >= _elf_length(content) else "is cut off"
+    return ""
+
+
+def _elf_length(content: bytes) -> float:
+    """Length of an ELF file: the table of sections is its end, or what its segments are loaded from."""
+    wide, order = content[4:5] == b"\x02", "<" if content[5:6] == b"\x01" else ">"
+    try:
+        programs, sections = struct.unpack_from(order + ("QQ" if wide else "II"), content, 32 if wide else 28)
+        p_size, p_count, s_size, s_count = struct.unpack_from(order + "4H", content, 54 if wide else 42)
+        ends = [sections + s_size * s_count]
+        for k in range(p_count):
+            at = programs + k * p_size
+            offset, size = (
+                (*struct.unpack_from(order + "Q", content, at + 8), *struct.unpack_from(order + "Q", content, at + 32))
+                if wide
+                else (
+                    *struct.unpack_from(order + "I", content, at + 4),
+                    *struct.unpack_from(order + "I", content, at + 16),
+                )
+            )
+            ends.append(offset + size)
+        return max(ends)
+    except struct.error:
+        return float("inf")
 
 
 def jaxlib_api() -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ from jaxglmm.objectives.gaussian_several import (
     expand_factors,
     moment_start,
 )
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.gaussian_search import inverse_information, maximise_factor
 from jaxglmm.optimise.newton import NewtonResult, maximise
@@ -146,7 +147,7 @@ def fit_gaussian(
     coefficients = np.append(origin, 1.0)  # of the response in X and the residuals
     if is_perfect_fit(vtv[p, p], coefficients @ vtv @ coefficients):
         raise ExactFitError(PERFECT_FIT)
-    with jax.enable_x64(True), _calm(cross):
+    with computing(), _calm(cross):
         criterion = FactorCriterion(cross, reml)
         if cross.n_effects == 0:
             return criterion.report(criterion.profile(np.zeros(0)))
@@ -166,7 +167,7 @@ def _calm(cross):
 
 def gaussian_modes(cross: CrossProducts, fit: GaussianFit) -> tuple[np.ndarray, np.ndarray]:
     """Conditional modes (G, S) and covariances (G, S, S) of one factor's effects given the estimates (numpy)."""
-    with jax.enable_x64(True):
+    with computing():
         mode, covariance = conditional_modes(fit.factor, fit.beta, fit.sigma, cross)
     groups = int(cross.n_groups)
     return np.asarray(mode)[:groups], np.asarray(covariance)[:groups]

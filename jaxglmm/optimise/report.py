@@ -1,12 +1,12 @@
 """From the optimiser's coordinates to the scale of the caller's columns."""
 
-import jax
 import numpy as np
 
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.evaluate import Moments, evaluate, posterior_moments
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import moments as native_moments
+from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
 from jaxglmm.optimise.marginal_fit import padded_nodes
 
@@ -111,7 +111,7 @@ def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
     scaled = np.zeros((S, S))
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
-    with jax.enable_x64(True):
+    with computing():
         moments = _moments_of_levels(problem, solution, nodes, brief)
     root = np.einsum("ab,bcg->gac", factor, moments.root)
     spread = np.einsum("ab,bcg->gac", factor, moments.covariance)
@@ -130,7 +130,7 @@ def marginal_modes(problem, solution) -> np.ndarray:
     p, S, determinant = len(problem.frame.names), covariance.n_effects, solution.convergence.n_agq is not None
     factor = np.zeros((S, S))
     factor[covariance.entries] = solution.psi[p : p + len(covariance.diagonal)]
-    with jax.enable_x64(True):  # the program of the fit's own evaluations
+    with computing():  # the program of the fit's own evaluations
         found = evaluate(
             problem.family, design, padded_nodes(1, S), solution.psi, solution.modes, determinant=determinant
         )

@@ -1,10 +1,10 @@
 """From the optimiser's coordinates to the scale of the caller's columns, several grouping factors."""
 
-import jax
 import numpy as np
 
 from jaxglmm.modes.blocks import Blocks
 from jaxglmm.objectives.several import covariance_pattern
+from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.estimate import Estimate, Posterior
 from jaxglmm.optimise.report import inverse_information, log_dispersion_name, normal_posterior
 
@@ -43,7 +43,7 @@ def several_estimate(problem, terms, solution, *, joint=False) -> Estimate:
 
 def nested_posteriors(problem, effects) -> tuple[Posterior, ...]:
     """As `several_posteriors`, from the effects that `optimise.nested_fit` works out; they are on the link scale."""
-    with jax.enable_x64(True):
+    with computing():
         terms = zip(problem.frame.terms, problem.nested.terms, *effects(), strict=True)
     return tuple(
         normal_posterior(
@@ -58,7 +58,7 @@ def several_posteriors(problem, solution) -> tuple[Posterior, ...]:
     """Posterior of every factor's effects given the estimates: normal around the mode, as Laplace has it."""
     design, H = problem.rows, solution.evaluation.H
     posteriors = []
-    with jax.enable_x64(True):
+    with computing():
         diagonal = None if H is None else H.diagonal
     factors = [t.factor_to_columns(f) for t, f in zip(design.terms, solution.factors, strict=True)]
     parts = design.split(solution.evaluation.u)
