@@ -259,7 +259,9 @@ def test_a_library_for_cuda_is_registered_with_cuda_alone(monkeypatch):
 @pytest.mark.parametrize("noted", [True, False], ids=["digest", "length"])
 def test_a_damaged_library_is_not_loaded(tmp_path, noted):
     """One that is cut off ends the process where it is loaded."""
-    content = native.library_path().read_bytes()
+    library = native.library_path()
+    assert library is not None
+    content = library.read_bytes()
     path, framework = tmp_path / "library.so", native.jaxlib_api()
     if noted:
         path.with_name("library.so.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  library.so\n")

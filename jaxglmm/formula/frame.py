@@ -14,8 +14,8 @@ from jaxglmm.arguments import flag, mapping, optional, takes
 
 from ..errors import DataError, FormulaError
 from ..ops.columns import Columns
-from ..ops.computing import refuse_traced
 from ..ops.measure import Moments, all_ones, moments
+from ..ops.traced import refuse_traced
 from .bars import Bar, parse_formula
 from .columns import Column
 from .fixed import Expression, Recipe, computed_with, make, plan, plan_expression, separate_terms, uses_in, uses_of

@@ -12,7 +12,7 @@ import narwhals as nw
 import numpy as np
 
 from ..errors import DataError
-from ..ops.computing import refuse_traced
+from ..ops.traced import refuse_traced
 from .columns import Column, read_columns
 
 

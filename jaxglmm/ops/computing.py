@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxglmm
 from jaxglmm.errors import DataError
+from jaxglmm.ops.traced import ON_ARRAYS
 
 
 # Settings that are there to find faults in the caller's own code, what ours needs, and how it is set for a while.
@@ -18,7 +19,6 @@ _SETTINGS = (
     ("jax_debug_infs", False, jax.debug_infs),
 )
 _WAYS = ("", "_host_to_device", "_device_to_device", "_device_to_host")
-_ON_ARRAYS = "use jg.solve on a design made by jg.make_design, which jit, grad and vmap go through"
 
 
 @contextlib.contextmanager
@@ -46,21 +46,5 @@ def computing(x64: bool = True) -> Iterator[None]:
         if any(getattr(jax.config, f"jax_transfer_guard{way}") not in (None, "allow") for way in _WAYS):
             stack.enter_context(jax.transfer_guard("allow"))
         if isinstance(jax.device_put(np.float32(0)), jax.core.Tracer):
-            raise DataError(f"this looks at numbers, and cannot run within jax.jit: {_ON_ARRAYS}")
+            raise DataError(f"this looks at numbers, and cannot run within jax.jit: {ON_ARRAYS}")
         yield
-
-
-def refuse_traced(**given) -> None:
-    """Refuse arguments that are, or are mappings of, arrays that JAX traces.
-
-    Raises
-    ------
-    DataError
-        Naming the argument.
-    """
-    for name, value in given.items():
-        parts = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, part in parts:
-            if isinstance(part, jax.core.Tracer):
-                which = name if key is None else f"{key!r} of {name}"
-                raise DataError(f"{which} is traced by jax.jit, grad or vmap, and has no values yet: {_ON_ARRAYS}")
