@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from jaxglmm.errors import DataError
@@ -11,6 +10,7 @@ from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, of_leve
 from jaxglmm.fitted.rules import rule_of
 from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, posterior_moments
 from jaxglmm.fitted.state import State, fingerprint, terms_of
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.estimate import Posterior
 
@@ -67,7 +67,7 @@ def _with_beta(state: State, old: Effects, X, more: History, mean, covariance, t
     vcov = old.vcov_of_beta(state)
     eta = more.eta + np.einsum("sm,ms->m", more.z, mean[more.codes])
     w = FamilyRows(state.family, more.y, more.weights)
-    with jax.enable_x64(True):
+    with computing():
         w = w.newton(eta, state.log_dispersion)[2]
     sums = np.zeros((len(covariance), S, p))
     np.add.at(sums, more.codes, np.einsum("sm,m,mp->msp", more.z, w, X))

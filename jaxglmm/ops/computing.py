@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 import jaxglmm
 from jaxglmm.errors import DataError
@@ -45,6 +46,6 @@ def computing(x64: bool = True) -> Iterator[None]:
                 stack.enter_context(setting(needed))
         if any(getattr(jax.config, f"jax_transfer_guard{way}") not in (None, "allow") for way in _WAYS):
             stack.enter_context(jax.transfer_guard("allow"))
-        if isinstance(jax.device_put(np.float32(0)), jax.core.Tracer):
+        if isinstance(jax.device_put(np.float32(0)), Tracer):
             raise DataError(f"this looks at numbers, and cannot run within jax.jit: {ON_ARRAYS}")
         yield
