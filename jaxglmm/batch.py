@@ -28,6 +28,7 @@ from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
 from jaxglmm.objectives.marginal import MOST_NODES
+from jaxglmm.ops.computing import computing
 from jaxglmm.ops.layout import threads
 from jaxglmm.ops.threads import calm
 from jaxglmm.problem import make_problem
