@@ -71,7 +71,7 @@ def replicate(setting: Setting, groups: int, tau: float, seed: int) -> dict[str,
     new = setting.rows(rng, NEW, 1).assign(g=lambda d: d["g"] + groups)
     drawn = tau * rng.standard_normal(NEW)
     inside = lambda table, truth: float(np.mean((table["lower"] <= truth) & (truth <= table["upper"])))
-    predicted = lambda rows, b: inside(fit.predict(rows, kind="link", interval=LEVEL), setting.eta(rows, b).to_numpy())
+    predicted = lambda rows, b: inside(fit.predict(rows, kind="link", interval=LEVEL), np.asarray(setting.eta(rows, b)))
     return {
         "with": inside(fit.ranef(interval=LEVEL), b),
         "given": inside(fit.ranef(interval=LEVEL, uncertainty=False), b),
