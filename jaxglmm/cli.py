@@ -150,8 +150,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # nobody reads any more
+    except BrokenPipeError:  # nobody reads any more
         pass
+    except OSError as error:
+        status = _fail(f"cannot write the output: {error.strerror}; free some space, or use --out", BAD_INPUT)
     os._exit(status)  # taking JAX and pandas apart would take a fifth of a small fit's time
 
 
@@ -172,6 +174,8 @@ def _run(argv) -> int:
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return INTERRUPTED
+        except Exception as error:  # a setting that JAX refuses, a device that is not there, or a fault of ours
+            return _fail(f"{type(error).__name__}: {error}", BAD_INPUT)
 
 
 def _compute(options) -> int:
@@ -201,7 +205,7 @@ def _doctor(options) -> int:
 _COMMANDS = dict.fromkeys(("fit", "predict", "rank", "score"), _compute) | {"demo": _demo, "doctor": _doctor}
 
 
-def _fail(error: BaseException, status: int) -> int:
+def _fail(error: BaseException | str, status: int) -> int:
     lines = (line.strip() for line in str(error).splitlines())
     print("jaxglmm:", " ".join(line for line in lines if line.strip("^")), file=sys.stderr)  # a marker needs its line
     return status

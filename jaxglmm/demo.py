@@ -250,7 +250,10 @@ def _course(path: Path, data, fit) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.plot([], [], color=GREY, lw=1, ls=(0, (4, 3)), label="patient with effect 0")
     ax.legend(frameon=False)
-    fig.savefig(path, dpi=144)
+    from jaxglmm.ops.files import replacing_file
+
+    with replacing_file(path) as fresh:
+        fig.savefig(fresh, dpi=144)
 
 
 def _cell(value) -> str:

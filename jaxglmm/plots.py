@@ -322,7 +322,10 @@ def _done(fig, path):
         if ax.get_label() != "<colorbar>":
             ax.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        fig.savefig(path, dpi=144)
+        from jaxglmm.ops.files import replacing_file
+
+        with replacing_file(path) as fresh:
+            fig.savefig(fresh, dpi=144)
     return fig
 
 

@@ -207,7 +207,7 @@ def test_a_run_that_was_cut_off_goes_on(data, many, tmp_path, monkeypatch):
     np.testing.assert_array_equal(written["estimate[x]"], done.estimate[:, 1])
     assert list(written["response"]) == NAMES and int(written["failed"].notna().to_numpy().sum()) == 4
     parts[1].unlink()
-    half = parts[2].with_name(".part-00002.parquet.77")
+    half = parts[2].with_name(".new-77-part-00002.parquet")
     half.write_bytes(b"half")
     times = [path.stat().st_mtime_ns for path in (parts[0], parts[2])]
     again = run()

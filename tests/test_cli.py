@@ -359,3 +359,30 @@ def test_doctor_and_demo_are_commands(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(jaxglmm.demo, "run", called.append)
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert called == [str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "culprit"),
+    [
+        ({"JAXGLMM_NATIVE": "bogus"}, "JAXGLMM_NATIVE=bogus"),
+        ({"JAXGLMM_KERNELS": "bogus"}, "JAXGLMM_KERNELS=bogus"),
+        ({"JAXGLMM_SIMD": "bogus"}, "JAXGLMM_SIMD=bogus"),
+        ({"JAX_PLATFORMS": "nowhere"}, "nowhere"),
+        ({"JAX_ENABLE_X64": "bogus"}, "bogus"),
+    ],
+)
+def test_bad_settings_are_one_line_and_status_2(table, tmp_path, setting, culprit):
+    code = "import sys; from jaxglmm.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = run(code, fit_args(table), tmp_path, **setting)
+    assert done.returncode == 2 and not done.stdout
+    assert culprit in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_said(table, tmp_path):
+    code = "from jaxglmm.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *fit_args(table)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300
+        )
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr

@@ -3,12 +3,14 @@
 import os
 import stat
 
+import numpy as np
 import pytest
 from fitted_models import members
 
 import jaxglmm as jg
 from jaxglmm.fitted import folders
 from jaxglmm.ops import files
+from jaxglmm.plots import caterpillar
 
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are forked")
@@ -178,3 +180,17 @@ def test_files_take_their_place_whole(tmp_path):
     assert link.is_symlink() and path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(jg.DataError, match="no regular file"), files.replacing_file("/dev/full"):
         pass
+
+
+def test_a_full_disk_is_named_by_batches_and_plots(tmp_path, monkeypatch):
+    from jaxglmm.batching.parts import Parts
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(jg.DataError, match=r"batch\.json.*No space left.*free some space"):
+        Parts(tmp_path / "many", lambda: {"by": "response"}, np.array(["a"]), ["x"])
+    with pytest.raises(jg.DataError, match=r"plot\.png.*No space left.*another file"):
+        caterpillar(members(), path=tmp_path / "plot.png")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["many"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.lanes import LaneEstimates
+from jaxglmm.ops.files import as_written, reason, write_digested
 
 
 _NUMBERS = ("loglik", "decrement", "evaluations", "n_agq", "n", "groups", "singular")
@@ -54,12 +54,18 @@ class Parts:
         description = describe()
         self.by = description["by"]
         told = json.loads(json.dumps({**description, "fits": len(labels), "parameters": names}))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("part-*.parquet", "batch.json"):  # half written by a call that was killed
-            for half in self.folder.glob(f".{name}.*"):
-                half.unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"out={str(folder)!r} cannot be made: {reason(error)}; name another folder") from error
+        for half in self.folder.glob(".new-*"):  # half written by a call that was killed
+            half.unlink(missing_ok=True)
         note = self.folder / "batch.json"
         if note.exists():
+            if not as_written(note):
+                raise DataError(
+                    f"{str(note)!r} is not what was written: name another folder by out=, or remove this one"
+                )
             found = json.loads(note.read_text(encoding="utf-8"))
             differing = [key for key in told if found.get(key) != told[key]]
             if differing:
@@ -70,7 +76,7 @@ class Parts:
         elif any(self.folder.iterdir()):
             raise DataError(f"the folder {str(self.folder)!r} is not empty and holds no fits: name another one by out=")
         else:
-            _replace(note, lambda path: path.write_text(json.dumps(told, indent=1), encoding="utf-8"))
+            self._write(note, lambda path: path.write_text(json.dumps(told, indent=1), encoding="utf-8"))
 
     def _path(self, k: int) -> Path:
         assert self.folder is not None
@@ -78,7 +84,7 @@ class Parts:
 
     def load(self, k: int, which: np.ndarray) -> LaneEstimates | None:
         """The part of these fits, if it was written."""
-        if self.folder is None or not self._path(k).exists():
+        if self.folder is None or not as_written(self._path(k)):
             return None
         from pyarrow import parquet
 
@@ -103,13 +109,7 @@ class Parts:
         for what in ("estimate", "se"):
             columns |= {f"{what}[{name}]": getattr(estimates, what)[:, j] for j, name in enumerate(self.names)}
         table = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
-        _replace(self._path(k), lambda path: parquet.write_table(table, path))
+        self._write(self._path(k), lambda path: parquet.write_table(table, path))
 
-
-def _replace(path: Path, write) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        write_digested(path, write, "free some space and repeat the call, which goes on from there")

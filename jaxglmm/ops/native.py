@@ -25,6 +25,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxglmm.errors import DataError
+
 
 KERNELS = 16  # jaxglmm_kernels_version() in kernels/cpu/library.cc: the contract between handlers and Python
 
@@ -98,11 +100,12 @@ def use_native(platform: str = "cpu") -> bool:
     ------
     NativeError
         If the environment insists on a library that cannot be used.
-    ValueError
-        If JAXGLMM_KERNELS or JAXGLMM_NATIVE holds another word than those known.
+    DataError
+        If JAXGLMM_KERNELS, JAXGLMM_NATIVE or JAXGLMM_SIMD holds another word than those known.
     """
     native = _setting("JAXGLMM_NATIVE", ("require", "off"))
     kernels = _setting("JAXGLMM_KERNELS", ("native", "plain"))
+    _setting("JAXGLMM_SIMD", ("avx512", "avx2", "baseline"))
     if platform not in LIBRARIES or kernels == "plain":
         return False
     status = native_status(platform)
@@ -310,5 +313,5 @@ def jaxlib_api() -> tuple[int, int] | None:
 def _setting(variable: str, words: tuple[str, ...]) -> str:
     value = os.environ.get(variable, "").lower()
     if value and value not in words:
-        raise ValueError(f"{variable}={value} is not known; it may be {' or '.join(words)}, or unset")
+        raise DataError(f"{variable}={value} is not known; it may be {' or '.join(words)}, or unset")
     return value
