@@ -6,7 +6,7 @@ belongs to pyplot, so that a notebook shows it.
 
 import numpy as np
 
-from jaxglmm.arguments import a_fit, choice, optional, path as paths, takes, text, whole
+from jaxglmm.arguments import choice, optional, path as paths, refuse, takes, text, whole
 from jaxglmm.errors import DataError
 
 
@@ -17,7 +17,13 @@ _TAIL = 12  # levels named at each end when there are more
 _Z95 = 1.959963984540054
 
 
-@takes(fit=a_fit, group=optional(text), term=optional(text), path=optional(paths))
+def _shown(name, value):
+    """A fit, or what has what a picture shows of one."""
+    if not any(hasattr(value, part) for part in ("varcorr", "fitted", "convergence")):
+        refuse(name, "a fitted model, as jaxglmm.fit returns it", value)
+
+
+@takes(fit=_shown, group=optional(text), term=optional(text), path=optional(paths))
 def caterpillar(fit, group=None, term=None, *, path=None):
     """Group effects in order of size, with 95 % intervals: posterior mean +- 1.96 posterior sd given the parameters.
 
@@ -112,7 +118,7 @@ def _long_caterpillar(level, mean, sd, group, title, path):
     return _done(fig, path)
 
 
-@takes(fit=a_fit, group=optional(text), term=optional(text), path=optional(paths))
+@takes(fit=_shown, group=optional(text), term=optional(text), path=optional(paths))
 def shrinkage(fit, group=None, term=None, *, path=None):
     """Each group's own estimate against its shrunken one, coloured by its number of rows.
 
@@ -173,7 +179,7 @@ def _size_norm(rows):
 
 @takes(
     effects=optional(choice("conditional", "mode", "marginal", "population")),
-    fit=a_fit,
+    fit=_shown,
     bins=whole(2, 10**6),
     path=optional(paths),
 )
@@ -231,7 +237,7 @@ def calibration(fit, data=None, observed=None, *, effects=None, bins=10, path=No
     return _done(fig, path)
 
 
-@takes(fit=a_fit, path=optional(paths))
+@takes(fit=_shown, path=optional(paths))
 def qq(fit, *, path=None):
     """Randomised quantile residuals against normal quantiles, with a pointwise 95 % band for a correct model.
 
@@ -270,7 +276,7 @@ def qq(fit, *, path=None):
     return _done(fig, path)
 
 
-@takes(fit=a_fit, path=optional(paths))
+@takes(fit=_shown, path=optional(paths))
 def trace(fit, *, path=None):
     """How the optimiser went: the log-likelihood still to be gained, and the Newton decrement, step by step.
 

@@ -205,9 +205,9 @@ def test_intervals_of_a_fit_without_an_end(reference_dir):
 
 def test_bad_interval_options():
     fit = members()
-    with pytest.raises(jg.DataError, match="'wald' or 'profile'; found 'boot'"):
+    with pytest.raises(jg.DataError, match="'wald', 'profile'; found 'boot'"):
         fit.confint("boot")
-    with pytest.raises(jg.DataError, match="level must lie between 0 and 1"):
+    with pytest.raises(jg.DataError, match="level must be a level within"):
         fit.confint(level=95)
     with pytest.raises(jg.DataError, match=r"no parameter 'z'.*'x'"):
         fit.confint(parameters=["z"])

@@ -243,7 +243,7 @@ def test_simulate_draws_new_effects():
     same = member[:-1] == member[1:]
     paired = [np.corrcoef(d[:-1][same], d[1:][same])[0, 1] for d in draws.T]
     assert np.mean(paired) > 0.15  # rows of one member go together
-    with pytest.raises(jg.DataError, match="n must be at least 1"):
+    with pytest.raises(jg.DataError, match="n must be a whole number of at least 1"):
         fit.simulate(0)
 
 

@@ -172,7 +172,7 @@ def test_bad_options_are_named():
         ({"order": "best"}, r"order must be one of 'rank', 'top'.*'best'"),
         ({"order": "threshold"}, r"needs threshold="),
         ({"top": 1.5}, r"top must be a share within \(0, 1\) or a whole number.*1\.5"),
-        ({"alpha": 0.0}, r"alpha must be a share"),
+        ({"alpha": 0.0}, r"alpha must be a level within"),
         ({"term": "x"}, r"term must be one of 'Intercept'; found 'x'"),
         ({"group": "memeber"}, r"no grouping factor 'memeber'"),
     ):
