@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxglmm.design.factor_products import dense_order
 from jaxglmm.errors import DataError, NotYetError
-from jaxglmm.model.covariance import side_by_side
+from jaxglmm.model.centring import factor_from_columns
+from jaxglmm.model.covariance import Covariance, side_by_side
 from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.ops.computing import computing
@@ -229,7 +230,7 @@ def _gaussian_posteriors(problem, found):
 
 
 def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:
-    """Lambda (S, S) of each term from the caller's {group: sd, sds or covariance matrix}.
+    """Lambda (S, S) of each term's centred columns from the caller's {group: sd, sds or covariance matrix}.
 
     Raises
     ------
@@ -241,7 +242,7 @@ def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:
             f"theta must map every grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
             f"and the formula has {expected}"
         )
-    return tuple(_held_factor(theta, term) for term in terms)
+    return tuple(factor_from_columns(term.basis, _held_factor(theta, term), Covariance(term.blocks)) for term in terms)
 
 
 def _held_factor(theta, term):

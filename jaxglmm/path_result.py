@@ -152,7 +152,7 @@ def along(frame, family, laid, found, gamma, scale) -> dict:
         for raw in rest[:, :-1]:
             factor = np.zeros((covariance.n_effects,) * 2)
             factor[covariance.entries] = raw
-            factor = laid.scaling.factor_to_columns(factor)
+            factor = frame.terms[0].basis @ laid.scaling.factor_to_columns(factor)
             sigma.append(factor @ factor.T)
         sigma = np.array(sigma)
         theta[frame.terms[0].group] = np.sqrt(sigma[:, 0, 0]) if sigma.shape[1] == 1 else sigma

@@ -96,9 +96,8 @@ def estimate_penalised(
     log_prior = None
     if terms:
         z_scales = (problem.scaling.z_scale,) if problem.rows is None else tuple(t.z_scale for t in laid.terms)
-        log_prior = LogPrior(
-            terms, problem.scaling, tuple(t.covariance for t in laid.terms), z_scales[: len(laid.terms)]
-        )
+        loads = tuple(term.basis / scale for term, scale in zip(frame.terms, z_scales, strict=False))
+        log_prior = LogPrior(terms, problem.scaling, tuple(t.covariance for t in laid.terms), loads)
     if problem.rows is not None:
         if method == "agq":
             raise NotYetError(

@@ -74,7 +74,7 @@ def test_gaussian_rows_given_the_others_in_closed_form():
     y = 1 + x + rng.normal(size=12)[g] * (1 + x) + rng.normal(size=n)
     fit = jg.fit("y ~ x + (x | g)", {"y": y, "x": x, "g": g}, weights=w)
     Z = np.stack([np.ones(n), x])
-    V = np.einsum("an,ab,bm->nm", Z, fit.state.covariances[0], Z) * (g[:, None] == g)
+    V = np.einsum("an,ab,bm->nm", Z, fit.state.column_covariances[0], Z) * (g[:, None] == g)
     P = np.linalg.inv(V + np.diag(fit.dispersion["value"] ** 2 / w))
     e = y - np.column_stack([np.ones(n), x]) @ list(fit.fixef.values())
     expected = P @ e / np.sqrt(np.diag(P))

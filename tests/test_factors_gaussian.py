@@ -192,10 +192,10 @@ def dense_loglik(fit: jg.Fit, data: pd.DataFrame) -> float:
     V = sigma**2 * np.diag(1 / data["w"])
     z = np.vstack([np.ones(len(data)), data["x"]])
     pupil = data["school"] + ":" + data["pupil"].astype(str)
-    for column, factor in zip([data["school"], pupil, data["rater"]], fit.state.estimate.factors, strict=True):
+    for column, sigma_b in zip([data["school"], pupil, data["rater"]], fit.state.column_covariances, strict=True):
         codes = pd.factorize(column)[0]
-        loads = factor.T @ z[: len(factor)]
-        V += (loads.T @ loads) * (codes[:, None] == codes[None])
+        part = z[: len(sigma_b)]
+        V += (part.T @ sigma_b @ part) * (codes[:, None] == codes[None])
     r = data["y"] - beta[0] - beta[1] * data["x"]
     return -0.5 * (len(r) * np.log(2 * np.pi) + np.linalg.slogdet(V)[1] + r @ np.linalg.solve(V, r))
 
@@ -216,7 +216,7 @@ def test_loglik_is_the_dense_one_and_its_maximum():
     assert "school:pupil, 60" in text and "Residual" in text
     sds = {v["group"]: v["sd"] for v in fit.varcorr if v["name"] == "Intercept"}
     for group, sd in sds.items():  # at the maximum: moving any variance away lowers the likelihood
-        held = {t.group: s @ s.T for t, s in zip(fit.state.terms, fit.state.estimate.factors, strict=True)}
+        held = dict(zip(fit.groups, fit.state.column_covariances, strict=True))
         for step in (0.99, 1.01):
             moved = held | {group: held[group] * step}
             other = jg.fit(fit.formula, data, weights="w", theta=moved)
@@ -281,7 +281,7 @@ def test_save_simulate_and_share_of_variance(tmp_path):
 
 
 def _correlated(fit):
-    return (fit.state.covariances[2])[0, 1]
+    return fit.state.column_covariances[2][0, 1]
 
 
 def _between(fit):

@@ -103,8 +103,8 @@ def test_wald_intervals_of_correlated_effects_follow_the_delta_method(reference_
     fit = sleepstudy(reference_dir)
     covariance, L = fit.state.estimate.covariance[2:5, 2:5], fit.state.estimate.factors[0]
 
-    def derived(theta):
-        factor = np.array([[np.exp(theta[0]), 0], [theta[1], np.exp(theta[2])]])
+    def derived(theta):  # of effects of centred columns
+        factor = fit.state.basis @ np.array([[np.exp(theta[0]), 0], [theta[1], np.exp(theta[2])]])
         sigma = factor @ factor.T
         sd = np.sqrt(np.diag(sigma))
         return np.array([np.log(sd[0]), np.arctanh(sigma[0, 1] / sd.prod()), np.log(sd[1])])
@@ -424,7 +424,7 @@ def test_intraclass_correlation(reference_dir):
     assert fit.icc("Subject") == pytest.approx(tau2 / (tau2 + sigma2))
     slopes = sleepstudy(reference_dir)
     Z = np.stack([np.ones(180), table(reference_dir, "sleepstudy")["Days"]])
-    between = np.einsum("an,ab,bn->n", Z, slopes.state.covariances[0], Z).mean()
+    between = np.einsum("an,ab,bn->n", Z, slopes.state.column_covariances[0], Z).mean()
     assert slopes.icc() == pytest.approx(between / (between + slopes.dispersion["value"] ** 2))
 
 

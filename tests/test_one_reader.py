@@ -192,7 +192,7 @@ def test_effects_of_no_group_need_none(effects):
             known = fit.predict(new.assign(g=[101, 999, 101, 103]), effects=effects, kind=kind, interval=0.9)
             pd.testing.assert_frame_equal(ends, known)
     if effects == "marginal":  # E expit(eta + b), b ~ N(0, x'Sigma x), by quadrature of its own
-        beta, sigma = np.array(list(fit.fixef.values())), fit.state.covariances[0]
+        beta, sigma = np.array(list(fit.fixef.values())), fit.state.column_covariances[0]
         points = np.linspace(-12, 12, 4001)
         weights = np.exp(-0.5 * points**2)
         for x, value in zip(new["x"], expected, strict=True):

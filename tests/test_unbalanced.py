@@ -120,7 +120,7 @@ def test_predictions_of_an_iterative_fit_for_any_subset_of_known_factors(family)
         mine = fit.ranef(group)
         mine = mine[mine["level"] == row[group]]
         effect[group], sd[group] = float(z @ mine["estimate"]), np.asarray(mine["sd"])
-    prior = {g: float(z @ fit.state.covariances["ab".index(g)] @ z) for g in "ab"}
+    prior = {g: float(z @ fit.state.column_covariances["ab".index(g)] @ z) for g in "ab"}
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     for new in ("", "a", "b", "ab"):
         rows = {k: [999 if k in new else v] for k, v in row.items()}

@@ -316,11 +316,16 @@ def _check_block(term, block):
     """Effects that covary must differ."""
     rows = term.z[list(block)]
     if len(block) > 1:
-        scale = np.sqrt(np.mean(np.square(rows), axis=1))
-        gram = rows @ rows.T / rows.shape[1] / np.outer(scale, scale)
-        values, vectors = np.linalg.eigh(gram)
+        products = rows @ rows.T / rows.shape[1]
+        scale = np.sqrt(np.diag(products))
+        values, vectors = np.linalg.eigh(products / np.outer(scale, scale))
         if values[0] < 1e-12:
-            found = [term.names[block[a]] for a in np.flatnonzero(np.abs(vectors[:, 0]) > 1e-4)]
+            # Named by their parts in the combination of the columns as written.
+            T = term.basis[np.ix_(block, block)]
+            back = np.linalg.inv(T)
+            size = np.sqrt(np.diag(back.T @ products @ back))
+            parts = np.abs(T @ (vectors[:, 0] / scale)) * size
+            found = [term.names[block[a]] for a in np.flatnonzero(parts > 1e-4 * parts.max())]
             raise DataError(
                 f"the effects {_listed(found)} of {term.group!r} carry the same information: leave one of them out of "
                 "the bar"

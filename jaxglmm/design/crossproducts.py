@@ -77,6 +77,11 @@ class CrossProducts(eqx.Module):
         ztz, ztv = self.ztz[:, order][:, :, order], self.ztv[:, :, order]
         return eqx.tree_at(lambda c: (c.ztz, c.ztv), self, (ztz, ztv))
 
+    def combined(self, M: np.ndarray) -> CrossProducts:
+        """With columns M z (S,) of the effects in place of z."""
+        ztz = np.einsum("ac,kcdg,bd->kabg", M, self.ztz, M, optimize=True)
+        return eqx.tree_at(lambda c: (c.ztz, c.ztv), self, (ztz, np.einsum("ab,kjbg->kjag", M, self.ztv)))
+
 
 def cross_products(
     y: np.ndarray,

@@ -7,7 +7,7 @@ formed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -175,6 +175,17 @@ class FactorProducts:
             self.ztz[where][:, where], self.ztv[where], self.vtv, self.origin, self.n, self.log_weights, self.levels,
             self.structures, self.order, self.n_sparse,
         )  # fmt: skip
+
+    def combined(self, M: np.ndarray) -> FactorProducts:
+        """With columns M z (S,) of the effects in place of z; M (S, S) keeps the factors apart."""
+        from scipy import sparse
+
+        starts = np.cumsum([0, *(s.n_effects for s in self.structures)])
+        own = [slice(starts[t], starts[t + 1]) for t in self.order]
+        K = sparse.block_diag(
+            [sparse.kron(sparse.eye(self.levels[t]), M[at, at]) for t, at in zip(self.order, own, strict=True)], "csr"
+        )
+        return replace(self, ztz=(K @ self.ztz @ K.T).tocsr(), ztv=K @ self.ztv)
 
 
 def factor_products(

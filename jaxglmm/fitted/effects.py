@@ -1,7 +1,7 @@
 """Effects of the groups of a fit: posterior means and variances, and what the parameters' uncertainty adds to them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, of_levels, posteriors
 from jaxglmm.fitted.rules import Rule
 from jaxglmm.fitted.state import State
+from jaxglmm.model.centring import is_identity
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.moments import covers, group_effects
 
@@ -51,7 +52,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Effects:
-    """Posterior of every level's effects, level order.
+    """Posterior of every level's effects, level order, of the centred columns (`model.centring`).
 
     Attributes
     ----------
@@ -99,6 +100,16 @@ class Effects:
         """Covariance (p, p) of the fixed effects that `with_beta` goes with."""
         p = len(state.estimate.beta)
         return state.estimate.covariance[:p, :p] if self.mixture is None else self.mixture.moments()[1]
+
+    def of_columns(self, basis: np.ndarray) -> "Effects":
+        """Those of the columns as they were written, which tables show."""
+        if is_identity(basis):
+            return self
+        turned = lambda covariance: np.einsum("sa,gab,tb->gst", basis, covariance, basis, optimize=True)
+        return replace(
+            self, mean=self.mean @ basis.T, covariance=turned(self.covariance), mean_eb=self.mean_eb @ basis.T,
+            covariance_eb=turned(self.covariance_eb), with_beta=np.einsum("st,ltp->lsp", basis, self.with_beta),
+        )  # fmt: skip
 
     def told(self) -> str:
         """What `variance_eb` is."""

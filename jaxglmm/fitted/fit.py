@@ -112,7 +112,7 @@ class Fit(Estimates, Refits):
             For a factor that the model does not have, or intervals of a fit that was saved without its rows.
         """
         at = term_index(self.state, group)
-        effects = self._effects(at, prior)
+        effects = self._effects(at, prior).of_columns(self.state.terms[at].basis)
         if interval is None:
             return ranef_table(self.state, at, effects, None)
         check_level(interval)

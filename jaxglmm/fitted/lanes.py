@@ -82,7 +82,7 @@ def model_parameters(names, terms, family) -> list[Parameter]:
     """
     out = [Parameter(name, "beta", (j,)) for j, name in enumerate(names)]
     for term in terms:
-        out += covariance_parameters([(name, term.group) for name in term.names], term.blocks)
+        out += covariance_parameters([(name, term.group) for name in term.names], term.blocks, term.basis)
     if family.dispersion_name is not None:
         out.append(Parameter(family.dispersion_name, "dispersion"))
     return out
@@ -108,9 +108,8 @@ def parameter_table(parameters, beta, factor, dispersion, covariance, free, entr
     part = slice(p, p + q)
     value, se = (np.full((len(beta), len(parameters)), np.nan) for _ in range(2))
     variance = np.einsum("bii->bi", covariance)
-    V, sd = covariance[:, part, part], np.sqrt(np.square(factor).sum(2))
+    V = covariance[:, part, part]
     with np.errstate(invalid="ignore", divide="ignore"):
-        unit = factor / sd[:, :, None]
         for k, parameter in enumerate(parameters):
             if parameter.kind == "beta":
                 value[:, k], se[:, k] = beta[:, parameter.effects[0]], np.sqrt(variance[:, parameter.effects[0]])
@@ -120,15 +119,17 @@ def parameter_table(parameters, beta, factor, dispersion, covariance, free, entr
                 limit = dispersion >= np.exp(AT_LIMIT - 1e-6)  # no family has another estimate of that size
                 value[limit, k], se[limit, k] = np.inf, np.nan
                 continue
-            slope = np.zeros_like(factor)
-            r, s = parameter.effects[0], parameter.effects[-1]
+            loads = np.array(parameter.loads)
+            effect = loads @ factor  # rows (B, 1 or 2, S) of the factor of columns as written
+            sd = np.sqrt(np.square(effect).sum(2))
+            unit = effect / sd[:, :, None]
             if parameter.kind == "sd":
-                value[:, k], slope[:, r] = sd[:, r], unit[:, r]
+                value[:, k], by_rows = sd[:, 0], unit
             else:
-                cor = np.sum(unit[:, r] * unit[:, s], 1)
+                cor = np.sum(unit[:, 0] * unit[:, 1], 1)
                 value[:, k] = cor
-                slope[:, r] = (unit[:, s] - cor[:, None] * unit[:, r]) / sd[:, r, None]
-                slope[:, s] = (unit[:, r] - cor[:, None] * unit[:, s]) / sd[:, s, None]
+                by_rows = (unit[:, ::-1] - cor[:, None, None] * unit) / sd[:, :, None]
+            slope = loads.T @ by_rows
             g = slope[:, entries[0], entries[1]]
             inside = free[:, part][:, np.isin(entries[0], parameter.block)].all(1)
             se[:, k] = np.where(inside, np.sqrt(np.einsum("bi,bij,bj->b", g, V, g)), np.nan)

@@ -8,6 +8,7 @@ from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Effects
 from jaxglmm.fitted.state import State
 from jaxglmm.fitted.tables import native_table, text_column
+from jaxglmm.model.centring import variances
 
 
 def term_index(state: State, group: str | None) -> int:
@@ -47,7 +48,15 @@ def reliability(variance: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 
 
 def ranef_table(state: State, at: int, effects: Effects, ends: np.ndarray | None) -> Any:
-    """Table of all levels' effects, with the ends (G, S, 2) of intervals where there are any; see `Fit.ranef`."""
+    """Table of all levels' effects, those of the columns as they were written; see `Fit.ranef`.
+
+    Parameters
+    ----------
+    effects : Effects
+        Of these columns.
+    ends : (G, S, 2) or None
+        Of intervals.
+    """
     term, posterior = state.terms[at], state.posteriors[at]
     S = len(term.names)
     sd = lambda variance: np.sqrt(np.maximum(variance, 0.0)).ravel()
@@ -55,12 +64,12 @@ def ranef_table(state: State, at: int, effects: Effects, ends: np.ndarray | None
         "level": np.repeat(term.levels, S),
         "term": np.tile(text_column(term.names), len(term.levels)),
         "n": np.repeat(np.asarray(posterior.n, np.int64), S),
-        "estimate": posterior.mode.ravel(),
-        "sd": sd(np.diagonal(posterior.covariance, axis1=1, axis2=2)),
+        "estimate": (posterior.mode @ term.basis.T).ravel(),
+        "sd": sd(variances(term.basis, posterior.covariance)),
         "mean": effects.mean.ravel(),
         "sd_mean": sd(effects.variance),
         "sd_eb": sd(effects.variance_eb),
-        "reliability": reliability(effects.variance, state.covariances[at]).ravel(),
+        "reliability": reliability(effects.variance, state.column_covariances[at]).ravel(),
     }
     if ends is not None:
         columns |= {"lower": ends[..., 0].ravel(), "upper": ends[..., 1].ravel()}
@@ -73,7 +82,7 @@ def ranef_table(state: State, at: int, effects: Effects, ends: np.ndarray | None
 def variance_table(state: State) -> list[dict]:
     """[{group, name, variance, sd, corr: {other: r}}]; r is NaN beside a variance of zero."""
     rows = []
-    for term, sigma in zip(state.terms, state.covariances, strict=True):
+    for term, sigma in zip(state.terms, state.column_covariances, strict=True):
         sd = np.sqrt(np.diag(sigma))
         with np.errstate(invalid="ignore", divide="ignore"):
             corr = sigma / np.outer(sd, sd)

@@ -82,7 +82,7 @@ def rank_table(
     if term not in names:
         raise DataError(f"term must be one of {', '.join(map(repr, names))}; found {term!r}")
     effect = names.index(term)
-    zero = fit.state.covariances[at][effect, effect] == 0
+    zero = fit.state.column_covariances[at][effect, effect] == 0
     uncertain = _with_uncertainty(fit, at, effect) if zero and data is None else None
     if zero and uncertain is None:
         raise DataError(
@@ -131,7 +131,7 @@ def _check(state, top, alpha, order, threshold, interval) -> float:
 
 def _with_uncertainty(fit, at: int, effect: int):
     """As `_source`, of normal posteriors with the parameters' uncertainty; None where there are none of some width."""
-    effects = fit._effects(at)
+    effects = fit._effects(at).of_columns(fit.state.terms[at].basis)
     mean, variance = effects.mean_eb[:, effect], effects.variance_eb[:, effect]
     if not (variance > 0).all():
         return None
@@ -153,7 +153,7 @@ def _source(fit, at: int, effect: int, data):
     else:
         native, levels, counts = state.native, state.terms[at].levels, np.asarray(state.posteriors[at].n, np.int64)
         if len(state.terms) > 1 or is_normal(state.family) or len(state.terms[at].names) > 1:
-            found = fit._effects(at)
+            found = fit._effects(at).of_columns(state.terms[at].basis)
             mean, sd = found.mean[:, effect], np.sqrt(found.variance[:, effect])
             return native, levels, counts, lambda: normal_pieces(mean, sd)
         history, layout = fit._history("rank()")

@@ -10,6 +10,7 @@ from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, posteri
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.state import State
 from jaxglmm.fitted.tables import text_column
+from jaxglmm.model.centring import variances
 
 
 def only_factor(state: State, what: str) -> None:
@@ -117,7 +118,7 @@ def score_columns(state: State, history: History, prior: Prior, interval: float 
     """Columns of the table of scores, one row a level and effect; see `Fit.score`."""
     family, S = state.family, history.z.shape[0]
     G, normal = history.n_groups, is_normal(family)
-    variance = np.diag(state.covariances[0])
+    basis, variance = state.terms[0].basis, np.diag(state.column_covariances[0])
     mode, mean = np.zeros((G, S)), np.zeros((G, S))
     curvature, spread = np.zeros((G, S)), np.zeros((G, S))
     ends = np.zeros((G, S, 2))
@@ -126,8 +127,9 @@ def score_columns(state: State, history: History, prior: Prior, interval: float 
         nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq)
         keep = tail is not None and S == 1 and not normal
         for groups, p in posteriors(family, state.log_dispersion, history, prior, nodes, keep=keep):
-            mode[groups], curvature[groups] = p.mode.T, np.diagonal(p.curvature, axis1=0, axis2=1)
-            mean[groups], spread[groups] = p.mean.T, np.diagonal(p.covariance, axis1=0, axis2=1)
+            mode[groups], mean[groups] = (basis @ p.mode).T, (basis @ p.mean).T
+            curvature[groups] = variances(basis, np.moveaxis(p.curvature, -1, 0))
+            spread[groups] = variances(basis, np.moveaxis(p.covariance, -1, 0))
             if keep and tail is not None:
                 ends[groups, 0] = quantiles(p.first, p.step, p.weights, (tail, 1 - tail))
         if normal:

@@ -15,12 +15,17 @@ from jaxglmm.optimise.estimate import Estimate, Posterior
 
 @dataclass(frozen=True)
 class FittedTerm:
-    """One grouping factor: its name, labels of its levels (G,), names of its effects (S,), which of them covary."""
+    """One grouping factor: its name, labels of its levels (G,), names of its effects (S,), which of them covary.
+
+    `basis` (S, S) takes effects of centred columns, which estimates and posteriors are of, to those of the columns as
+    they were written, which tables show: b = basis b'; see `model.centring`.
+    """
 
     group: str
     levels: np.ndarray
     names: tuple[str, ...]
     blocks: tuple[tuple[int, ...], ...]
+    basis: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,12 @@ class State:
     mean_response : float
         Weighted mean of y.
     effect_squares : tuple of (S, S)
-        Mean over rows of z z' of each term.
+        Mean over rows of z z' of each term, of the centred columns.
+
+    Notes
+    -----
+    `estimate`, `posteriors`, `factor` and `covariances` are of effects of centred columns, as the rows that
+    `ModelSpec.effect_matrix` and frames give; `column_covariances` are of the columns as they were written.
     """
 
     spec: ModelSpec
@@ -86,10 +96,23 @@ class State:
         """Sigma (S, S) of each term's effects."""
         return tuple(factor @ factor.T for factor in self.estimate.factors)
 
+    @property
+    def column_covariances(self) -> tuple[np.ndarray, ...]:
+        """Sigma (S, S) of each term's effects, of the columns as they were written."""
+        factors = (term.basis @ factor for term, factor in zip(self.terms, self.estimate.factors, strict=True))
+        return tuple(factor @ factor.T for factor in factors)
+
+    @property
+    def basis(self) -> np.ndarray:
+        """That of all terms' effects side by side."""
+        return side_by_side([term.basis for term in self.terms])
+
 
 def terms_of(spec: ModelSpec) -> tuple[FittedTerm, ...]:
     """The grouping factors as a formula's specification knows them."""
-    return tuple(FittedTerm(term.grouping.name, term.grouping.labels, term.names, term.blocks) for term in spec.terms)
+    return tuple(
+        FittedTerm(term.grouping.name, term.grouping.labels, term.names, term.blocks, term.basis) for term in spec.terms
+    )
 
 
 def fingerprint(y, weights, before: int = 0) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from jaxglmm.arguments import flag, mapping, optional, takes
 
 from ..errors import DataError, FormulaError
+from ..model.centring import centred, centring
 from ..ops.columns import Columns
 from ..ops.measure import Moments, all_ones, moments
 from ..ops.traced import refuse_traced
@@ -44,9 +45,12 @@ class TermFrame:
     names
         (S,) names of the effects, in formula order.
     z
-        (S, n) float64, the effects' columns as rows.
+        (S, n) float64, the effects' columns as rows; those that covary with a constant one are centred.
     blocks
         Which effects are correlated: ((0, 1),) for `(1 + x | g)`, ((0,), (1,)) for `(x || g)`.
+    basis
+        (S, S) T with b = T b', b' the effects of `z` and b those of the columns as they were written; see
+        `model.centring`.
     """
 
     group: str
@@ -55,6 +59,7 @@ class TermFrame:
     names: tuple[str, ...]
     z: np.ndarray
     blocks: tuple[tuple[int, ...], ...]
+    basis: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -243,12 +248,6 @@ def model_frame(
     ]
     measured = _measured(fixed, X_columns, {name: complete[name] for name in kinds}, rows)
     orders = {name: order_of(name, levels.get(name)) for name in grouping_columns}
-    terms, term_specs = [], []
-    for group, recipes in groups.items():
-        term, term_spec = _term(group, recipes, complete, variables, orders, rows)
-        terms.append(term)
-        term_specs.append(term_spec)
-
     prior = _weights(weights, variables, rows, total)
     y = None
     if response is not None:
@@ -259,6 +258,11 @@ def model_frame(
                 given = {"weights": weights, "offset": offset, "levels": levels, "full_rank": full_rank}
                 return model_frame(formula, data, family=family, weightless=rows[prior == 0], **given)
         family.check_response(y, prior, " ".join(response.text.split()), rows)
+    terms, term_specs = [], []
+    for group, recipes in groups.items():
+        term, term_spec = _term(group, recipes, complete, variables, orders, rows, prior)
+        terms.append(term)
+        term_specs.append(term_spec)
     spec = ModelSpec(
         formula=formula,
         family=family.name,
@@ -351,11 +355,12 @@ def _term(
     variables: Mapping[str, pd.Series],
     orders: Mapping[str, Sequence[Any] | None],
     rows: np.ndarray,
+    weights: np.ndarray,
 ) -> tuple[TermFrame, TermSpec]:
     grouping, codes = first_grouping(group, columns, orders)
     done = [make(recipe, variables, len(rows)) for recipe in recipes]
     made = [column for _, some in done for column in some]
-    spec = TermSpec(grouping, tuple(recipe for recipe, _ in done))
+    spec = TermSpec(grouping, tuple(recipe for recipe, _ in done), np.eye(len(made)))
     if not made:
         raise FormulaError(
             f"the bars of {grouping.name!r} give no effect; write (1 | {grouping.name}) for an intercept."
@@ -369,7 +374,9 @@ def _term(
     for name, column in zip(spec.names, made, strict=True):
         check_finite(name, column, rows)
     z = np.stack(made, dtype=np.float64, casting="unsafe") if len(made) > 1 else np.asarray(made[0], np.float64)[None]
-    return TermFrame(grouping.name, grouping.labels, codes, spec.names, z, spec.blocks), spec
+    spec = replace(spec, basis=centring(z, spec.blocks, weights))
+    z = centred(z, spec.basis)
+    return TermFrame(grouping.name, grouping.labels, codes, spec.names, z, spec.blocks, spec.basis), spec
 
 
 def _why(name: str, recipe: Recipe) -> str:

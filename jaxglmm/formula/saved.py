@@ -36,7 +36,12 @@ def spec_to_json(spec: ModelSpec, arrays: dict[str, np.ndarray] | None) -> dict[
             for name, table in zip(saved, tables, strict=True):
                 arrays |= _packed(name, table)
         terms.append(
-            {"columns": list(grouping.columns), "levels": saved, "effects": [_flat(recipe) for recipe in term.recipes]}
+            {
+                "columns": list(grouping.columns),
+                "levels": saved,
+                "effects": [_flat(recipe) for recipe in term.recipes],
+                "basis": encode(term.basis),
+            }
         )
     response = None
     if spec.response is not None:
@@ -81,7 +86,8 @@ def spec_from_json(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | 
         tables = [table(entry) for entry in term["levels"]]
         cells = tables[len(columns)] if len(tables) > len(columns) else None
         grouping = Grouping(columns, tuple(tables[: len(columns)]), cells)
-        terms.append(TermSpec(grouping, tuple(_built(Recipe, recipe) for recipe in term["effects"])))
+        recipes = tuple(_built(Recipe, recipe) for recipe in term["effects"])
+        terms.append(TermSpec(grouping, recipes, decode(term["basis"])))
     variables = [_built(Variable, variable) for variable in saved["variables"]]
     response = saved["response"]
     return ModelSpec(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from ..model.centring import centred
 from ..ops.columns import Columns
 from .columns import Column
 from .fixed import Expression, Recipe, differs, evaluate, remake
@@ -29,10 +30,13 @@ class TermSpec:
         Its levels.
     recipes
         The left sides of its bars, one a block of correlated effects.
+    basis
+        (S, S), of the fitted data: new rows' columns are centred alike; see `TermFrame`.
     """
 
     grouping: Grouping
     recipes: tuple[Recipe, ...]
+    basis: np.ndarray
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,7 +125,7 @@ class ModelSpec:
         return X, offset
 
     def effect_columns(self, term: int, data: Any) -> np.ndarray:
-        """The random effects' columns of one term for new data, (S, m) float64, which need no group.
+        """The random effects' columns of one term for new data, (S, m) float64, centred as in the fit; they need no group.
 
         A row with a missing value in them is NaN.
         """
@@ -134,7 +138,7 @@ class ModelSpec:
             for row, name, column in zip(z, spec.names, made, strict=True):
                 check_finite(name, column, kept)
                 row[kept if len(kept) < rows else slice(None)] = column
-        return z
+        return centred(z, spec.basis)
 
     def effect_matrix(self, term: int, data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The random effects' columns and groups of one term for new data.
@@ -142,7 +146,7 @@ class ModelSpec:
         Returns
         -------
         z
-            (S, m) float64. A row with a missing value in them is NaN.
+            (S, m) float64, centred as in the fit. A row with a missing value in them is NaN.
         labels
             (m,) label of the group, None where missing.
         codes

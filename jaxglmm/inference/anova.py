@@ -168,7 +168,8 @@ def _blocks(smaller, larger, k, effects) -> list[_Block] | str:
     for block in term.blocks:
         names = [term.names[a] for a in block]
         order = sorted(range(len(block)), key=lambda j, names=names: names[j] not in effects)
-        out.append(_Block(k, block, np.eye(len(block))[order], sum(name in effects for name in names)))
+        written = np.linalg.inv(term.basis[np.ix_(block, block)]).T  # the columns as written, of the centred ones
+        out.append(_Block(k, block, written[order], sum(name in effects for name in names)))
         lost -= set(names)
     own = next((t for t in smaller.state.terms if t.group == term.group), None)
     known = () if own is None else own.names

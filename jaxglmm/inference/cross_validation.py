@@ -12,6 +12,8 @@ from jaxglmm.arguments import is_whole
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import of_rows, prepare
+from jaxglmm.model.centring import factor_from_columns
+from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.quadrature import AdaptiveQuadrature
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
@@ -145,4 +147,7 @@ def _at(wanted, estimate, frame):
         pivot = np.sqrt(np.maximum(rest[:, 0], 0.0))
         factor[:, j:, j] = np.divide(rest, pivot[:, None], out=np.zeros_like(rest), where=pivot[:, None] > 0)
         factor[:, j, j] = pivot
-    return estimate[:, columns], factor * sd[:, :, None], log_phi
+    factor *= sd[:, :, None]
+    for term in frame.terms:  # one, whose rows are those of centred columns
+        factor = np.stack([factor_from_columns(term.basis, one, Covariance(term.blocks)) for one in factor])
+    return estimate[:, columns], factor, log_phi

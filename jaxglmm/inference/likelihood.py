@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxglmm.design.factor_products import FactorProducts
 from jaxglmm.errors import NotYetError
+from jaxglmm.model.centring import is_identity
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.gaussian_expansion import expand as expand_one
 from jaxglmm.objectives.gaussian_several import Slopes, expand_factors
@@ -44,6 +45,8 @@ class Coordinates:
         Diagonal entries of Lambda, in which the likelihood is even.
     order : (S,)
         Effects of all terms, in the order in which Lambda takes them.
+    loads : (S, S)
+        Lambda is that of the effects loads b, b those of the centred columns of the fit in their own order.
     """
 
     x: np.ndarray
@@ -52,6 +55,7 @@ class Coordinates:
     free: np.ndarray
     even: np.ndarray
     order: np.ndarray
+    loads: np.ndarray
 
 
 def coordinates(state, first: int | None = None) -> Coordinates:
@@ -60,7 +64,8 @@ def coordinates(state, first: int | None = None) -> Coordinates:
     Parameters
     ----------
     first : int, optional
-        An effect that is to be the first of its block, so that its standard deviation is an entry of Lambda.
+        An effect that is to be the first of its block, so that its standard deviation is an entry of Lambda; where a
+        centre falls to it, its block is of the columns as they were written.
     """
     estimate = state.estimate
     p = len(estimate.beta)
@@ -68,15 +73,17 @@ def coordinates(state, first: int | None = None) -> Coordinates:
     if not state.terms:
         return Coordinates(
             np.append(estimate.beta, state.log_dispersion), p, (np.zeros(0, int),) * 2,
-            np.concatenate([np.ones(p, bool), phi]), np.zeros(p + 1, bool), np.zeros(0, int),
+            np.concatenate([np.ones(p, bool), phi]), np.zeros(p + 1, bool), np.zeros(0, int), np.eye(0),
         )  # fmt: skip
     covariance, factor = state.structure, state.factor
-    order = np.arange(covariance.n_effects)
+    order, loads = np.arange(covariance.n_effects), np.eye(covariance.n_effects)
     if first is not None:
         block = next(list(block) for block in covariance.blocks if first in block)
         order[block] = [first, *(a for a in block if a != first)]
-        if block[0] != first:
-            factor = covariance.canonical(factor[np.ix_(order, order)])
+        loads[first] = state.basis[first]
+        loads = loads[order]
+        if block[0] != first or not is_identity(loads):
+            factor = covariance.canonical(loads @ factor)
     size = np.sqrt(np.square(factor).sum(1))
     factor = np.where(np.eye(len(factor), dtype=bool) & (np.abs(factor) <= _ZERO * size[:, None]), 0.0, factor)
     rows, columns = covariance.entries
@@ -88,7 +95,7 @@ def coordinates(state, first: int | None = None) -> Coordinates:
     return Coordinates(
         np.concatenate([estimate.beta, raw, [state.log_dispersion]]), p, (rows, columns),
         np.concatenate([np.ones(p, bool), ~(stuck | held), phi]),
-        np.concatenate([np.zeros(p, bool), rows == columns, [False]]), order,
+        np.concatenate([np.zeros(p, bool), rows == columns, [False]]), order, loads,
     )  # fmt: skip
 
 
@@ -164,8 +171,11 @@ class _Marginal:
 
     def __init__(self, state, problem, at):
         self.family, self.design = problem.family, problem.design
-        if (np.diff(at.order) < 0).any():
-            self.design = eqx.tree_at(lambda d: d.terms[0].z, self.design, self.design.terms[0].z[at.order])
+        if not is_identity(at.loads):
+            scale = problem.scaling.z_scale
+            M = np.linalg.inv(at.loads).T * scale / scale[at.order][:, None]
+            z = jnp.matmul(M, self.design.terms[0].z, precision="highest")
+            self.design = eqx.tree_at(lambda d: d.terms[0].z, self.design, z)
         self.nodes = padded_nodes(state.estimate.n_agq or 1, len(state.terms[0].names))
         self.determinant = state.estimate.method != "joint"
         self.modes = jnp.zeros_like(problem.design.terms[0].z)
@@ -180,8 +190,8 @@ class _Marginal:
 def _gaussian(problem, at):
     """Closed forms in (beta, T, log sigma) from the expansion of the cross products, then Lambda = sigma T."""
     cross = problem.cross
-    if (np.diff(at.order) < 0).any():
-        cross = cross.reordered(at.order)
+    if not is_identity(at.loads):
+        cross = cross.combined(np.linalg.inv(at.loads).T)
     if isinstance(cross, FactorProducts):
         expand = lambda raw: expand_factors(Slopes(raw, cross))
     else:

@@ -22,12 +22,16 @@ class Parameter:
         fixed effect j.
     block : tuple of int
         Effects that covary with it.
+    loads : tuple of (S,)
+        Of each of `effects`, counted over all terms: the effect of its column as written is loads'b, b the effects of
+        centred columns that Lambda is of; see `model.centring`.
     """
 
     name: str
     kind: str
     effects: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
+    loads: tuple[tuple[float, ...], ...] = ()
 
 
 def parameters(state) -> list[Parameter]:
@@ -37,13 +41,13 @@ def parameters(state) -> list[Parameter]:
     held = not (at.free[at.p : -1].any() or state.estimate.convergence.singular)
     if not held:
         names = [(name, term.group) for term in state.terms for name in term.names]
-        out += covariance_parameters(names, state.structure.blocks)
+        out += covariance_parameters(names, state.structure.blocks, state.basis)
     if state.family.dispersion_name is not None:
         out.append(Parameter(state.family.dispersion_name, "dispersion"))
     return out
 
 
-def covariance_parameters(names, blocks) -> list[Parameter]:
+def covariance_parameters(names, blocks, basis) -> list[Parameter]:
     """Standard deviations and correlations.
 
     Parameters
@@ -52,13 +56,17 @@ def covariance_parameters(names, blocks) -> list[Parameter]:
         Name and group of each effect.
     blocks : tuple of tuples of int
         Effects that covary.
+    basis : (S, S)
+        Takes effects of centred columns to those of the columns as written.
     """
-    out = []
+    out, loads = [], [tuple(row) for row in np.asarray(basis).tolist()]
     for block in blocks:
         for i, r in enumerate(block):
             name, group = names[r]
-            out += [Parameter(f"cor[{name},{names[s][0]}|{group}]", "cor", (r, s), block) for s in block[:i]]
-            out.append(Parameter(f"sd[{name}|{group}]", "sd", (r,), block))
+            for s in block[:i]:
+                title = f"cor[{name},{names[s][0]}|{group}]"
+                out.append(Parameter(title, "cor", (r, s), block, (loads[r], loads[s])))
+            out.append(Parameter(f"sd[{name}|{group}]", "sd", (r,), block, (loads[r],)))
     return out
 
 
@@ -69,12 +77,12 @@ def value(parameter: Parameter, state) -> float:
         return float(estimate.beta[parameter.effects[0]])
     if parameter.kind == "dispersion":
         return math.inf if state.family.at_limit(state.log_dispersion) else float(estimate.dispersion)
-    sigma = state.factor @ state.factor.T
+    rows = np.array(parameter.loads) @ state.factor
+    sd = np.sqrt(np.square(rows).sum(1))
     if parameter.kind == "sd":
-        return float(np.sqrt(sigma[parameter.effects[0], parameter.effects[0]]))
-    r, s = parameter.effects
+        return float(sd[0])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(sigma[r, s] / np.sqrt(sigma[r, r] * sigma[s, s]))
+        return float(rows[0] @ rows[1] / (sd[0] * sd[1]))
 
 
 def slope(parameter: Parameter, state) -> np.ndarray:
@@ -86,17 +94,15 @@ def slope(parameter: Parameter, state) -> np.ndarray:
     elif parameter.kind == "dispersion":
         out[-1] = 1.0
     else:
-        factor = state.factor
-        by_factor = np.zeros_like(factor)
-        r, s = parameter.effects[0], parameter.effects[-1]
+        loads = np.array(parameter.loads)
+        rows = loads @ state.factor
         with np.errstate(invalid="ignore", divide="ignore"):
-            unit = factor / np.sqrt(np.square(factor).sum(1, keepdims=True))
-            sd = np.sqrt(np.square(factor).sum(1))
+            sd = np.sqrt(np.square(rows).sum(1))
+            unit = rows / sd[:, None]
             if parameter.kind == "sd":
-                by_factor[r] = unit[r] / sd[r]
+                by_rows = unit / sd
             else:
-                cor = unit[r] @ unit[s]
-                by_factor[r] = (unit[s] - cor * unit[r]) / sd[r] / (1 - cor**2)
-                by_factor[s] = (unit[r] - cor * unit[s]) / sd[s] / (1 - cor**2)
-        out[at.p : -1] = by_factor[at.entries]
+                cor = unit[0] @ unit[1]
+                by_rows = (unit[::-1] - cor * unit) / sd[:, None] / (1 - cor**2)
+        out[at.p : -1] = (loads.T @ by_rows)[at.entries]
     return out

@@ -19,6 +19,7 @@ import numpy as np
 from jaxglmm.errors import ConvergenceWarning
 from jaxglmm.inference.likelihood import Likelihood
 from jaxglmm.inference.parameters import Parameter
+from jaxglmm.model.centring import is_identity
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
@@ -52,7 +53,7 @@ def profile_intervals(state, problem, wanted: list[Parameter], quantile: float) 
 def _model(state, problem, first):
     likelihood = Likelihood(state, problem, first)
     at = likelihood.at
-    if state.estimate.method != "reml" and (np.diff(at.order) > 0).all():
+    if state.estimate.method != "reml" and is_identity(at.loads):
         return likelihood, at.x
     # Another likelihood than the fit's, or quadrature nodes laid in another order.
     x, free = at.x.copy(), np.flatnonzero(at.free)

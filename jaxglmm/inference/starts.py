@@ -88,7 +88,8 @@ def multistart(fit, n: int, seed) -> Starts:
         start = Params(beta + size * noise(len(beta)), theta, phi + 0.5 * noise() * (fit.dispersion is not None))
         objective = AdaptiveQuadrature(fit.family, fit.n_agq or 1)
         found = jax.vmap(lambda start: solve(objective, design, start=start))(start)
-        sd = np.sqrt(np.square(np.asarray(found.factor)).sum(2)) / scaling.z_scale
+        loads = fit.state.basis / scaling.z_scale if design.terms else np.zeros((0, 0))
+        sd = np.sqrt(np.square(loads @ np.asarray(found.factor)).sum(2))
         loglik, converged = np.asarray(found.value), np.asarray(found.converged)
     names = tuple(f"{name}|{term.group}" for term in frame.terms for name in term.names)
     return Starts(fit.loglik, loglik, converged, sd, names, fit.state.native)

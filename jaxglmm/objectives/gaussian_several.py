@@ -20,7 +20,7 @@ from jaxglmm.objectives.gaussian_expansion import Expansion
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
 
 
-# Relative step of the differences, and the least size that it is taken of.
+# Relative step of the differences, and the least size, for effects of unit mean square, that it is taken of.
 _STEP, _LEAST = 1e-6, 1e-2
 
 
@@ -119,9 +119,11 @@ def expand_factors(at: Slopes) -> Expansion:
     """Expansion of the moments to second order."""
     raw, products = at.raw, at.products
     value, first, _ = at.expansion
+    square = products.mean_squares()
+    least = _LEAST / np.sqrt(np.where(square > 0, square, 1.0))[products.covariance.entries[0]]
     log_det, gram = [], []
     for k in range(len(raw)):
-        step = _STEP * max(abs(raw[k]), _LEAST)
+        step = _STEP * max(abs(raw[k]), least[k])
         moved = np.array(raw, float)
         moved[k] += step
         other = Slopes(moved, products).expansion.first
@@ -152,10 +154,10 @@ def moment_start(products: FactorProducts) -> np.ndarray:
     left[:m, m] = left[m, :m] = squares * products.n
     left[m, m] = products.n
     right = np.append(np.bincount(kind, np.square(products.ztv[:, -1]), minlength=m), products.vtv[-1, -1])
-    scale = np.append(np.sqrt(np.where(squares > 0, squares, 1.0)), 1.0)
+    scale = np.append(np.where(squares > 0, squares, 1.0), 1.0)
     found = np.linalg.lstsq(left / np.outer(scale, scale), right / scale, rcond=None)[0]
     share = np.clip(found[:m] / found[m], 0.05**2, 20.0**2) if found[m] > 0 else np.ones(m)
-    return products.covariance.raw(np.diag(np.sqrt(share) / scale[:m]))
+    return products.covariance.raw(np.diag(np.sqrt(share / scale[:m])))
 
 
 def split(raw: np.ndarray, products: FactorProducts) -> list[np.ndarray]:

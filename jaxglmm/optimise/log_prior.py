@@ -33,14 +33,15 @@ class LogPrior:
     scaling : Scaling
     covariances : tuple of Covariance
         Of each grouping factor.
-    z_scales : tuple of (S,)
-        Columns of z are used as z / z_scale.
+    loads : tuple of (S, S)
+        Of each grouping factor: loads Lambda is the factor of the columns as they were written, Lambda that of the
+        columns that the optimiser has.
     """
 
     terms: tuple[PriorTerm, ...]
     scaling: Scaling
     covariances: tuple[Covariance, ...] = ()
-    z_scales: tuple[np.ndarray, ...] = ()
+    loads: tuple[np.ndarray, ...] = ()
 
     def __call__(self, beta, rest, columns):
         """(value, gradient, Hessian) for coefficients of `columns` (k,), all others being zero."""
@@ -50,18 +51,18 @@ class LogPrior:
         if s.intercept is not None:
             T[s.intercept] -= (s.center @ T) / s.scale[s.intercept]
         psi = jnp.asarray(np.append(beta, rest))
-        value, gradient, hessian = _log_prior(self.terms, psi, jnp.asarray(T), self.z_scales, self.covariances)
+        value, gradient, hessian = _log_prior(self.terms, psi, jnp.asarray(T), self.loads, self.covariances)
         return float(value), np.asarray(gradient), np.asarray(hessian)
 
 
 @functools.partial(jax.jit, static_argnames=("covariances",))
-def _log_prior(terms, psi, T, z_scales, covariances):
+def _log_prior(terms, psi, T, loads, covariances):
     def value(psi):
         coefficients = jnp.matmul(T, psi[: T.shape[1]], precision="highest")
         each, first = [jnp.zeros(0)], T.shape[1]
-        for covariance, z_scale in zip(covariances, z_scales, strict=True):
+        for covariance, load in zip(covariances, loads, strict=True):
             last = first + len(covariance.diagonal)
-            factor = covariance.raw_factor(psi[first:last]) / z_scale[:, None]
+            factor = jnp.matmul(load, covariance.raw_factor(psi[first:last]), precision="highest")
             each.append(jnp.sqrt(jnp.sum(jnp.square(factor), axis=1)))
             first = last
         sds = jnp.concatenate(each)
