@@ -25,6 +25,9 @@ DATA = {
     "one": np.ones(N),
     "zero": np.zeros(N),
     "all": np.full(N, "x"),
+    "after": np.arange(N) % 2,
+    "same": np.arange(N) // 5 + 100,
+    "treated": np.arange(N) // 5 % 2,
 }
 DATA |= {"c": 2 * DATA["a"] - 3 * DATA["b"] + 5, "double": 2 * DATA["a"], "shifted": DATA["a"] + 7}
 FAMILIES = {"gaussian": jg.Gaussian(), "binomial": jg.Binomial(), "poisson": jg.Poisson(), "gamma": jg.Gamma()}
@@ -45,7 +48,21 @@ def check(formula, family="gaussian", data=DATA, **options):
         ("y ~ 0 + a + b + c + one", r"linear combination of 'a', 'b'"),
         ("y ~ a + (1 | all)", r"'all' has one level only \('x'\)"),
         ("y ~ a + (1 | row)", r"every level of 'row' has a single row.*use a factor that groups rows"),
-        ("y ~ a + (a | pair)", r"'pair' has 30 levels with 2 effects each, as many as the 60 rows.*\(1 \| pair\)"),
+        ("y ~ a + (after | pair)", r"variance of 'Intercept' of 'pair'.*and the residual variance.*\(1 \| pair\)"),
+        ("y ~ a + (1 | g) + (1 | same)", "'g' and 'same' are the same groups of rows under two names"),
+        ("y ~ a + (1 | g) + (1 | g:same)", "are the same groups of rows under two names"),
+        ("y ~ a + (1 | g) + (1 | row)", r"every level of 'row' has a single row"),
+        (
+            "y ~ a + (treated | g)",
+            r"covariance of 'treated' and 'Intercept' of 'g' and the variance of 'treated' of 'g'",
+        ),
+        ("y ~ 0 + f + (1 | f)", r"tell the levels of 'f' apart already.*effects 'Intercept' .*'f\[u\]'"),
+        ("y ~ a + f + (1 | f)", r"tell the levels of 'f' apart already"),
+        ("y ~ f + (1 | f) + (1 | g)", r"tell the levels of 'f' apart already"),
+        ("y ~ f + (1 | f/g)", r"tell the levels of 'f' apart already"),
+        ("y ~ a + f + (1 + a | f)", r"apart already: the effects 'Intercept' of"),
+        ("y ~ a + a:f + (1 + a | f)", r"apart already: the effects 'a' of"),
+        ("y ~ a + a:f + (0 + a | f)", r"apart already: the effects 'a' of"),
         ("y ~ a + (0 + zero | g)", "effect 'zero' of 'g' is 0 in every row"),
         ("y ~ a + (1 + a + shifted | g)", "effects 'Intercept', 'a', 'shifted' of 'g' carry the same information"),
         ("one ~ a + (1 | g)", "response 'one' has the same value, 1, in every row"),
@@ -64,6 +81,10 @@ def test_gaussian_cases(formula, message):
         ("zero ~ a + (1 | g)", "poisson", "has the same value, 0"),
         ("one ~ a", "gamma", "has the same value, 1"),
         ("yes ~ a + (1 | row)", "binomial", "single 0/1 response"),
+        ("yes ~ 0 + f + (1 | f)", "binomial", "tell the levels of 'f' apart already"),
+        ("count ~ f + (1 | f) + (1 | g)", "poisson", "tell the levels of 'f' apart already"),
+        ("count ~ a + (treated | g)", "poisson", "covariance of 'treated' and 'Intercept' of 'g' and the variance of"),
+        ("count ~ a + (1 | g) + (1 | same)", "poisson", "same groups of rows under two names"),
     ],
 )
 def test_other_families(formula, family, message):
@@ -91,6 +112,16 @@ def test_what_is_fine():
     check("y ~ row + I(row^2) + I(row^3)")
     check("one ~ a", "poisson")
     check("y ~ a:f")
+    check("y ~ a + (a | pair)")  # two rows a level, at values of their own
+    check("y ~ a + (0 + a | row)")  # the residuals' variance falls and rises with a
+    check("y ~ a + (1 | row)", weights=np.linspace(1, 3, N))  # and with the weights
+    check("y ~ a + (0 + after | row)")
+    check("y ~ a + (treated || g)")
+    check("y ~ a + (1 | f)")
+    check("y ~ treated + (1 | g)")  # all but one of the levels
+    check("y ~ a + (1 | g) + (1 | f)")
+    check("y ~ a + (a | g) + (0 + b | g:f)")
+    check("count ~ a + (1 | g) + (1 | row)", "poisson")
 
 
 def test_rows_of_weight_zero_do_not_count():

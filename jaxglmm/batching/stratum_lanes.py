@@ -97,7 +97,9 @@ class StratumLanes:
         out: list[str | None] = [self.strata.incomplete.get(int(i)) for i in which]
         suspect = rows.suspect | self._bad_response(rows)
         if self.term is not None:
-            suspect |= (self.at.groups[which] < 2) | (self.at.largest[which] < 2)
+            count, groups, S = self.at.rows[which], self.at.groups[which], len(self.term.z)
+            suspect |= (groups < 2) | (self.at.largest[which] < 2)
+            suspect |= (groups <= len(self.strata.frame.columns)) | ((S > 1) & (count <= groups * S))
         for k in np.flatnonzero(suspect):
             if out[k] is None:
                 out[k] = self._refusal(int(which[k]))

@@ -1,10 +1,9 @@
 """What a table must be for a fit to make sense; every refusal names the columns and the remedy."""
 
-from itertools import combinations
-
 import numpy as np
 
 from jaxglmm.design.crossproducts import small_products
+from jaxglmm.design.identifiability import check_span, check_variances
 from jaxglmm.errors import ColumnsError, DataError, ExactFitError
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import group_counts
@@ -49,8 +48,9 @@ def check_frame(
     ------
     DataError
         For no rows; a constant response; columns that are zero, constant beside an intercept, or combinations of
-        others; a grouping factor of one level, or of single rows where these say nothing about its variance; two
-        factors that are the same groups.
+        others; a grouping factor of one level, or of single rows where these say nothing about its variance; variances
+        that the design cannot tell apart (`design.identifiability`), as those of two factors that are the same groups;
+        random effects in the span of the fixed ones.
     """
     if frame.y is None:
         raise DataError("the formula has no response: write it as 'y ~ ...'")
@@ -71,9 +71,9 @@ def check_frame(
     check_columns(X, names, frame.weights, found)
     for term in frame.terms:
         _check_term(term, used, frame, family, estimated)
-    if estimated:
-        for one, other in combinations(frame.terms, 2):
-            _check_apart(one, other)
+    if estimated and frame.terms:
+        check_variances(frame, used, (family.name, family.link) == ("gaussian", "identity"), family)
+        check_span(frame.terms, X, names, used)
 
 
 def _check_response(y, family, frame):
@@ -255,7 +255,8 @@ def _check_term(term, used, frame, family, estimated):
         )
     # Beside other factors an effect of every row is told from the dispersion of other families by its shape.
     alone = len(frame.terms) == 1 and family.name in ("gamma", "beta")
-    if sizes.max() == 1 and (family.name == "gaussian" or alone):
+    gaussian = family.name == "gaussian" and family.link != "identity"  # whose variances are looked at together
+    if sizes.max() == 1 and (gaussian or alone):
         raise DataError(
             f"every level of {term.group!r} has a single row, so that its variance and the {family.name} dispersion "
             "cannot be told apart: use a factor that groups rows, or leave the bar out"
@@ -270,12 +271,6 @@ def _check_term(term, used, frame, family, estimated):
         raise DataError(
             f"within every level of {term.group!r} the responses are all alike, so that the variance of its "
             "intercept has no finite estimate: hold it by theta=, or leave the bar out"
-        )
-    if (family.name, family.link) == ("gaussian", "identity") and n <= groups * len(term.names):
-        raise DataError(
-            f"{term.group!r} has {groups} levels with {len(term.names)} effects each, as many as the {n} rows or more: "
-            "the residual variance cannot be told apart from theirs; use fewer effects, such as "
-            f"(1 | {term.group})"
         )
 
 
@@ -296,20 +291,6 @@ def _some_level_differs(term, frame):
         if rows >= n:
             return False
         rows *= 16
-
-
-def _check_apart(one, other):
-    """Two factors that group the rows alike have one variance between them."""
-    shared = set(one.names) & set(other.names)
-    if not shared or len(one.levels) != len(other.levels):
-        return
-    partner = np.zeros(len(one.levels), other.codes.dtype)
-    partner[one.codes] = other.codes  # of some row of the level
-    if (partner[one.codes] == other.codes).all():
-        raise DataError(
-            f"the grouping factors {one.group!r} and {other.group!r} are the same groups of rows under two names: "
-            f"their variances of {_listed(sorted(shared))} cannot be told apart; leave one of the bars out"
-        )
 
 
 def _check_block(term, block):

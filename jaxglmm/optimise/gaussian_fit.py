@@ -137,7 +137,8 @@ def fit_gaussian(
             f"{n} rows with positive weight cannot determine {p} fixed effects and a residual variance; "
             "expected more rows than fixed-effect columns"
         )
-    if cross.n_effects and factor is None and groups >= n:
+    single = isinstance(cross, CrossProducts) and cross.n_effects == 1 and factor is None and groups >= n
+    if single and np.ptp(np.asarray(cross.ztz)[:, 0, 0].ravel()[:groups]) == 0:
         raise DataError(
             f"the grouping factor has {groups} levels for {n} rows: with one row a group, the variance of "
             "the groups and the residual variance cannot be told apart; expected groups of several rows. "
