@@ -125,9 +125,9 @@ class ModelSpec:
         return X, offset
 
     def effect_columns(self, term: int, data: Any) -> np.ndarray:
-        """The random effects' columns of one term for new data, (S, m) float64, centred as in the fit; they need no group.
+        """The random effects' columns of one term for new data, (S, m) float64, which need no group.
 
-        A row with a missing value in them is NaN.
+        They are centred as in the fit. A row with a missing value in them is NaN.
         """
         spec = self.terms[term]
         needed = list(dict.fromkeys(name for recipe in spec.recipes for name in recipe.variables))
