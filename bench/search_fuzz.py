@@ -250,7 +250,7 @@ class Dense:
 def compare(model: Model, fit) -> tuple[float, float]:
     """By how much the dense value at the fit's parameters is off, and by how much the best other start is higher."""
     dense = Dense(model)
-    sds = [np.atleast_2d(L) for term in fit.state.estimate.factors for L in _blocks(term, model)]
+    sds = [np.atleast_2d(L) for term in fit.state.column_factors for L in _blocks(term, model)]
     order = [i for _, i in sorted((b, i) for i, b in enumerate(_order(model)))]
     factors = [sds[i] for i in order] if len(sds) == len(order) else sds
     phi = fit.state.estimate.dispersion or 1.0

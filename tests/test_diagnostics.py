@@ -120,7 +120,7 @@ def test_crossed_factors():
     g, h = rng.integers(0, 40, n), rng.integers(0, 25, n)
     eta = 1 + 0.8 * rng.normal(size=40)[g] + 0.6 * rng.normal(size=25)[h]
     fit = jg.fit("y ~ 1 + (1 | g) + (1 | h)", {"y": eta + rng.normal(size=n), "g": g, "h": h})
-    V = sum(c[0, 0] * (k[:, None] == k) for c, k in zip(fit.state.covariances, (g, h), strict=True))
+    V = sum(c[0, 0] * (k[:, None] == k) for c, k in zip(fit.state.column_covariances, (g, h), strict=True))
     P = np.linalg.inv(V + np.diag(np.full(n, fit.dispersion["value"] ** 2)))
     e = fit._problem.frame.y - fit.fixef["Intercept"]
     np.testing.assert_allclose(fit.residuals("quantile"), P @ e / np.sqrt(np.diag(P)), rtol=1e-5, atol=1e-8)

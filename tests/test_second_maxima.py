@@ -14,9 +14,9 @@ from jaxglmm.optimise.boundary import LinePoint, few_rule, promising
 
 
 def dense_value(fit, effects, data):
-    family, estimate = fit.family, fit.state.estimate
+    family = fit.family
     dense = Dense(Model(0, family.name, family.link, effects, data, False, False))
-    return dense.value(np.array(list(fit.fixef.values())), list(estimate.factors), 1.0)
+    return dense.value(np.array(list(fit.fixef.values())), list(fit.state.column_factors), 1.0)
 
 
 @pytest.mark.parametrize(("link", "seed", "at_zero", "sd"), [

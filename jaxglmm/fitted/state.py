@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxglmm.formula.spec import ModelSpec
+from jaxglmm.model.centring import factor_to_columns
 from jaxglmm.model.covariance import Covariance, side_by_side
 from jaxglmm.model.family import AbstractFamily
 from jaxglmm.ops.measure import all_ones
@@ -97,10 +98,15 @@ class State:
         return tuple(factor @ factor.T for factor in self.estimate.factors)
 
     @property
+    def column_factors(self) -> tuple[np.ndarray, ...]:
+        """Lambda (S, S) of each term's effects, of the columns as they were written."""
+        pairs = zip(self.terms, self.estimate.factors, strict=True)
+        return tuple(factor_to_columns(term.basis, factor, Covariance(term.blocks)) for term, factor in pairs)
+
+    @property
     def column_covariances(self) -> tuple[np.ndarray, ...]:
         """Sigma (S, S) of each term's effects, of the columns as they were written."""
-        factors = (term.basis @ factor for term, factor in zip(self.terms, self.estimate.factors, strict=True))
-        return tuple(factor @ factor.T for factor in factors)
+        return tuple(factor @ factor.T for factor in self.column_factors)
 
     @property
     def basis(self) -> np.ndarray:
