@@ -4,6 +4,8 @@ matplotlib is imported when a picture is drawn. With `path` a picture is drawn o
 belongs to pyplot, so that a notebook shows it.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from jaxglmm.arguments import choice, optional, path as paths, refuse, takes, text, whole
@@ -330,7 +332,7 @@ def _done(fig, path):
     if path is not None:
         from jaxglmm.ops.files import replacing_file
 
-        with replacing_file(path) as fresh:
+        with nullcontext(path) if hasattr(path, "write") else replacing_file(path) as fresh:
             fig.savefig(fresh, dpi=144)
     return fig
 
