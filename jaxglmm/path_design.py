@@ -197,7 +197,7 @@ def _without_columns(design):
 def _matrix(frame, X: Any, names) -> _Extra:
     from scipy import sparse
 
-    if not sparse.issparse(X):
+    if not sparse.issparse(X) and getattr(getattr(X, "dtype", None), "kind", None) not in ("i", "u", "f", "b"):
         numbers("X", X)
     if sparse.issparse(X):
         X = sparse.csc_matrix(X, dtype=float)
