@@ -230,7 +230,10 @@ class Dense:
             try:
                 L = np.linalg.cholesky(H)
             except np.linalg.LinAlgError:
-                L = np.linalg.cholesky(eye + V.T @ (np.maximum(w, 0)[:, None] * V) + 1e-8 * np.diag(np.diag(H)))
+                try:
+                    L = np.linalg.cholesky(eye + V.T @ (np.maximum(w, 0)[:, None] * V) + 1e-8 * np.diag(np.diag(H)))
+                except np.linalg.LinAlgError:
+                    return None
             step = np.linalg.solve(L.T, np.linalg.solve(L, g)) if len(u) else u
             shrink = 1.0
             while not (joint(u + shrink * step) >= f - 1e-12 * (1 + abs(f))):

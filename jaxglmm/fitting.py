@@ -176,6 +176,8 @@ def fit(
     convergence.timings["design"] = framed - began
     convergence.timings["layout"] = laid_out - framed
     convergence.timings["fit"] = time.perf_counter() - laid_out
+    if convergence.reason == "not finite":
+        convergence.reason = _not_finite(frame)
     if throw and not convergence.converged:
         raise ConvergenceError(
             f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
@@ -183,6 +185,19 @@ def fit(
             "groups whose responses are all alike; raise max_iterations; or pass throw=False to inspect the fit"
         )
     return Fit.from_training(problem, estimate, posteriors)
+
+
+def _not_finite(frame) -> str:
+    """Why a search could not begin."""
+    ranges = [
+        f"{name} from {np.min(v):.3g} to {np.max(v):.3g}"
+        for name, v in (("the response", frame.y), ("weights", frame.weights), ("the offset", frame.offset))
+        if np.ptp(v) > 0
+    ]
+    return (
+        "the log-likelihood, its gradient or its Hessian is no finite number where the search stands, with "
+        f"{', '.join(ranges)}: look for values on another scale than the model's, as an exposure without its log"
+    )
 
 
 def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):

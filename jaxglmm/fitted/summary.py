@@ -215,7 +215,8 @@ def _dropped_line(fit) -> str:
 
 def _convergence_lines(fit) -> list[str]:
     c = fit.convergence
-    state = "Converged" if c.converged else f"NOT converged ({c.reason})"
+    reached = "Converged to a local maximum" if fit.groups else "Converged"
+    state = reached if c.converged else f"NOT converged ({c.reason})"
     lines = [
         f"{state}: Newton decrement {c.decrement:.2g}, {c.iterations} evaluations, {c.passes:g} passes over the rows"
     ]

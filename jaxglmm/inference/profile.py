@@ -23,7 +23,7 @@ from jaxglmm.model.centring import is_identity
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
-from jaxglmm.optimise.newton import maximise
+from jaxglmm.optimise.newton import least_squares, maximise
 
 
 # Zeta is found to this share of its target.
@@ -185,7 +185,7 @@ class _Profile:
     def _along(self, hessian):
         """d(others)/d(y_j) along the profile."""
         inner, cross = hessian[np.ix_(self.others, self.others)], hessian[self.others, self.j]
-        return -np.linalg.lstsq(inner, cross, rcond=None)[0]
+        return -least_squares(inner, cross)
 
     def end(self, sign, target, low, high) -> float:
         """Where zeta is sign x target; the parameter's own bound where it does not get there."""

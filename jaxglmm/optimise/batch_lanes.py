@@ -15,6 +15,7 @@ from jaxglmm.ops import fused, lane_pass
 from jaxglmm.ops.lane_pass import LaneRows
 from jaxglmm.optimise.batch_newton import BatchResult
 from jaxglmm.optimise.dispersion import DispersionLimit, dispersion_limit
+from jaxglmm.optimise.marginal_fit import mean_offset
 
 
 # Lanes that programs evaluate together: as fewer remain they move to smaller arrays, one program for each size.
@@ -109,7 +110,12 @@ class RowLanes:
         eta = np.array([start(np.array([y / w]), np.array([w]))[0] for w, y in pairs.T])[of_fit.ravel()]
         if offset is not None:
             own = 1.0 if self.rows.weights is None else self.rows.weights
-            eta = eta - self.rows.totals(offset * own) / weights
+            shift = self.rows.totals(offset * own) / weights
+            if self.family.link == "log":  # as `mean_offset`
+                with np.errstate(divide="ignore"):
+                    exact = offset.max() + np.log(self.rows.totals(np.exp(offset - offset.max()) * own) / weights)
+                shift = np.where(np.isfinite(exact), exact, shift)
+            eta = eta - shift
         return eta, np.zeros(self.B)
 
     def design(self, i: int) -> Design:
@@ -191,7 +197,8 @@ class DesignLanes:
         y, weights, offset = (self.batch.stacked(name) for name in ("y", "weights", "offset"))
         start = self.family.start  # looking up a method of an equinox module takes longer than this one does
         eta, log_phi = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
-        return eta - np.einsum("bn,bn->b", offset, weights) / np.sum(weights, 1), log_phi
+        shifts = [mean_offset(self.family, *pair) for pair in zip(offset, weights, strict=True)]
+        return eta - np.array(shifts), log_phi
 
     def dispersion_limits(self) -> list[DispersionLimit | None]:
         """Of each lane."""

@@ -49,7 +49,7 @@ def promising(looks: list[LinePoint], best: float, known: float = 0.0) -> list[f
     """
     looks = [look for look in looks if np.isfinite(look.value) and np.isfinite(look.slope)]
     found = []
-    for left, right in zip(looks, [*looks[1:], None], strict=True):
+    for left, right in zip(looks, [*looks[1:], None][: len(looks)], strict=True):
         if right is None or left.slope <= 0 or right.slope >= 0:
             bound, size = left.value, left.size  # still rising at the end, or no maximum in between
             if right is None and left.slope > 0:

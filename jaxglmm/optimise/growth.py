@@ -22,7 +22,7 @@ def check_growth(family, factors, columns, weights, groups, convergence) -> None
         Names of the factors.
     convergence : Convergence
     """
-    if family.link not in BOUNDED_LINKS:
+    if family.link not in BOUNDED_LINKS or convergence.reason == "not finite":
         return
     for factor, z, group in zip(factors, columns, groups, strict=True):
         if (size := _usual_size(np.asarray(factor), z, weights)) > LARGEST_SD:

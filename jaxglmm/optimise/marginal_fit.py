@@ -31,7 +31,7 @@ from jaxglmm.optimise.boundary import (
 from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
-from jaxglmm.optimise.newton import NewtonResult, maximise
+from jaxglmm.optimise.newton import NewtonResult, least_squares, maximise
 from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above
 from jaxglmm.optimise.separation import check_separation, may_diverge
 
@@ -103,7 +103,7 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     eta0, log_phi0 = family.start(np.asarray(design.y), np.asarray(design.weights))
     x0 = np.zeros(p + 1)
     if intercept is not None:
-        x0[intercept] = eta0 - np.average(design.offset, weights=design.weights)
+        x0[intercept] = eta0 - mean_offset(family, design.offset, design.weights)
     elif family.link in ("inverse", "sqrt") and p:
         x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
     x0[p] = log_phi0
@@ -120,6 +120,15 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
         check_separation(family, design, result.x[:p], names=names, intercept=intercept)
     (groups,) = result.extra or (evaluate_glm(family, design, result.x, second=False)[3],)
     return result, tuple(np.asarray(v) for v in groups)
+
+
+def mean_offset(family, offset, weights) -> float:
+    """By what the intercept lies below the predictor of the mean response, about; exactly for a log link."""
+    offset, weights = np.asarray(offset), np.asarray(weights)
+    if family.link != "log" or not np.sum(weights) > 0:
+        return float(np.average(offset, weights=weights))
+    largest = float(np.max(offset, where=weights > 0, initial=-np.inf))
+    return largest + float(np.log(np.average(np.exp(offset - largest), weights=weights)))
 
 
 def _without_effects(family, design):
@@ -328,7 +337,7 @@ def newton_step(result, free) -> np.ndarray:
     """From the end of a search that converged to the maximum of its quadratic model, over the coordinates `free`."""
     step, kept = np.zeros_like(result.x), np.flatnonzero(free)
     if result.converged and len(kept):
-        step[kept] = np.linalg.lstsq(-result.hessian[np.ix_(kept, kept)], result.gradient[kept])[0]
+        step[kept] = least_squares(-result.hessian[np.ix_(kept, kept)], result.gradient[kept])
     return step
 
 

@@ -178,6 +178,13 @@ def maximise(
     )
 
 
+def least_squares(A: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The shortest solution of A x = b in least squares; NaN where these are not finite, about which LAPACK writes."""
+    if not (np.isfinite(A).all() and np.isfinite(b).all()):
+        return np.full(A.shape[1], np.nan)
+    return np.linalg.lstsq(A, b, rcond=None)[0]
+
+
 def _checked(evaluate, x):
     value, gradient, hessian, *extra = evaluate(x)
     value, gradient, hessian = float(value), np.asarray(gradient, float), np.asarray(hessian, float)

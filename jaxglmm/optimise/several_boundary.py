@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, promising, turned_round, with_values
+from jaxglmm.optimise.newton import least_squares
 from jaxglmm.optimise.several_search import STEP, Search
 
 
@@ -71,7 +72,7 @@ def _looks(search, result, free, j) -> list[LinePoint]:
         e = search.evaluate(with_values(result.x, {j: size}), search.u)
         if np.isfinite(e.value):
             gradient = search.gradient(e)
-            gain = 0.5 * gradient[others] @ np.linalg.lstsq(information, gradient[others], rcond=None)[0]
+            gain = 0.5 * gradient[others] @ least_squares(information, gradient[others])
             looks.append(LinePoint(size, e.value + float(gain), float(size * gradient[j])))
     return looks
 

@@ -15,7 +15,7 @@ from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixe
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.marginal_fit import maximise_free
-from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.newton import NewtonResult, least_squares
 
 
 # Differences of the gradient, relative to the size of the parameter: their error is of the square of this.
@@ -207,7 +207,7 @@ class Search:
     def _distance(hessian, gradient, free):
         """The decrement."""
         g = gradient[free]
-        return g @ np.linalg.lstsq(-hessian[np.ix_(free, free)], g, rcond=None)[0]
+        return g @ least_squares(-hessian[np.ix_(free, free)], g)
 
     def final_hessian(self, x, free):
         known = self._model
@@ -237,8 +237,8 @@ class Search:
         if not np.isfinite(e.value):
             return x
         moved = x.copy()
-        moved[free] += np.linalg.lstsq(-hessian[np.ix_(free, free)], self.gradient(e)[free], rcond=None)[0]
-        return moved
+        moved[free] += least_squares(-hessian[np.ix_(free, free)], self.gradient(e)[free])
+        return moved if np.isfinite(moved).all() else x
 
     def climb(self, x, free, steps=None) -> NewtonResult:
         best: tuple | None = None

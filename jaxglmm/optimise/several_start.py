@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxglmm.objectives.several import fixed_hessian
-from jaxglmm.optimise.marginal_fit import base_factor, maximise_free
+from jaxglmm.optimise.marginal_fit import base_factor, maximise_free, mean_offset
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_search import STEP, Search
@@ -15,7 +15,7 @@ def fit_glm(search: Search, intercept, names) -> NewtonResult:
     eta0, log_phi0 = search.family.start(design.y, design.weights)
     x = np.zeros(search.m)
     if intercept is not None:
-        x[intercept] = eta0 - np.average(design.offset, weights=design.weights)
+        x[intercept] = eta0 - mean_offset(search.family, design.offset, design.weights)
     elif search.family.link in ("inverse", "sqrt") and search.p:
         x[: search.p] = np.linalg.lstsq(design.X, np.full(len(design.y), eta0), rcond=None)[0]
     x[-1] = log_phi0
