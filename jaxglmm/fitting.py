@@ -147,7 +147,8 @@ def fit(
     framed = laid_out = time.perf_counter()
     # Systems are of the columns here; where there are larger ones, `estimate_problem` knows of their order.
     order = np.inf if is_linear(family) or len(frame.terms) > 1 else len(frame.names)
-    with computing(), calm(order), Progress(progress) as line:
+    trial = np.errstate(over="ignore", invalid="ignore")  # points of a search may lie anywhere
+    with computing(), calm(order), trial, Progress(progress) as line:
         if penalty is not None or prior is not None:
             if devices is not None:
                 raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")

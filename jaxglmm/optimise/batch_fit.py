@@ -17,6 +17,7 @@ from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
 from jaxglmm.optimise.boundary import MULTIPLES, LinePoint, few_rule, profiled_many, promising
 from jaxglmm.optimise.growth import BOUNDED_LINKS, LARGEST_SD
 from jaxglmm.optimise.marginal_fit import (
+    INFORMATION,
     LITTLE,
     NOTHING,
     base_factor,
@@ -198,7 +199,8 @@ class _Fitter:
         a = self.open()
         if self.S == 1:
             with np.errstate(invalid="ignore", divide="ignore"):
-                base = np.sqrt(self.groups.rows / self.groups.level[:, 0])
+                information = np.nan_to_num(self.groups.level[:, 0] / self.groups.rows)
+                base = 1 / np.sqrt(np.clip(information, *INFORMATION))
                 first = np.sqrt(np.maximum(2 * self.groups.score / self.groups.spread, 0.0))
             self.jacobian[:, self.p, self.p] = self.base = base
             factor = np.clip(first / base[:, None], 0.1, 1.0)

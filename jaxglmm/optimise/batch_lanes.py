@@ -197,7 +197,7 @@ class DesignLanes:
         y, weights, offset = (self.batch.stacked(name) for name in ("y", "weights", "offset"))
         start = self.family.start  # looking up a method of an equinox module takes longer than this one does
         eta, log_phi = np.array([start(*pair) for pair in zip(y, weights, strict=True)]).T
-        shifts = [mean_offset(self.family, *pair) for pair in zip(offset, weights, strict=True)]
+        shifts = [mean_offset(self.family, *pair) for pair in zip(y, offset, weights, strict=True)]
         return eta - np.array(shifts), log_phi
 
     def dispersion_limits(self) -> list[DispersionLimit | None]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxglmm.ops import lanes
-from jaxglmm.optimise.newton import FLAT, LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, RADIUS_SHRINKS
+from jaxglmm.optimise.newton import FLAT, LARGEST, LEAST_GAIN, LONGEST_LOG_STEP, RADIUS_GROWS, RADIUS_SHRINKS
 
 
 REASONS = ("converged", "stalled", "limit", "not finite", "stopped")
@@ -143,7 +143,7 @@ def maximise_many(
 
 def _checked(evaluate, which, x):
     value, gradient, hessian = evaluate(which, x)
-    finite = np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2))
+    finite = (np.abs(gradient) < LARGEST).all(1) & (np.abs(hessian) < LARGEST).all((1, 2))
     return np.where(finite, value, -np.inf), gradient, hessian
 
 

@@ -42,6 +42,8 @@ _CAPACITIES = (128, 1024, 8192, 65536, 262144)
 NOTHING = 1e-4
 # Below this, zero is tried where effects covary; with several effects, steps before it is tried come to this many.
 LITTLE, _FIRST_STEPS = 0.02, 40
+# No unit of effects is made of an information in a row beyond these.
+INFORMATION = 1e-60, 1e60
 # A start's diagonal of R is at least this: zero itself is stationary, and no start should lie on it.
 _LEAST_FIRST = 0.05
 
@@ -103,7 +105,7 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     eta0, log_phi0 = family.start(np.asarray(design.y), np.asarray(design.weights))
     x0 = np.zeros(p + 1)
     if intercept is not None:
-        x0[intercept] = eta0 - mean_offset(family, design.offset, design.weights)
+        x0[intercept] = eta0 - mean_offset(family, design.y, design.offset, design.weights)
     elif family.link in ("inverse", "sqrt") and p:
         x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
     x0[p] = log_phi0
@@ -122,13 +124,20 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
     return result, tuple(np.asarray(v) for v in groups)
 
 
-def mean_offset(family, offset, weights) -> float:
+def mean_offset(family, y, offset, weights) -> float:
     """By what the intercept lies below the predictor of the mean response, about; exactly for a log link."""
-    offset, weights = np.asarray(offset), np.asarray(weights)
-    if family.link != "log" or not np.sum(weights) > 0:
+    y, offset, weights = np.asarray(y), np.asarray(offset), np.asarray(weights)
+    if family.link != "log" or not np.sum(weights) > 0 or not np.ptp(offset):
         return float(np.average(offset, weights=weights))
-    largest = float(np.max(offset, where=weights > 0, initial=-np.inf))
-    return largest + float(np.log(np.average(np.exp(offset - largest), weights=weights)))
+    used = weights > 0
+    y, offset, weights = y[used], offset[used], weights[used]
+    if family.name == "gamma":  # sum w (y / mean - 1) = 0
+        return float(np.log(np.average(y, weights=weights))) - _log_mean_exp(np.log(y) - offset, weights)
+    return _log_mean_exp(offset, weights)
+
+
+def _log_mean_exp(v, weights) -> float:
+    return float(v.max() + np.log(np.average(np.exp(v - v.max()), weights=weights)))
 
 
 def _without_effects(family, design):
@@ -327,7 +336,7 @@ def fit_marginal(
         )  # fmt: skip
         evaluations += rival.convergence.iterations
         passes += rival.convergence.passes - (0 if glm is None else glm.iterations + 1)
-        if rival.convergence.converged and rival.value > solution.value + HIGHER:
+        if rival.value > solution.value + HIGHER:  # converged or not: the boundary is no maximum
             solution = rival
     solution.convergence.iterations, solution.convergence.passes = evaluations, passes
     return solution
@@ -355,6 +364,7 @@ def base_factor(covariance, z, level) -> np.ndarray:
     shift = _centring(covariance, z)
     # The mean information of a row, from any effect's level sum z^2 w.
     information = np.max(level / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
+    information = float(np.clip(np.nan_to_num(information), *INFORMATION))  # where a start overflows there is no unit
     size = 1 / np.sqrt(information * np.maximum(np.square(shift.T @ z).mean(1), 1e-300))
     return covariance.canonical(shift * size)
 

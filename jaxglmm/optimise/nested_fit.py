@@ -203,7 +203,7 @@ class _Search:
         for j in np.flatnonzero(self.even & self.free & ~free):
             for size in promising(self._looks(result, free, j), result.value)[:2]:
                 rival, held = self._settled(self.climb(with_values(result.x, {j: size}), self.free))
-                if rival.converged and rival.value > result.value + HIGHER:
+                if rival.value > result.value + HIGHER:
                     result, free = rival, held
         sign = np.where(self.even & (result.x < 0), -1.0, 1.0)
         return NewtonResult(

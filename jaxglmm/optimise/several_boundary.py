@@ -24,7 +24,7 @@ def settle(search: Search, result, groups):
     (result, free), scores = _settled(search, result), {}
     for x in _starts_along(search, result, free):
         rival, held = _settled(search, search.climb(x, search.all_free()))
-        if rival.converged and rival.value > result.value + (HIGHER if search.solver.exact else _ESTIMATED):
+        if rival.value > result.value + (HIGHER if search.solver.exact else _ESTIMATED):
             result, free = rival, held
     for part, term, group in zip(search.parts, search.design.terms, groups, strict=True):
         if term.n_effects == 1 and not free[part].any():

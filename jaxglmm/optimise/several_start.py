@@ -15,7 +15,7 @@ def fit_glm(search: Search, intercept, names) -> NewtonResult:
     eta0, log_phi0 = search.family.start(design.y, design.weights)
     x = np.zeros(search.m)
     if intercept is not None:
-        x[intercept] = eta0 - mean_offset(search.family, design.offset, design.weights)
+        x[intercept] = eta0 - mean_offset(search.family, design.y, design.offset, design.weights)
     elif search.family.link in ("inverse", "sqrt") and search.p:
         x[: search.p] = np.linalg.lstsq(design.X, np.full(len(design.y), eta0), rcond=None)[0]
     x[-1] = log_phi0
