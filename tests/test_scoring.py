@@ -134,3 +134,24 @@ def test_a_process_that_is_killed_can_be_repeated(history, tmp_path):
     process.wait()
     subprocess.run([*arguments, str(broken)], check=True, capture_output=True)
     assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_that_goes_on_trusts_no_damaged_file(history, tmp_path, monkeypatch):
+    folder, _ = history
+    monkeypatch.setattr(stream, "BUCKET", 700)
+    whole, broken, join = tmp_path / "whole.parquet", tmp_path / "broken.parquet", stream._join
+    score_file(members().state, folder / "rows.parquet", whole, chunk=512)
+
+    def failing(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "_join", failing)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(members().state, folder / "rows.parquet", broken, chunk=512)
+    work = tmp_path / ".broken.parquet.scoring"
+    for name in ("chunk-000001.arrow", "part-000000.parquet", "part-000001.parquet", "chunks.json"):
+        content = (work / name).read_bytes()
+        (work / name).write_bytes(content[: len(content) // 2] + b"\1" + content[len(content) // 2 + 1 :])
+    monkeypatch.setattr(stream, "_join", join)
+    score_file(members().state, folder / "rows.parquet", broken, chunk=512)
+    assert broken.read_bytes() == whole.read_bytes()

@@ -23,6 +23,7 @@ from jaxglmm.fitted.state import State
 from jaxglmm.formula.levels import spelled_rows
 from jaxglmm.formula.spelling import kinds_of, spelled, typed, whole_kinds
 from jaxglmm.formula.table import open_table
+from jaxglmm.ops.files import as_written, sha256
 
 
 CHUNK = 500_000  # rows read at once
@@ -65,7 +66,7 @@ def score_file(state: State, source, out, *, interval: float | None = None, chun
         chunks, kinds = _spill(state, source, chunk, work, job["buckets"])
         for b in range(job["buckets"]):
             part = work / f"part-{b:06d}.parquet"
-            if not part.exists():
+            if not as_written(part):
                 kept = _bucket(work, chunks, kinds, b)
                 if len(kept.y):
                     history, labels = kept.history()
@@ -121,6 +122,8 @@ def _write(path: Path, write) -> None:
     fresh = path.with_name(f".new-{path.name}")
     try:
         write(fresh)
+        if path.parent.name.endswith(".scoring"):  # a run that goes on compares it
+            (path.with_name(f".{path.name}.sha256")).write_text(sha256(fresh))
         os.replace(fresh, path)
     except OSError as error:
         raise _NotWritten(f"cannot write {str(path)!r}: {error.strerror or error}") from error
@@ -134,14 +137,16 @@ def _spill(state: State, source: Path, chunk: int, work: Path, buckets: int) -> 
     from pandas.core.util.hashing import hash_array
 
     done, kinds = work / "chunks.json", set()
-    if done.exists():
+    spilled_to = lambda i: work / f"chunk-{i:06d}.arrow"
+    if as_written(done):
         count, found = json.loads(done.read_text())
-        return count, set(found)
+        if all(as_written(spilled_to(i)) for i in range(count)):
+            return count, set(found)
     grouping, count = state.spec.terms[0].grouping, 0
     as_text = grouping.cells is not None or grouping.levels[0].dtype == object
     for i, table in enumerate(open_table(source).chunks(*state.spec.columns(response=True), chunk)):
-        path, count = work / f"chunk-{i:06d}.arrow", i + 1
-        if path.exists():
+        path, count = spilled_to(i), i + 1
+        if as_written(path):
             kinds |= set(json.loads(pa.ipc.open_file(path).schema.metadata[b"kinds"]))
             continue
         kept = complete_rows(state, table, raw=True)
