@@ -8,10 +8,11 @@ the effects in the order of a pivoted Cholesky factorisation, the one with the l
 in whose entries the likelihood is even and has an ordinary stationary point.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, profiled, promising, turned_round, with_values
 from jaxglmm.optimise.newton import NewtonResult
 
 
@@ -38,6 +39,8 @@ class FactorFit:
     ----------
     x : (q,)
         Free entries of T, for effects of unit mean square.
+    value : float
+        Of the criterion.
     held : bool (q,)
         Those on the boundary: a zero on the diagonal, and the column below it.
     result : NewtonResult or None
@@ -46,6 +49,7 @@ class FactorFit:
     """
 
     x: np.ndarray
+    value: float
     held: np.ndarray
     result: NewtonResult | None
     iterations: int
@@ -54,19 +58,58 @@ class FactorFit:
 def maximise_factor(criterion, start: np.ndarray, *, tol: float, max_iterations: int, callback=None) -> FactorFit:
     """Maximise over the relative factor: Newton from inside; then zeros are decided by curvature and by likelihood.
 
+    Along every zero there is a look for a higher maximum further on (`optimise.boundary`), and a search from there.
+
     Parameters
     ----------
     criterion : callable
         x (q,) -> value, gradient, Hessian; see `gaussian_fit`.
     start : (q,)
     """
-    search = _Search(criterion, start, max_iterations, {"tol": tol, "callback": callback})
+    options = {"tol": tol, "callback": callback}
+    best = _maximum(criterion, start, max_iterations, options)
+    looked = np.zeros(len(best.x), bool)
+    while (new := best.held & criterion.diagonal & ~looked).any():
+        looked |= new
+        starts, spent = _starts_along(criterion, best, np.flatnonzero(new))
+        iterations = best.iterations + spent
+        for x in starts:
+            other = _maximum(criterion, x, max_iterations, options)
+            iterations += other.iterations
+            if _converged(other) and other.value > best.value + HIGHER:
+                best = other
+        best = replace(best, iterations=iterations)
+    return best
+
+
+def _maximum(criterion, start, max_iterations, options) -> FactorFit:
+    search = _Search(criterion, start, max_iterations, options)
     search.climb()
     search.try_blocks()
     x, held = search.x, search.held
     if search.criterion is not criterion:
         x, held = _in_own_order(search.criterion, x, held, search.order)
-    return FactorFit(x, held, search.result, search.iterations)
+    return FactorFit(x, search.value, held, search.result, search.iterations)
+
+
+def _converged(found: FactorFit) -> bool:
+    return found.result is None or found.result.converged
+
+
+def _starts_along(criterion, best: FactorFit, zeros) -> tuple[list[np.ndarray], int]:
+    """Points x (q,) to begin other searches from, and evaluations; `zeros` are entries on the diagonal at zero."""
+    places = {pair: k for k, pair in enumerate(zip(criterion.rows.tolist(), criterion.columns.tolist(), strict=True))}
+    others, starts = np.flatnonzero(~best.held), []
+    for j in zeros:
+        looks = []
+        for size in MULTIPLES:
+            value, gradient, hessian = criterion(with_values(best.x, {j: size}))
+            if np.isfinite(value):
+                value, slope = profiled(value, gradient, hessian, j, others)
+                looks.append(LinePoint(size, value, size * slope))
+        starts += [with_values(best.x, {j: size}) for size in promising(looks, best.value)[:2]]
+        starts += [with_values(best.x, turned) for turned in turned_round(best.x, places, int(criterion.columns[j]))]
+    return starts, len(zeros) * len(MULTIPLES)
 
 
 class _Search:
