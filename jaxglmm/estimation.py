@@ -15,8 +15,8 @@ from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
-from jaxglmm.optimise.marginal_fit import Solution, fit_glm, fit_marginal, padded_nodes
-from jaxglmm.optimise.node_ladder import NODE_LADDER, tell
+from jaxglmm.optimise.marginal_fit import Solution, fit_glm, fit_marginal
+from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Rule, tell
 from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
@@ -29,8 +29,6 @@ from jaxglmm.optimise.sample import sampled_start
 from jaxglmm.problem import Problem, is_linear, with_rows
 
 
-# With fewer rows in the median level of the largest of several factors Laplace's approximation is warned of.
-_FEW_ROWS = 10
 # Effects a group for which method="auto" takes quadrature.
 _UNASKED = 2
 
@@ -127,45 +125,57 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 
     exact = is_linear(problem.family)  # Laplace's approximation to a normal integral is the integral
-    nodes = NODE_LADDER[1][0] if method == "agq" and n_agq is None else int(n_agq or 1)
-    nodes = 1 if exact else nodes
+    rule = LAPLACE if exact else _several_rule(method, n_agq)
     if problem.nested is not None and method != "joint" and solver in ("auto", "separable"):
         with calm():
-            return _estimate_nested(problem, factors, nodes, **options)
+            return _estimate_nested(problem, factors, rule, check=not exact, **options)
     problem = problem if problem.rows is not None else with_rows(problem)
     frame, design = problem.frame, problem.rows
     assert design is not None
     way = choose_solver(design, solver)
+    quadrature, why_not = _factor_quadrature(problem, way)
+    if quadrature is None and rule.first > 1 and not rule.doubts:
+        raise DataError(f"{why_not}: use method='laplace'")
     sizes = sorted(t.n_levels * t.n_effects for t in design.terms)
     with calm(sum(sizes[:-1]) if way.name == "schur" else 0.0):
         solution = fit_several(
             problem.family, design, way, problem.scaling.intercept, names=frame.names,
             groups=[t.group for t in frame.terms], factors=_scaled_factors(factors, design.terms),
-            determinant=method != "joint", quadrature=_factor_quadrature(problem, nodes, way) if nodes > 1 else None,
+            determinant=method != "joint", rule=rule, quadrature=quadrature, check=not exact and method != "joint",
             **options,
         )  # fmt: skip
-    if nodes == 1 and method != "joint" and not exact:
-        largest = design.order[0]
-        possible = design.terms[largest].n_effects == 1 and way.name != "krylov"
-        _warn_of_few_rows(solution, frame.terms[largest], quadrature=possible)
     estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
+    _tell_several(estimate, solution, frame.terms[design.order[0]], rule, why_not)
     if exact:
         estimate = replace(estimate, method="ml", n_agq=None)
     return estimate, Posteriors(lambda: several_posteriors(problem, solution))
 
 
-def _estimate_nested(problem, factors, nodes, **options):
+def _several_rule(method, n_agq) -> Rule:
+    """Quadrature over the largest of several factors: as asked for, or where it makes a difference."""
+    if n_agq is not None:
+        return Rule(int(n_agq))
+    return {"auto": Rule(1, True, True), "agq": Rule(1, True)}.get(method, LAPLACE)
+
+
+def _tell_several(estimate, solution, term, rule: Rule, why_not=""):
+    care = f"{why_not}: read the standard deviations with care"
+    remedy = care if why_not else "method='agq' integrates them by quadrature"
+    tell(estimate.convergence, solution.look, estimate.parameters, repr(term.group), climbed=rule.climbs, remedy=remedy)
+
+
+def _estimate_nested(problem, factors, rule, **options):
     from jaxglmm.optimise.nested_fit import fit_nested
     from jaxglmm.optimise.several_report import nested_posteriors, several_estimate
 
     frame, design = problem.frame, problem.nested
     solution, effects = fit_nested(
         problem.family, design, problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms],
-        factors=_scaled_factors(factors, design.terms), nodes=padded_nodes(nodes, 1) if nodes > 1 else None, **options,
+        factors=_scaled_factors(factors, design.terms), rule=rule, **options,
     )  # fmt: skip
-    if nodes == 1:
-        _warn_of_few_rows(solution, frame.terms[design.order[0]], quadrature=True)
-    return several_estimate(problem, design.terms, solution), Posteriors(lambda: nested_posteriors(problem, effects))
+    estimate = several_estimate(problem, design.terms, solution)
+    _tell_several(estimate, solution, frame.terms[design.order[0]], rule)
+    return estimate, Posteriors(lambda: nested_posteriors(problem, effects))
 
 
 def _way_of(cross) -> str:
@@ -177,41 +187,28 @@ def _scaled_factors(factors, terms):
     return None if factors is None else [t.factor_from_columns(f) for t, f in zip(terms, factors, strict=True)]
 
 
-def _factor_quadrature(problem, nodes, way):
-    """Quadrature over the largest factor's effects.
-
-    Raises
-    ------
-    DataError
-        Where it is not possible, with numbers.
-    """
+def _factor_quadrature(problem, way):
+    """What makes quadrature over the largest factor's effects, or None and why it is not possible, with numbers."""
     from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 
     design, terms = problem.rows, problem.frame.terms
     largest, *others = design.order
     group, count = terms[largest].group, design.terms[largest].n_effects
     if count > 1:
-        raise DataError(
+        return None, (
             f"quadrature with several grouping factors is over the effects of the one with most levels, one a level; "
-            f"{group!r} has {count}: use method='laplace'"
+            f"{group!r} has {count}"
         )
     if way.name == "krylov":
         rest = sum(design.terms[t].n_levels * design.terms[t].n_effects for t in others)
-        raise DataError(
+        return None, (
             f"quadrature over {group!r} solves for the {rest:,} effects of the other factors by dense Cholesky, of "
-            f"order {DENSE_LIMIT:,} at most and without solver='krylov': use method='laplace'"
+            f"order {DENSE_LIMIT:,} at most and without solver='krylov'"
         )
-    return FactorQuadrature(problem.family, design, gauss_hermite(nodes, 1), nested=way.name == "separable")
-
-
-def _warn_of_few_rows(solution, term, *, quadrature):
-    median = np.median(np.bincount(term.codes))
-    if median < _FEW_ROWS:
-        remedy = "method='agq' integrates its effects by quadrature" if quadrature else "read its variance with care"
-        solution.convergence.warnings.append(
-            f"{term.group!r} has {median:g} row{'s' if median != 1 else ''} in its median level: Laplace's "
-            f"approximation is biased for so few, towards small variances; {remedy}"
-        )
+    make = lambda nodes: FactorQuadrature(
+        problem.family, design, gauss_hermite(nodes, 1), nested=way.name == "separable"
+    )
+    return make, ""
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):

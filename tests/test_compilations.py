@@ -179,7 +179,7 @@ CASES = {
         "level_curvature.level_curvatures "
         "level_curvature.pull_curvatures",
     ),
-    "fit, crossed": Case(fit(CROSSED), "pairs.sampled_product rows._all_rows rows._newton_rows"),
+    "fit, crossed": Case(fit(CROSSED), "level_gap._by_eta pairs.sampled_product rows._all_rows rows._newton_rows"),
     "fit, Krylov": Case(
         fit(THREE, solver="krylov"),
         "krylov_operator.diagonal_entries krylov_operator.first_entries krylov_operator.own_entries "

@@ -40,7 +40,7 @@ def fit(data):
 
 @pytest.fixture(scope="module")
 def laplace(data):
-    return jg.fit(FORMULA, data, family="binomial")
+    return jg.fit(FORMULA, data, family="binomial", method="laplace")
 
 
 def dense(fit, data):
@@ -113,8 +113,26 @@ def test_the_gradient_is_that_of_the_value(data):
         assert slope(lambda h: (beta, factors, 0.3 + h)) == pytest.approx(e.log_phi, abs=1e-6)
 
 
-def test_the_default_is_laplace_and_says_what_else_there_is(laplace):
-    assert laplace.method == "laplace" and "method='agq'" in laplace.convergence.warnings[0]
+def test_laplace_says_that_it_is_not_close_enough(laplace):
+    (text,) = laplace.convergence.warnings
+    assert "9 nodes for each effect of 'member'" in text and "log_sd[Intercept|member] up" in text
+    assert "method='agq'" in text and laplace.convergence.gap == laplace.convergence.checked_gap
+
+
+def test_the_default_takes_nodes_where_they_matter(data, fit):
+    default = jg.fit(FORMULA, data, family="binomial")
+    assert default.method == "agq" and not default.convergence.warnings
+    assert default.loglik == pytest.approx(fit.loglik, abs=2e-3)
+    rows = zip(default.varcorr, fit.varcorr, strict=True)
+    assert all(a["sd"] == pytest.approx(b["sd"], rel=2e-3, abs=2e-3) for a, b in rows)
+
+
+def test_what_cannot_be_integrated_is_looked_at(data):
+    """Slopes of the largest factor, and conjugate gradients: Laplace's approximation, and what it is short of."""
+    for formula, solver in (("y ~ x + (1 + x | member) + (1 | rater)", "auto"), (FORMULA, "krylov")):
+        fit = jg.fit(formula, data, family="binomial", solver=solver)
+        (text,) = fit.convergence.warnings
+        assert fit.method == "laplace" and fit.convergence.gap > 0 and "read the standard deviations with care" in text
 
 
 def test_everything_about_the_fit(fit, data, tmp_path):

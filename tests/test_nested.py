@@ -203,7 +203,7 @@ def assert_the_same(found, wanted):
 def test_a_fit_is_that_of_the_rows(monkeypatch, name):
     family = FAMILIES[name]
     data = table(family, sizes=np.tile(SIZES, 2), parents=10)
-    options = {"family": family, "offset": "o", "weights": None if name == "logit" else "w"}
+    options = {"family": family, "method": "laplace", "offset": "o", "weights": None if name == "logit" else "w"}
     found = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, **options)
     assert found.convergence.kernels == "native" and found.convergence.solver.startswith("separable")
     monkeypatch.setenv("JAXGLMM_KERNELS", "plain")
@@ -217,20 +217,20 @@ def test_a_fit_is_that_of_the_rows(monkeypatch, name):
 def test_a_variance_at_zero_is_an_answer(monkeypatch, sds, seed, zero):
     family = FAMILIES["logit"]
     data = table(family, sizes=np.full(150, 3), parents=15, sds=sds, seed=seed)
-    found = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family)
+    found = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family, method="laplace")
     other = {"g": "h", "h": "g"}[zero]
     alone = jg.fit(f"y ~ x1 + x2 + (1 | {other})", data, family=family, method="laplace")
     assert found.convergence.singular and found.convergence.scores_at_zero[zero] < 0
     assert found.loglik == pytest.approx(alone.loglik, abs=1e-8)
     monkeypatch.setenv("JAXGLMM_KERNELS", "plain")
-    wanted = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family)
+    wanted = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family, method="laplace")
     assert_the_same(found, wanted)
     assert found.convergence.scores_at_zero[zero] == pytest.approx(wanted.convergence.scores_at_zero[zero], rel=1e-3)
 
 
 def test_held_deviations(monkeypatch):
     family = FAMILIES["poisson"]
-    data, options = table(family), {"family": family, "theta": {"h": 0.4, "g": 0.9}}
+    data, options = table(family), {"family": family, "method": "laplace", "theta": {"h": 0.4, "g": 0.9}}
     found = jg.fit("y ~ x1 + (1 | h/g)", data | {"g": data["g"] % 45}, **options | {"theta": {"h": 0.4, "h:g": 0.9}})
     monkeypatch.setenv("JAXGLMM_KERNELS", "plain")
     wanted = jg.fit("y ~ x1 + (1 | h) + (1 | g)", data, **options)
@@ -267,11 +267,11 @@ def test_a_sample_is_some_parents_with_all_their_rows_or_some_groups_of_each(x64
 def test_a_fit_that_begins_at_a_sample_ends_where_others_do(monkeypatch, fewest_groups):
     family = FAMILIES["poisson"]
     data = table(family, sizes=np.full(1500, 4), parents=75)
-    plain = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family)
+    plain = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family, method="laplace")
     for name, value in (("_MANY_ROWS", 1000), ("_FEWEST_ROWS", 1500), ("_FEWEST_LEVELS", 10)):
         monkeypatch.setattr(f"jaxglmm.design.nesting.{name}", value)
     monkeypatch.setattr("jaxglmm.design.nesting._FEWEST_GROUPS", fewest_groups)
-    begun = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family)
+    begun = jg.fit("y ~ x1 + x2 + (1 | h) + (1 | g)", data, family=family, method="laplace")
     assert begun.convergence.passes < plain.convergence.passes
     assert_the_same(begun, plain)
 

@@ -77,10 +77,51 @@ def test_it_is_close_to_two_level_integration_where_laplace_is_not(fits, brute):
     assert (agq.method, agq.n_agq) == ("agq", 25)
 
 
-def test_laplace_warns_of_few_rows_and_quadrature_does_not(fits):
+def test_laplace_says_how_far_off_it_is(fits, brute, data):
     agq, laplace = fits
-    assert "3 rows in its median level" in str(laplace.summary()) and "method='agq'" in str(laplace.summary())
+    (text,) = laplace.convergence.warnings
+    assert "log_sd[Intercept|hospital:member] up" in text and "method='agq'" in text and text in str(laplace.summary())
+    assert laplace.loglik + laplace.convergence.gap == pytest.approx(integrated(brute, laplace), abs=0.02)
     assert not agq.convergence.warnings
+    default = jg.fit("y ~ x + (1 | hospital/member)", data, family="binomial")
+    assert default.method == "agq" and default.loglik == pytest.approx(agq.loglik, abs=1e-3)
+
+
+def rare(seed=3):
+    """The case of 2,000 members of 10 rows in 50 hospitals, where one row in a thousand has an event."""
+    rng = np.random.default_rng(seed)
+    member = np.repeat(np.arange(2000), 10)
+    hospital, x = member % 50, rng.standard_normal(20_000)
+    eta = -8 + 0.5 * x + rng.standard_normal(2000)[member] + 0.5 * rng.standard_normal(50)[hospital]
+    y = (rng.random(len(member)) < 1 / (1 + np.exp(-eta))).astype(int)
+    return {"y": y, "x": x, "member": member, "hospital": hospital}
+
+
+def test_rare_events_in_nested_groups():
+    """Laplace's approximation has a maximum at a standard deviation near 9 that the integral knows nothing of."""
+    data = rare()
+    fit = lambda **options: jg.fit("y ~ x + (1 | hospital/member)", data, family="binomial", **options)
+    laplace, default, asked = fit(method="laplace"), fit(), fit(method="agq", n_agq=25)
+    sd = lambda fit: next(row["sd"] for row in fit.varcorr if row["group"] == "hospital:member")
+    assert sd(laplace) > 5 and laplace.convergence.gap < -100
+    (text,) = laplace.convergence.warnings
+    assert "lower" in text and "log_sd[Intercept|hospital:member] down" in text
+    assert sd(default) < 3 and default.method == "agq" and not default.convergence.warnings
+    assert asked.loglik == pytest.approx(default.loglik, abs=1e-3)
+
+
+def test_nodes_climb_where_effects_are_wide():
+    rng = np.random.default_rng(4)
+    member = np.repeat(np.arange(300), 3)
+    hospital, x = member % 12, rng.standard_normal(900)
+    eta = 1 + x + 8 * rng.standard_normal(300)[member] + rng.standard_normal(12)[hospital]
+    data = {"y": (rng.random(900) < 1 / (1 + np.exp(-eta))).astype(int), "x": x, "member": member, "hospital": hospital}
+    fit = lambda **options: jg.fit("y ~ x + (1 | hospital/member)", data, family="binomial", method="agq", **options)
+    climbed, few, many = fit(), fit(n_agq=9), fit(n_agq=301)
+    assert climbed.n_agq > 39 and climbed.loglik == pytest.approx(many.loglik, abs=2e-3)
+    assert not climbed.convergence.warnings and not many.convergence.warnings
+    (text,) = few.convergence.warnings
+    assert text.startswith("9 nodes are not enough: with 19 nodes") and few.loglik < many.loglik - 1
 
 
 def test_standard_errors_are_those_of_the_value(data, fits):

@@ -143,7 +143,7 @@ def test_reference_fits(reference_dir, name, formula, family, solver):
     truth = next(f for f in stored["fits"] if "glmmTMB" in f["engine"])
     groups = {part["group"] for part in truth["varcomp"]}
     levels = {k: v["levels"] for k, v in stored["columns"].items() if v["type"] == "factor" and k not in groups}
-    fit = jg.fit(formula, reference_dir / f"{name}.csv", family=family, levels=levels)
+    fit = jg.fit(formula, reference_dir / f"{name}.csv", family=family, levels=levels, method="laplace")
     assert fit.loglik == pytest.approx(truth["logLik"], abs=1e-6)
     assert fit.convergence.solver.startswith(solver)
     for part in truth["varcomp"]:
@@ -171,7 +171,7 @@ def unbalanced():
 
 def test_a_variance_at_zero_is_an_answer(unbalanced):
     """A factor without effect beside a power law of levels: singular, with the likelihood of the fit without it."""
-    fit = jg.fit("y ~ x + (1 | a) + (1 | c)", unbalanced, family="binomial")
+    fit = jg.fit("y ~ x + (1 | a) + (1 | c)", unbalanced, family="binomial", method="laplace")
     alone = jg.fit("y ~ x + (1 | a)", unbalanced, family="binomial", method="laplace")
     assert fit.convergence.singular and fit.convergence.converged
     assert fit.convergence.scores_at_zero["c"] < 0
@@ -180,7 +180,7 @@ def test_a_variance_at_zero_is_an_answer(unbalanced):
     np.testing.assert_allclose(list(fit.fixef_se.values()), list(alone.fixef_se.values()), rtol=1e-4)
     # The score is the slope of the likelihood at a small held variance.
     theta = {"a": fit.varcorr[0]["sd"], "c": 0.02}
-    near = jg.fit("y ~ x + (1 | a) + (1 | c)", unbalanced, family="binomial", theta=theta)
+    near = jg.fit("y ~ x + (1 | a) + (1 | c)", unbalanced, family="binomial", method="laplace", theta=theta)
     assert (near.loglik - fit.loglik) / 0.02**2 == pytest.approx(fit.convergence.scores_at_zero["c"], rel=0.05)
 
 
@@ -212,7 +212,7 @@ def grid():
 def test_an_iterative_fit_is_the_exact_one_up_to_its_stated_error(grid, formula, monkeypatch):
     monkeypatch.setattr("jaxglmm.modes.solver._COSTLY", 100)  # the exact one begins at an iterative one
     iterative = jg.fit(formula, grid, family="binomial", solver="krylov", throw=False)
-    exact = jg.fit(formula, grid, family="binomial", throw=False)
+    exact = jg.fit(formula, grid, family="binomial", method="laplace", throw=False)
     assert exact.convergence.solver.startswith("schur") and exact.convergence.loglik_se == 0
     assert iterative.convergence.converged and exact.convergence.converged
     assert 0 < iterative.convergence.loglik_se < 0.1
@@ -237,11 +237,11 @@ def test_a_fit_of_many_nested_levels_begins_at_a_sample(monkeypatch):
     data = {"y": rng.poisson(np.exp(eta)), "x": x, "member": member, "hospital": hospital}
     formula = "y ~ x + (1 | hospital) + (1 | member)"
     monkeypatch.setenv("JAXGLMM_KERNELS", "plain")  # those of two nested factors have their own way (test_nested.py)
-    plain = jg.fit(formula, data, family="poisson")
+    plain = jg.fit(formula, data, family="poisson", method="laplace")
     monkeypatch.setattr("jaxglmm.optimise.several_sample._MANY_ROWS", 1000)
     monkeypatch.setattr("jaxglmm.optimise.several_sample._FEWEST_ROWS", 1500)
     monkeypatch.setattr("jaxglmm.optimise.several_sample._FEWEST_LEVELS", 10)
-    begun = jg.fit(formula, data, family="poisson")
+    begun = jg.fit(formula, data, family="poisson", method="laplace")
     assert begun.convergence.iterations < plain.convergence.iterations
     assert begun.loglik == pytest.approx(plain.loglik, abs=1e-8)
     np.testing.assert_allclose(list(begun.fixef_se.values()), list(plain.fixef_se.values()), rtol=1e-6)
@@ -256,13 +256,13 @@ def test_levels_that_occur_only_together_are_no_trouble():
     a[3] = 31  # a single row
     eta = 0.8 * rng.standard_normal(32)[a] + 0.5 * rng.standard_normal(13)[b]
     data = {"y": rng.poisson(np.exp(eta)), "a": a, "b": b}
-    fit = jg.fit("y ~ 1 + (1 | a) + (1 | b)", data, family="poisson")
+    fit = jg.fit("y ~ 1 + (1 | a) + (1 | b)", data, family="poisson", method="laplace")
     assert fit.convergence.converged and not fit.convergence.singular
     at = {row["group"]: row["sd"] for row in fit.varcorr}
     for group in at:
         for factor in (0.98, 1.02):
             moved = at | {group: at[group] * factor}
-            held = jg.fit("y ~ 1 + (1 | a) + (1 | b)", data, family="poisson", theta=moved)
+            held = jg.fit("y ~ 1 + (1 | a) + (1 | b)", data, family="poisson", method="laplace", theta=moved)
             assert held.loglik < fit.loglik
     # The confounded levels share what their rows say in proportion to their variances.
     level = lambda group, which: fit.ranef(group)["estimate"][list(fit.ranef(group)["level"]).index(which)]

@@ -117,6 +117,14 @@ class FactorQuadrature:
         by_factor = [gradients[t] for t in range(len(factors))]
         return SeveralEvaluation(float(value), self.design.X.T @ e, by_factor, by_phi + phi, u)
 
+    def all_effects(self, u):
+        """The others' effects among those of all factors, where the largest's are zero."""
+        every = np.zeros(self.design.starts[-1])
+        parts = self.design.split(every)
+        for t, part in zip(self.others, self.rest.split(u), strict=True):
+            parts[t][...] = part
+        return every
+
     # --- The other factors' modes ------------------------------------------------------------------------------
 
     def _find(self, psi, above, fixed, u):

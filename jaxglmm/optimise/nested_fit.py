@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxglmm.design.nesting import NestedDesign, sample_parents
 from jaxglmm.errors import SeparationError
-from jaxglmm.objectives.marginal import Nodes
 from jaxglmm.objectives.nested import AbstractNested
 from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
@@ -20,8 +19,9 @@ from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, profiled, pr
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
-from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free
+from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free, padded_nodes
 from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Look, Rule, climb_ladder, look, nodes_above
 from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_fit import SeveralSolution
 
@@ -31,6 +31,8 @@ SOLVER = "separable: the finer factor is eliminated group by group, and then the
 # the fit did not converge; no start is below the third.
 _NOTHING, _LITTLE, _LEAST = 1e-2, 0.1, 0.1
 _SAMPLE_TOLERANCE = 1e-3
+# Log-likelihood that nodes may find less than Laplace's approximation where that is a good place to begin.
+_FAR = 1.0
 
 
 class NestedEffects(NamedTuple):
@@ -41,10 +43,10 @@ class NestedEffects(NamedTuple):
 
 
 def fit_nested(
-    family, design: NestedDesign, intercept, *, names, groups, factors=None, nodes: Nodes | None = None, tol=1e-12,
+    family, design: NestedDesign, intercept, *, names, groups, factors=None, rule=LAPLACE, check=True, tol=1e-12,
     max_iterations=100, callback=None,
 ) -> tuple[SeveralSolution, Callable[[], NestedEffects]]:  # fmt: skip
-    """Fit by Laplace's approximation, or with quadrature over the finer factor's effects from there.
+    """Fit by Laplace's approximation, or with quadrature over the finer factor's effects.
 
     Parameters
     ----------
@@ -56,8 +58,9 @@ def fit_nested(
         Of the terms.
     factors : sequence of (1, 1), optional
         Hold each Lambda (for scaled z) here.
-    nodes : Nodes, optional
-        Of the quadrature.
+    rule : Rule
+    check : bool
+        Look at the optimum with more nodes.
 
     Returns
     -------
@@ -72,15 +75,24 @@ def fit_nested(
     """
     taus = None if factors is None else np.array([factors[t][0, 0] for t in design.order])
     search = _Search(family, design, taus, tol, max_iterations, callback)
-    psi = _sampled_start(search, intercept, names, nodes)
-    if psi is None:
-        psi = search.start(intercept, names)
-        psi = psi if nodes is None else search.climb(psi, search.free, tol=_SAMPLE_TOLERANCE).x
-    search.integrate(nodes)
-    result, free = search.settle(search.climb(search.inside(psi), search.free))
+    result, seen, used, quadrature = None, None, 1, rule.first > 1
+    if not quadrature or rule.doubts:
+        psi = _sampled_start(search, intercept, names, 1)
+        psi = search.start(intercept, names) if psi is None else psi
+        result, free = search.settle(search.climb(search.inside(psi), search.free))
+        seen = search.look(nodes_above(1, 1), result, free) if check or rule.doubts else None
+        quadrature = rule.doubts and seen is not None and seen.doubtful
+    if quadrature:
+        psi = _sampled_start(search, intercept, names, rule.first)
+        if psi is None and result is None:
+            psi = search.climb(search.start(intercept, names), search.free, tol=_SAMPLE_TOLERANCE).x
+        elif psi is None:
+            psi = result.x
+        result, free, used, seen = _with_nodes(search, psi, rule, check, intercept, names)
+    assert result is not None
     psi, hessian, free = result.x, result.hessian, free.copy()
     free[-1] &= not family.at_limit(psi[-1])
-    gap = None if nodes is None else float(result.value - search.laplace.evaluate(psi).value)
+    gap = None if used == 1 else float(result.value - search.laplace.evaluate(psi).value)
     fine, coarse = design.order
     place = np.arange(len(psi))
     place[[search.p + fine, search.p + coarse]] = search.p, search.p + 1
@@ -95,7 +107,7 @@ def fit_nested(
         decrement=float(max(result.decrement, 0.0)),
         iterations=search.evaluations,
         passes=search.passed,
-        n_agq=1 if nodes is None else int(nodes.count),
+        n_agq=used,
         gap=gap,
         singular=bool(scores),
         kernels="native",
@@ -105,7 +117,9 @@ def fit_nested(
     effects = partial(search.effects, psi)
     psi, hessian, free = psi[place], hessian[np.ix_(place, place)], free[place]
     matrices = [psi[search.p + t].reshape(1, 1) for t in range(2)]
-    solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence)
+    if seen is not None and seen.which is not None:
+        seen = seen._replace(which=int(np.flatnonzero(place == seen.which)[0]))
+    solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence, seen)
     tiles, p = design.tiles, search.p
     if not result.converged or may_diverge(-result.hessian[:p, :p], len(design.codes), tol):
         check_separation(family, tiles, psi[:p], names=names, intercept=intercept)
@@ -115,8 +129,32 @@ def fit_nested(
     return solution, effects
 
 
+def _with_nodes(search, psi, rule: Rule, check, intercept, names):
+    """Maximise with quadrature: the result, what is free of it, nodes, and the last look."""
+    x, seen, used = search.begin(psi, rule.first, intercept, names), None, rule.first
+
+    def climb(nodes):
+        nonlocal x
+        search.integrate(nodes)
+        result = search.climb(x, search.free)
+        x = result.x
+        return result
+
+    if rule.climbs:
+        result, used, seen = climb_ladder(NODE_LADDER[1], 1, climb, search.look)
+        search.integrate(used)
+    else:
+        result = climb(used)
+    looked_at = result.x
+    result, free = search.settle(result)
+    above = nodes_above(used, 1)
+    if check and above is not None and not (seen is not None and np.array_equal(looked_at, result.x)):
+        seen = search.look(above, result, free)
+    return result, free, used, seen
+
+
 def _sampled_start(search, intercept, names, nodes):
-    """The estimate from a sample; None where there is no sample, or none good."""
+    """The estimate from a sample with this number of nodes; None where there is no sample, or none good."""
     part = sample_parents(search.design)
     if part is None:
         return None
@@ -125,9 +163,8 @@ def _sampled_start(search, intercept, names, nodes):
         result = sampled.climb(sampled.start(intercept, names), sampled.free)
     except SeparationError:  # in the sample, which says nothing of all rows
         return None
-    if nodes is not None:
-        sampled.integrate(nodes)
-        result = sampled.climb(sampled.inside(result.x), sampled.free)
+    if nodes > 1:
+        result = sampled.climb(sampled.begin(result.x, nodes, intercept, names), sampled.free)
     search.passes += sampled.passed * len(part.codes) / len(search.design.codes)
     search.unit = sampled.unit
     if part.n_parents == search.design.n_parents:
@@ -143,6 +180,7 @@ class _Search:
         self.tol, self.max_iterations, self.callback = tol, max_iterations, callback
         self.objective: AbstractNested
         self.objective = self.laplace = NestedLaplace(family, design)
+        self.by_nodes: dict[int, AbstractNested] = {1: self.laplace}
         self.p = design.tiles.X.shape[1]
         self.scales = slice(self.p, self.p + 2)
         self.even = np.zeros(self.p + 3, bool)
@@ -166,13 +204,41 @@ class _Search:
     @property
     def passed(self):
         """Passes over the rows with their columns."""
-        own = 0.0 if self.objective is self.laplace else self.objective.passes
-        return self.passes + self.laplace.passes + own
+        return self.passes + sum(objective.passes for objective in self.by_nodes.values())
 
-    def integrate(self, nodes):
-        """Maximise with this quadrature from here on; None for Laplace's approximation."""
-        if nodes is not None:
-            self.objective = NestedNodes(self.family, self.design, nodes)
+    def integrate(self, nodes: int):
+        """Maximise with so many nodes from here on."""
+        self.objective = self.with_nodes(nodes)
+
+    def with_nodes(self, nodes: int) -> AbstractNested:
+        """The approximation by so many nodes, warm from the one in use."""
+        if nodes not in self.by_nodes:
+            made = self.by_nodes[nodes] = NestedNodes(self.family, self.design, padded_nodes(nodes, 1))
+            made.shift = self.objective.shift
+        return self.by_nodes[nodes]
+
+    def begin(self, psi, nodes: int, intercept, names):
+        """Where to begin with so many nodes: at the optimum by Laplace's approximation, or, where that is far above
+        what they find there, at what the scores at zero suggest, should that be better."""
+        laplace = self.objective.evaluate(self.inside(psi)).value
+        self.integrate(nodes)
+        psi = self.inside(psi)
+        value = self.objective.evaluate(psi).value
+        self.evaluations += 1
+        if value >= laplace - _FAR:
+            return psi
+        other = self.start(intercept, names)
+        return psi if self.objective.evaluate(other).value < value else other
+
+    def look(self, nodes: int, result, free=None) -> Look:
+        """At the end of a climb, with more nodes."""
+        kept = (self.free if free is None else free) & ~(self.even & (np.abs(result.x) < _NOTHING * self.unit))
+        if result.x[self.p] == 0:  # nothing to integrate
+            return Look(nodes, 0.0, 0.0, None)
+        e = self.with_nodes(nodes).evaluate(result.x)
+        self.evaluations += 1
+        shown = e.hessian if np.isfinite(e.value) else None
+        return look(nodes, result, kept, e.value, e.gradient, shown)
 
     def inside(self, psi):
         """psi with deviations far enough from zero to be moved, where they are to be estimated."""

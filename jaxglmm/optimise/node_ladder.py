@@ -26,6 +26,32 @@ _SAME, _SAME_PARAMETER = 1e-3, 0.01
 _DOUBTFUL, _MATTERS = 0.1, 0.2
 
 
+class Rule(NamedTuple):
+    """Which approximation several factors take for the effects of the largest.
+
+    Attributes
+    ----------
+    nodes : int
+        Per effect; 1 is Laplace's.
+    climbs : bool
+        More nodes than one until still more make no difference (`NODE_LADDER`).
+    doubts : bool
+        Laplace's, and more nodes only where a look shows that it is not close enough.
+    """
+
+    nodes: int = 1
+    climbs: bool = False
+    doubts: bool = False
+
+    @property
+    def first(self) -> int:
+        """Nodes to begin with, where there is quadrature."""
+        return NODE_LADDER[1][0] if self.climbs else self.nodes
+
+
+LAPLACE = Rule()
+
+
 class Look(NamedTuple):
     """What other nodes say at the parameters of a fit.
 

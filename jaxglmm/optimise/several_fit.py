@@ -4,6 +4,7 @@ The unknowns are x = (beta, free entries of each term's R, log dispersion) with 
 (`optimise.marginal_fit`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
+from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Look, Rule, climb_ladder, nodes_above
 from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_boundary import LITTLE, settle
 from jaxglmm.optimise.several_sample import sample_levels
@@ -24,6 +26,8 @@ from jaxglmm.optimise.several_start import fit_glm, start
 
 _FIRST_STEPS = 40
 _SAMPLE_TOLERANCE = 1e-3
+# Pairs of levels times nodes where more nodes are tried: what is held for each is several numbers.
+_MOST_PAIR_NODES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class SeveralSolution:
     evaluation : SeveralEvaluation or None
         By Laplace's approximation, whatever was maximised; None from `optimise.nested_fit`.
     convergence : Convergence
+    look : Look or None
+        What more nodes say at the optimum.
     """
 
     psi: np.ndarray
@@ -53,13 +59,15 @@ class SeveralSolution:
     value: float
     evaluation: SeveralEvaluation | None
     convergence: Convergence
+    look: Look | None = None
 
 
 def fit_several(
     family, design: RowDesign, solver: AbstractSolver, intercept, *, names, groups, factors=None, determinant=True,
-    quadrature: FactorQuadrature | None = None, tol=1e-12, max_iterations=100, callback=None,
+    rule=LAPLACE, quadrature: Callable[[int], FactorQuadrature] | None = None, check=True, tol=1e-12,
+    max_iterations=100, callback=None,
 ) -> SeveralSolution:  # fmt: skip
-    """Fit by Laplace's approximation.
+    """Fit by Laplace's approximation, or with quadrature over the largest factor's effects.
 
     Parameters
     ----------
@@ -73,8 +81,11 @@ def fit_several(
         Hold each Lambda (for scaled z) here.
     determinant : bool
         False for the joint likelihood.
-    quadrature : FactorQuadrature, optional
-        The likelihood to maximise in place of Laplace's, which then only says where to begin.
+    rule : Rule
+    quadrature : callable, optional
+        Makes the likelihood with so many nodes; None where it is not possible.
+    check : bool
+        Look at the optimum with more nodes.
 
     Raises
     ------
@@ -91,12 +102,21 @@ def fit_several(
         x = start(search, fit_glm(search, intercept, names))
     steps = min(_FIRST_STEPS, max_iterations)
     result = search.climb(x, free, steps=steps)
-    if quadrature is not None:
-        result = search.climb(search.use_quadrature(quadrature, solver, result.x, free), free, steps=steps)
-    if factors is None:
-        result, free, scores = settle(search, result, groups)
+    seen, used, largest = None, 1, design.terms[design.order[0]].n_effects
+    if rule.first == 1 or rule.doubts:
+        if factors is None:
+            result, free, scores = settle(search, result, groups)
+        above = nodes_above(1, largest)
+        if check and above is not None:
+            seen = search.look(1, above, result, free)
+    if quadrature is not None and (seen is not None and seen.doubtful if rule.doubts else rule.first > 1):
+        other = lambda: start(search, fit_glm(search, intercept, names)) if factors is None else x
+        result, free, scores, used, seen = _with_nodes(
+            search, result.x, rule, quadrature, solver, groups, other, held=free if factors is not None else None,
+            steps=steps, check=check,
+        )  # fmt: skip
     hessian = search.final_hessian(result.x, free)
-    if solver.cheap is not solver and quadrature is None:
+    if solver.cheap is not solver and used == 1:
         search.refine_with(solver.approximate)
         result = replace(result, x=search.newton_step(result.x, hessian, free))
         search.refine_with(solver)
@@ -108,8 +128,8 @@ def fit_several(
         decrement=float(max(result.decrement, 0.0)),
         iterations=search.evaluations,
         passes=float(search.evaluations),
-        n_agq=None if not determinant else 1 if quadrature is None else int(quadrature.nodes.count),
-        gap=None if quadrature is None else value - e.value,
+        n_agq=used if determinant else None,
+        gap=None if used == 1 else value - e.value,
         singular=factors is None and not free[search.varied].all(),
         solver=f"{solver.name}: {solver.reason}",
         loglik_se=e.value_se,
@@ -118,12 +138,45 @@ def fit_several(
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
     free[-1] &= not family.at_limit(psi[-1])
     hessian = back.T @ hessian @ back
-    solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence)
+    solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence, seen)
     if not result.converged or may_diverge(-hessian[: search.p, : search.p], len(design.y), tol):
         check_separation(family, design, psi[: search.p], names=names, intercept=intercept)
     if factors is None:
         check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
     return solution
+
+
+def _with_nodes(search, x, rule: Rule, quadrature, solver, groups, other, *, held, steps, check):
+    """Maximise by quadrature from x on; `held` is what is free where covariances are held.
+
+    Returns
+    -------
+    NewtonResult, free (m,), scores, nodes, Look
+    """
+    free = search.all_free() if held is None else held
+    x = search.use_quadrature(quadrature(rule.first), solver, x, free, other)
+    used, seen, scores = rule.first, None, {}
+
+    def climb(nodes):
+        nonlocal x, used
+        if nodes != used:
+            search.more_nodes(quadrature(nodes))
+        result, used = search.climb(x, free, steps=steps), nodes
+        x = result.x
+        return result
+
+    if rule.climbs:
+        pairs = sum(len(search.design.pairs[search.quadrature.largest, t]) for t in search.quadrature.others)
+        ladder = [n for n in NODE_LADDER[1] if n == used or n * pairs <= _MOST_PAIR_NODES]
+        result, used, seen = climb_ladder(ladder, 1, climb, lambda n, result: search.look(used, n, result, free))
+    else:
+        result = climb(used)
+    looked_at, above = result.x, nodes_above(used, 1)
+    if held is None:
+        result, free, scores = settle(search, result, groups)
+    if check and above is not None and not (seen is not None and np.array_equal(looked_at, result.x)):
+        seen = search.look(used, above, result, free)
+    return result, free, scores, used, seen
 
 
 def _sampled_start(search, intercept, names):

@@ -69,7 +69,7 @@ def fit_several_penalised(
     first = int(np.searchsorted(weights.unpenalised, intercept)) if intercept in weights.unpenalised else None
     null = fit_several(
         family, replace(design, X=design.X[:, weights.unpenalised]), solver, first,
-        names=[names[j] for j in weights.unpenalised], tol=1e-6, **held,
+        names=[names[j] for j in weights.unpenalised], tol=1e-6, check=False, **held,
     )  # fmt: skip
     search = Search(family, design, solver, determinant, tol, max_iterations, None)
     free = search.all_free()

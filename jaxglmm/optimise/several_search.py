@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature
+from jaxglmm.objectives.level_gap import level_gap
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.marginal_fit import maximise_free
 from jaxglmm.optimise.newton import NewtonResult, least_squares
+from jaxglmm.optimise.node_ladder import Look, look
 
 
 # Differences of the gradient, relative to the size of the parameter: their error is of the square of this.
@@ -28,6 +30,10 @@ _FEW_ENTRIES = 300_000
 _TRUSTED, _NEAR, _NEAR_ESTIMATE, _MANY_ROWS = 0.1, 1e-6, 1e-2, 100_000
 # Decrement at which to stop where each evaluation is costly or estimated: a ten-thousandth of a standard error.
 _COARSE = 1e-8
+# Log-likelihood that nodes may find less than Laplace's approximation where that is a good place to begin.
+_FAR = 1.0
+# Entries of R below this are on the boundary (`optimise.several_boundary`).
+_NOTHING = 1e-2
 
 
 class _Model(NamedTuple):
@@ -217,15 +223,42 @@ class Search:
                 return known.hessian
         return self.hessian(x, exact=True)
 
-    def use_quadrature(self, quadrature, solver, x, free):
-        """Maximise another likelihood from here on; x with variances that are far enough from zero to be moved.
+    def use_quadrature(self, quadrature, solver, x, free, other):
+        """Maximise another likelihood from here on; where to begin, with variances that are far enough from zero.
 
-        `solver` is for Laplace's approximation beside it.
+        That is x, or, where Laplace's approximation is far above what nodes find there, the result of `other`, should
+        it be better. `solver` is for Laplace's approximation beside the nodes.
         """
+        inside = lambda x: np.where(self.even & free, np.maximum(np.abs(x), _SMALLEST), x)
+        laplace = self.at(x).value
         parts = self.design.split(self.u)
         self._all_modes, self.u = self.u, np.concatenate([parts[t].ravel() for t in quadrature.others])
-        self.solver, self.quadrature, self._last, self._model = solver, quadrature, None, None
-        return np.where(self.even & free, np.maximum(np.abs(x), _SMALLEST), x)
+        self.solver, self._last, self._model = solver, None, None
+        self.quadrature = quadrature
+        value = self.at(inside(x)).value
+        if value >= laplace - _FAR:
+            return inside(x)
+        self.quadrature, self._last = None, None
+        modes, self.u = self.u, self._all_modes
+        rival = inside(other())
+        self.quadrature, self._last, self._model = quadrature, None, None
+        self.u = np.zeros_like(modes)
+        return inside(x) if self.at(rival).value < value else rival
+
+    def more_nodes(self, quadrature):
+        """Go on with another number of nodes; the Hessian serves for as long as it does."""
+        self.quadrature, self._last = quadrature, None
+
+    def look(self, used: int, nodes: int, result, free) -> Look:
+        """At the end of a climb on `used` nodes, with more, the other factors' effects at their modes."""
+        psi, u = self.psi(result.x), self.at(result.x).u
+        u = u if self.quadrature is None else self.quadrature.all_effects(u)
+        gap = level_gap(self.family, self.design, psi[: self.p], self.matrices(psi), psi[-1], u, used, nodes)
+        self.evaluations += 1
+        return look(nodes, result, self._movable(result, free), result.value + gap.value, self.gradient(gap))
+
+    def _movable(self, result, free):
+        return free & ~(self.even & (np.abs(result.x) < _NOTHING))
 
     def refine_with(self, solver):
         """Use another solver from here on, with the Hessian that is known."""
