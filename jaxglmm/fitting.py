@@ -61,12 +61,14 @@ def fit(
         `Binomial(link="probit")`.
     method : {"auto", "laplace", "agq", "joint"}
         "auto": exact for Gaussian responses; otherwise quadrature with as many nodes as make a difference for one or
-        two effects a group, and Laplace's approximation for more and for several grouping factors. There "agq"
-        integrates the effects of the factor with most levels, one a level, and applies Laplace's approximation to the
-        others, nested or crossed, of at most 10,000 effects where they cross. "joint" maximises the joint likelihood
-        of (beta, b) at a held `theta`, which is ridge regression on one-hot groups.
+        two effects a group, and Laplace's approximation for more. With several grouping factors "agq" integrates the
+        effects of the factor with most levels, one a level, and applies Laplace's approximation to the others, nested
+        or crossed, of at most 10,000 effects where they cross; "auto" does so where Laplace's approximation would be
+        off by a tenth of a standard error. "joint" maximises the joint likelihood of (beta, b) at a held `theta`,
+        which is ridge regression on one-hot groups.
     n_agq : int, optional
-        Nodes per effect for "agq", by default 9; 1 is Laplace.
+        Nodes per effect for "agq", by default as many as make a difference; 1 is Laplace. Every fit is looked at once
+        with more nodes: `fit.convergence` has the gap, and a warning where it matters.
     reml : bool
         Restricted maximum likelihood (Gaussian only).
     weights : str or array, optional
