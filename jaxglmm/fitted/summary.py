@@ -227,7 +227,7 @@ def _convergence_lines(fit) -> list[str]:
         lines.append(
             f"Quadrature: {nodes} nodes per effect; log-likelihood {c.gap:+.4g} against Laplace at the same point"
         )
-    if c.checked_gap is not None and c.n_agq != 1:
+    if c.checked_gap is not None and c.n_agq != 1 and abs(c.checked_gap) >= 1e-3:
         lines.append(f"With {c.checked_nodes} nodes the log-likelihood at the same point is {c.checked_gap:+.2g} off")
     if c.singular:
         score = (
