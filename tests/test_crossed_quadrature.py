@@ -45,7 +45,7 @@ def laplace(data):
 
 def dense(fit, data):
     """The value by an integral on a fine grid for each member, and the others' mode and curvature by dense algebra."""
-    factor = dict(zip((term.group for term in fit.state.terms), fit.state.estimate.factors, strict=True))
+    factor = dict(zip((term.group for term in fit.state.terms), fit.state.column_factors, strict=True))
     one = np.eye(RATERS)[data["rater"]]
     columns = np.stack([one, one * data["x"][:, None]], axis=2) @ factor["rater"]
     V = np.column_stack([columns.reshape(len(one), -1), np.eye(DAYS)[data["day"]] * factor["day"][0, 0]])
