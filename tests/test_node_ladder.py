@@ -108,8 +108,7 @@ def test_the_end_of_the_ladder_is_told(wide, monkeypatch):
 @pytest.mark.parametrize(("effects", "nodes"), [("x", 5), ("x + z", 3), ("x * z", 3)])
 def test_several_effects_a_group_are_looked_at(effects, nodes):
     data = simulated(3, groups=60, rows=-6, sd=1.5, intercept=0.0)
-    rng = np.random.default_rng(3)
-    data["z"] = rng.normal(size=len(data["g"]))
+    data["z"] = np.random.default_rng(4).normal(size=len(data["g"]))
     fit = jg.fit(f"y ~ x + ({effects} || g)", data, family="binomial", method="laplace")
     assert fit.convergence.checked_nodes == nodes and seen(fit)[0] > 0
 
