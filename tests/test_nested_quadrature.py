@@ -103,7 +103,7 @@ def test_rare_events_in_nested_groups():
     fit = lambda **options: jg.fit("y ~ x + (1 | hospital/member)", data, family="binomial", **options)
     laplace, default, asked = fit(method="laplace"), fit(), fit(method="agq", n_agq=25)
     sd = lambda fit: next(row["sd"] for row in fit.varcorr if row["group"] == "hospital:member")
-    assert sd(laplace) > 5 and laplace.convergence.gap < -100
+    assert sd(laplace) > 5 and (laplace.convergence.gap or 0.0) < -100
     (text,) = laplace.convergence.warnings
     assert "lower" in text and "log_sd[Intercept|hospital:member] down" in text
     assert sd(default) < 3 and default.method == "agq" and not default.convergence.warnings
@@ -118,7 +118,7 @@ def test_nodes_climb_where_effects_are_wide():
     data = {"y": (rng.random(900) < 1 / (1 + np.exp(-eta))).astype(int), "x": x, "member": member, "hospital": hospital}
     fit = lambda **options: jg.fit("y ~ x + (1 | hospital/member)", data, family="binomial", method="agq", **options)
     climbed, few, many = fit(), fit(n_agq=9), fit(n_agq=301)
-    assert climbed.n_agq > 39 and climbed.loglik == pytest.approx(many.loglik, abs=2e-3)
+    assert (climbed.n_agq or 0) > 39 and climbed.loglik == pytest.approx(many.loglik, abs=2e-3)
     assert not climbed.convergence.warnings and not many.convergence.warnings
     (text,) = few.convergence.warnings
     assert text.startswith("9 nodes are not enough: with 19 nodes") and few.loglik < many.loglik - 1

@@ -84,10 +84,10 @@ def fit_nested(
         quadrature = rule.doubts and seen is not None and seen.doubtful
     if quadrature:
         psi = _sampled_start(search, intercept, names, rule.first)
-        if psi is None and result is None:
-            psi = search.climb(search.start(intercept, names), search.free, tol=_SAMPLE_TOLERANCE).x
-        elif psi is None:
+        if psi is None and result is not None:
             psi = result.x
+        elif psi is None:
+            psi = search.climb(search.start(intercept, names), search.free, tol=_SAMPLE_TOLERANCE).x
         result, free, used, seen = _with_nodes(search, psi, rule, check, intercept, names)
     assert result is not None
     psi, hessian, free = result.x, result.hessian, free.copy()
