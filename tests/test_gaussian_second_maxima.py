@@ -1,0 +1,52 @@
+"""Two nested Gaussian factors of 6 and 19 levels whose likelihood has a maximum at zero and a higher one further on."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import minimize
+
+import jaxglmm as jg
+
+
+def nested() -> pd.DataFrame:
+    rng = np.random.default_rng(51)
+    children = rng.multinomial(13, np.ones(6) / 6) + 1
+    h, g = np.repeat(np.arange(6), children), np.repeat(np.arange(19), rng.choice([1, 1, 2, 3, 12], 19))
+    n = len(g)
+    y = rng.normal(size=n) + rng.normal(size=6)[h[g]] * rng.choice([0, 0.5, 2])
+    y = y + rng.normal(size=19)[g] * rng.choice([0, 0.5, 2])
+    return pd.DataFrame({"y": y, "x": rng.normal(size=n) + rng.normal(size=6)[h[g]], "g": g, "h": h[g]})
+
+
+def criterion(data, reml):
+    """Minus the profiled (restricted) log-likelihood of log relative sds, dense."""
+    n, X = len(data), np.column_stack([np.ones(len(data)), data["x"]])
+    same = [np.equal.outer(data[name].to_numpy(), data[name].to_numpy()) for name in "hg"]
+
+    def negative(t):
+        V = np.eye(n) + sum(np.exp(2 * a) * K for a, K in zip(t, same, strict=True))
+        W = np.linalg.solve(V, X)
+        A = X.T @ W
+        r = data["y"].to_numpy() - X @ np.linalg.solve(A, W.T @ data["y"])
+        rss, N = r @ np.linalg.solve(V, r), n - 2 * reml
+        log_det = np.linalg.slogdet(V)[1] + reml * np.linalg.slogdet(A)[1]
+        return 0.5 * (N * np.log(2 * np.pi * rss / N) + N + log_det)
+
+    return negative
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_a_zero_does_not_hide_a_higher_maximum(reml):
+    data, best = nested(), np.inf
+    negative = criterion(data, reml)
+    for start in itertools.product([-6.0, -1.0, 0.0], repeat=2):
+        best = min(
+            best, minimize(negative, start, method="L-BFGS-B", bounds=[(-12, 5)] * 2, options={"ftol": 1e-15}).fun
+        )
+    at_zero = minimize(lambda t: negative([t[0], -12.0]), [-1.0], method="BFGS").fun
+    assert at_zero - best > 0.03
+    fit = jg.fit("y ~ x + (1 | h) + (1 | g)", data, reml=reml)
+    assert fit.loglik == pytest.approx(-best, abs=1e-6)
+    assert fit.varcorr[1]["sd"] > 0.5
