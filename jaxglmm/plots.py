@@ -16,7 +16,6 @@ BLUE, RED, GREY, PALE = "#20639b", "#c8553d", "#8a8f98", "#d9dde3"
 _MOST_LABELS = 60  # levels that can be read side by side
 _MOST_POINTS = 200  # levels that can be told apart
 _TAIL = 12  # levels named at each end when there are more
-_Z95 = 1.959963984540054
 
 
 def _shown(name, value):
@@ -27,7 +26,10 @@ def _shown(name, value):
 
 @takes(fit=_shown, group=optional(text), term=optional(text), path=optional(paths))
 def caterpillar(fit, group=None, term=None, *, path=None):
-    """Group effects in order of size, with 95 % intervals: posterior mean +- 1.96 posterior sd given the parameters.
+    """Group effects in order of size, posterior means with the 95 % intervals of `fit.ranef(interval=0.95)`.
+
+    The intervals hold the uncertainty of the parameters where that is known, so that they have a length also where the
+    standard deviation between levels is estimated as zero.
 
     Up to 60 levels are named one by one; beyond 200 a band shows the mean interval of like ranks, and the
     ends are drawn apart, so that the picture serves a million levels.
@@ -51,17 +53,18 @@ def caterpillar(fit, group=None, term=None, *, path=None):
     DataError
         When the fit has no such group or term.
     """
-    group, term, effects = _effects(fit, group, term)
+    group, term, effects = _effects(fit, group, term, interval=0.95)
     order = np.argsort(effects["mean"], kind="stable")
-    level, mean, sd = (effects[k][order] for k in ("level", "mean", "sd_mean"))
+    level, mean, lower, upper = (effects[k][order] for k in ("level", "mean", "lower", "upper"))
+    ends = np.stack([np.minimum(lower, mean), np.maximum(upper, mean)])
     G = len(mean)
     title = f"{term} by {group}: {G:,} levels"
     if G > _MOST_POINTS:
-        return _long_caterpillar(level, mean, sd, group, title, path)
+        return _long_caterpillar(level, mean, ends, group, title, path)
     named = G <= _MOST_LABELS
     fig = _figure(path, (6.5, max(2.2, 0.9 + (0.165 if named else 0.045) * G)))
     ax = fig.add_subplot()
-    _whiskers(ax, level, mean, sd, labels=named)
+    _whiskers(ax, level, mean, ends, labels=named)
     if not named:
         ax.set_ylabel(f"{group}, ordered")
     ax.set_xlabel("effect on the link scale, with 95 % interval")
@@ -69,13 +72,14 @@ def caterpillar(fit, group=None, term=None, *, path=None):
     return _done(fig, path)
 
 
-def _whiskers(ax, level, mean, sd, *, labels=True):
+def _whiskers(ax, level, mean, ends, *, labels=True):
     at = np.arange(len(mean))
-    clear = np.abs(mean) > _Z95 * sd
+    clear = (ends[0] > 0) | (ends[1] < 0)
+    reach = np.abs(ends - mean)
     ax.axvline(0, color=GREY, lw=0.8, zorder=0)
     for mask, color in ((clear, BLUE), (~clear, GREY)):
         ax.errorbar(
-            mean[mask], at[mask], xerr=_Z95 * sd[mask], fmt="o", ms=3, lw=1, color=color, ecolor=color, capsize=0
+            mean[mask], at[mask], xerr=reach[:, mask], fmt="o", ms=3, lw=1, color=color, ecolor=color, capsize=0
         )
     ax.set_ylim(-0.7, len(mean) - 0.3)
     ax.set_yticks(at if labels else [], [_short(v) for v in level] if labels else [], fontsize=7)
@@ -87,20 +91,19 @@ def _short(label, most=24):
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _long_caterpillar(level, mean, sd, group, title, path):
+def _long_caterpillar(level, mean, ends, group, title, path):
     fig = _figure(path, (9.5, 5.2))
     grid = fig.add_gridspec(2, 2, width_ratios=(2.1, 1))
     ax, top, bottom = fig.add_subplot(grid[:, 0]), fig.add_subplot(grid[0, 1]), fig.add_subplot(grid[1, 1])
     G = len(mean)
     edges = np.linspace(0, G, min(G // 20, 300) + 1).astype(int)
     centre, count = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    half = np.add.reduceat(_Z95 * sd, edges[:-1]) / count
-    clear = np.mean(np.abs(mean) > _Z95 * sd)
+    clear = np.mean((ends[0] > 0) | (ends[1] < 0))
     ax.axhline(0, color=GREY, lw=0.8)
     at = np.unique(np.linspace(0, G - 1, 2000).astype(int))
-    half = np.interp(at + 0.5, centre, half)
+    low, high = (np.interp(at + 0.5, centre, np.add.reduceat(end - mean, edges[:-1]) / count) for end in ends)
     ax.fill_between(
-        at + 0.5, mean[at] - half, mean[at] + half, color=BLUE, alpha=0.18, lw=0,
+        at + 0.5, mean[at] + low, mean[at] + high, color=BLUE, alpha=0.18, lw=0,
         label=f"95 % interval, mean of like ranks ({clear:.0%} of all intervals are clear of 0)",
     )  # fmt: skip
     ax.plot(at + 0.5, mean[at], color=BLUE, lw=1.6, label="posterior mean")
@@ -110,7 +113,7 @@ def _long_caterpillar(level, mean, sd, group, title, path):
     ax.legend(loc="upper left", frameon=False, fontsize=8)
     ax.set_title(title, loc="left")
     for side, part, name in ((top, slice(-_TAIL, None), "highest"), (bottom, slice(None, _TAIL), "lowest")):
-        _whiskers(side, level[part], mean[part], sd[part])
+        _whiskers(side, level[part], mean[part], ends[:, part])
         side.set_title(f"the {_TAIL} {name}", loc="left", fontsize=9)
     limits = [f(*(s.get_xlim()[i] for s in (top, bottom))) for i, f in ((0, min), (1, max))]
     for side in (top, bottom):
@@ -337,14 +340,14 @@ def _done(fig, path):
     return fig
 
 
-def _effects(fit, group, term):
-    """The rows of `fit.ranef(group)` for one term, as {column: array}."""
+def _effects(fit, group, term, **options):
+    """The rows of `fit.ranef(group, **options)` for one term, as {column: array}."""
     groups = list(dict.fromkeys(v["group"] for v in fit.varcorr))
     if group is None and len(groups) == 1:
         group = groups[0]
     if group not in groups:
         raise DataError(f"group must be one of {groups or 'none: the fit has no random effects'}; found {group!r}")
-    table = columns_of(fit.ranef(group))
+    table = columns_of(fit.ranef(group, **options))
     names = list(dict.fromkeys(str(v) for v in table["term"]))
     term = names[0] if term is None else term
     if term not in names:

@@ -304,7 +304,8 @@ def test_profile_intervals_are_those_of_lme4(reference_dir):
 
 def test_intervals_tests_and_comparison():
     fit = marked()
-    wald = fit.confint()
+    profile, wald = fit.confint(), fit.confint("wald")
+    assert not profile[["lower", "upper"]].isna().any(axis=None) and "profile" in set(profile["method"])
     names = ["Intercept", "x", "sd[Intercept|school]", "sd[Intercept|school:pupil]", "sd[Intercept|rater]"]
     assert list(wald["parameter"]) == [*names, "cor[x,Intercept|rater]", "sd[x|rater]", "sigma"]
     assert ((wald["lower"] < wald["estimate"]) & (wald["estimate"] < wald["upper"])).all()

@@ -62,7 +62,8 @@ def test_what_a_loaded_fit_knows(tmp_path):
     assert loaded.to_dict() == fit.to_dict()
     assert loaded.summary().text == fit.summary().text
     pd.testing.assert_frame_equal(loaded.ranef(), fit.ranef())
-    pd.testing.assert_frame_equal(loaded.confint(), fit.confint())
+    pd.testing.assert_frame_equal(loaded.confint("wald"), fit.confint("wald"))
+    pd.testing.assert_frame_equal(loaded.confint(), fit.confint("wald"))  # profiles need rows, and the table says so
     pd.testing.assert_frame_equal(jg.anova(loaded, fit), jg.anova(fit, fit))
     assert loaded.test("x").p == fit.test("x").p and loaded.icc() == fit.icc()
     assert loaded.modelled == fit.modelled and loaded.n_dropped == 1

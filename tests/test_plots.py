@@ -1,6 +1,7 @@
 """Pictures: they are drawn for few and for very many groups, say what they show, and are written as PNG."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,9 +26,9 @@ def gaussian_fit(levels, tau=0.8, rows=6, seed=1):
     mode, sd = kept * own, tau * np.sqrt(1 - kept)
     table = pd.DataFrame(
         {"level": [f"level {i}" for i in range(levels)], "term": "Intercept", "n": n, "estimate": mode, "sd": sd}
-    ).assign(mean=mode, sd_mean=sd)
+    ).assign(mean=mode, sd_mean=sd, lower=mode - 1.96 * sd, upper=mode + 1.96 * sd)
     entry = {"group": "g", "name": "Intercept", "sd": tau, "variance": tau**2, "corr": {}}
-    return SimpleNamespace(varcorr=[entry], groups={"g": levels}, ranef=lambda group: table), own
+    return SimpleNamespace(varcorr=[entry], groups={"g": levels}, ranef=lambda group, interval=None: table), own
 
 
 @pytest.mark.parametrize("levels", [3, 50, 150, 1000, 200_000])
@@ -39,6 +40,27 @@ def test_caterpillar_is_of_bounded_size(levels, tmp_path):
     assert width < 12 and height < 12
     assert f"{levels:,} levels" in fig.axes[0].get_title(loc="left")
     assert sum(len(ax.lines) + len(ax.collections) for ax in fig.axes) < 40
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.8])
+def test_the_intervals_of_a_caterpillar_are_ranefs(tau, tmp_path):
+    """At a standard deviation of zero, too, where intervals given the parameters have no length."""
+    g = np.repeat(np.arange(20), 5)
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        fit = jg.fit("y ~ 1 + (1 | g)", {"y": tau * rng.normal(size=20)[g] + rng.normal(size=100), "g": g})
+        if fit.convergence.singular == (tau == 0):
+            break
+    effects = fit.ranef(interval=0.95)
+    order = np.argsort(effects["mean"], kind="stable")
+    fit.save(tmp_path / "fit")
+    for shown in (fit, jg.load(tmp_path / "fit")):
+        ax = plots.caterpillar(shown, path=tmp_path / "a.png").axes[0]
+        parts: Any = ax.collections
+        drawn = np.concatenate([part.get_segments() for part in parts if len(part.get_segments())])
+        drawn = drawn[np.argsort(drawn[:, 0, 1])][:, :, 0]
+        np.testing.assert_allclose(drawn, np.stack([effects["lower"], effects["upper"]], 1)[order], atol=1e-9)
+        assert (np.diff(drawn) > 0.1).all()
 
 
 def test_caterpillar_names_and_orders_a_few_levels(tmp_path):

@@ -430,16 +430,22 @@ class Fit(Estimates, Refits):
 
         return summarise(self)
 
-    @takes(method=choice("wald", "profile"), level=share(), parameters=optional(names))
-    def confint(self, method: str = "wald", level: float = 0.95, parameters=None) -> Any:
+    @takes(method=choice("auto", "wald", "profile"), level=share(), parameters=optional(names))
+    def confint(self, method: str = "auto", level: float = 0.95, parameters=None) -> Any:
         """Confidence intervals of fixed effects, standard deviations, correlations and dispersion.
 
         Parameters
         ----------
-        method : {"wald", "profile"}
+        method : {"auto", "wald", "profile"}
             "wald": estimate +- normal quantile x standard error; sds and dispersion on the log scale, correlations on
-            the scale of atanh. "profile": the values that a likelihood-ratio test at this
-            level keeps (under REML, of the ordinary likelihood).
+            the scale of atanh. Where an estimate is on its boundary there is no standard error: what is known is one
+            end (0 of an sd, -1 or 1 of a correlation), the other is NaN; a correlation beside a variance of zero may
+            be anything in [-1, 1]. "profile": the values that a likelihood-ratio test at this level keeps (under REML,
+            of the ordinary likelihood). "auto": "wald" for fixed effects, and "profile" for sds, correlations and a
+            negative binomial's theta, where the log-likelihood is no parabola. Those whose standard error on that scale
+            is below 0.05 have Wald limits, which are then close and cost no evaluation of millions of rows; so have
+            fits for which there is no profile: loaded ones, those with a penalty or a prior, and those with several
+            grouping factors unless the response is Gaussian. The column `method` tells.
         level : float
         parameters : list of str, optional
             Names as in the table; all by default.
@@ -447,7 +453,7 @@ class Fit(Estimates, Refits):
         Returns
         -------
         table of the caller's kind
-            `parameter`, `estimate`, `lower`, `upper`.
+            `parameter`, `estimate`, `lower`, `upper`, `method`.
         """
         from jaxglmm.inference.intervals import confint
 

@@ -34,7 +34,7 @@ _EDGE = 1e-6
 
 
 def profile_intervals(state, problem, wanted: list[Parameter], quantile: float) -> list[tuple[float, float]]:
-    """(lower, upper) of each parameter; NaN for a correlation beside a variance of zero.
+    """(lower, upper) of each parameter; all of [-1, 1] for a correlation beside a variance of zero.
 
     Under REML the profile is that of the ordinary likelihood.
     """
@@ -89,7 +89,7 @@ def _interval(likelihood, best, parameter, quantile):
     columns = [c for r, c in place if r == row]
     mapping = _Spherical(at, [place[row, c] for c in columns[:-1]], place[row, row])
     if not np.isfinite(mapping.inverse(best)).all() or best[place[columns[0], columns[0]]] == 0:
-        return math.nan, math.nan
+        return -1.0, 1.0
     profile = _Profile(likelihood, mapping, best, place[row, columns[0]])
     return tuple(profile.end(sign, quantile, -1.0, 1.0) for sign in (-1, 1))
 

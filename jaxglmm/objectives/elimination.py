@@ -321,7 +321,7 @@ def _row_products(Y, E, S) -> np.ndarray:
         product = some @ E
         for a in range(S):
             for b in range(S):
-                out[a, b, begin : begin + step] = some[b::S].multiply(product[a::S]).sum(1)
+                out[a, b, begin : begin + step] = np.ravel(some[b::S].multiply(product[a::S]).sum(1))  # may be (n, 1)
     return out
 
 
