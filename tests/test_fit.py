@@ -63,7 +63,7 @@ def test_posteriors_are_worked_out_once_and_only_when_asked_for(monkeypatch):
     for ask in (fit.predict, fit.ranef, lambda: fit.predict(effects="mode")):
         ask()
     assert len(calls) == 1
-    for name in ("mode", "covariance", "mean", "weights", "root"):
+    for name in ("mode", "covariance", "mean", "covariance_mean", "n"):
         np.testing.assert_array_equal(getattr(again.posteriors[0], name), getattr(fit.state.posteriors[0], name))
 
 
