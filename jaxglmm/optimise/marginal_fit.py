@@ -484,12 +484,17 @@ class Search:
         return result, free
 
     def starts_along(self, result, free, nodes, groups) -> list[np.ndarray]:
-        """Where higher maxima may be found from (`optimise.boundary`), x each."""
+        """Where higher maxima may be found from (`optimise.boundary`), x each.
+
+        A fit that began at that of a sample began at the highest maximum which the sample's own look found: it takes no
+        look over all rows again.
+        """
         covariance, free_part = self.covariance, free[self.part]
         places = {
             (r, c): self.part.start + k for k, (r, c) in enumerate(zip(*map(list, covariance.entries), strict=True))
         }
-        if covariance.n_effects == 1 and free_part.all() and not self._ruled_by_few(groups):
+        ruled = self._ruled_by_few(groups)
+        if not ruled and (self.sample is not None or (covariance.n_effects == 1 and free_part.all())):
             return []
         starts, x = [], np.abs(result.x[self.part.start]) if covariance.n_effects == 1 else 0.0
         for c in range(covariance.n_effects):
@@ -515,8 +520,8 @@ class Search:
     def _ruled_by_few(self, groups) -> bool:
         if groups is None:
             return False
-        _, (spread,), (level,) = groups
-        return bool(few_rule(level, spread, np.count_nonzero(np.asarray(self.design.index.head))))
+        _, spread, level = groups
+        return bool(few_rule(level, spread, np.count_nonzero(np.asarray(self.design.index.head))).any())
 
     def factor(self, x):
         """R of x."""
