@@ -172,7 +172,7 @@ def seed(name: str, value) -> None:
     """What `numpy.random.default_rng` takes."""
     made = np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | np.random.RandomState
     several = isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1
-    given = list(value) if several else [value]
+    given: list[Any] = list(value) if several else [value]
     if value is not None and not isinstance(value, made) and not all(is_whole(v) and v >= 0 for v in given):
         refuse(name, "None, a whole number of at least 0, or a numpy.random.Generator", value)
 

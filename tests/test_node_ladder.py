@@ -24,7 +24,7 @@ def brute(data, fit, points=4001):
     first = np.flatnonzero(np.diff(data["g"], prepend=-1))
     fixed, sign = fit.fixef["Intercept"] + fit.fixef["x"] * data["x"], 2 * data["y"] - 1
     rows = -np.logaddexp(0, -sign[:, None] * (fixed[:, None] + fit.varcorr[0]["sd"] * u))
-    return float(np.sum(logsumexp(np.add.reduceat(rows, first) + log_prior, axis=1)))
+    return float(np.asarray(logsumexp(np.add.reduceat(rows, first) + log_prior, axis=1)).sum())
 
 
 def fitted(data, **options):

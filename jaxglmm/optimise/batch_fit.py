@@ -313,7 +313,8 @@ class _Fitter:
         for size in MULTIPLES:
             psi = self.out.psi[which].copy()
             psi[:, self.p] = size * self.base[which]
-            value, slope = profiled_many(*self.lanes(which, psi, nodes), self.p, self.all_free)
+            value, gradient, hessian = self.lanes(which, psi, nodes)
+            value, slope = profiled_many(value, gradient, hessian, self.p, self.all_free)
             looks.append((value, slope * psi[:, self.p]))
         values, slopes = np.swapaxes(looks, 0, 1)
         with np.errstate(invalid="ignore"):
