@@ -66,9 +66,8 @@ def _with_beta(state: State, old: Effects, X, more: History, mean, covariance, t
     known[old.levels] = known[touched] = True
     vcov = old.vcov_of_beta(state)
     eta = more.eta + np.einsum("sm,ms->m", more.z, mean[more.codes])
-    w = FamilyRows(state.family, more.y, more.weights)
     with computing():
-        w = w.newton(eta, state.log_dispersion)[2]
+        w = FamilyRows(state.family, more.y, more.weights).newton(eta, state.log_dispersion)[2]
     sums = np.zeros((len(covariance), S, p))
     np.add.at(sums, more.codes, np.einsum("sm,m,mp->msp", more.z, w, X))
     before = old.covariance[touched[touched < len(old.mean)]]
