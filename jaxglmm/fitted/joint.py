@@ -217,7 +217,6 @@ def joint_of(state: State, problem) -> Joint:
     assert design is not None
     family, estimate, at = state.family, state.estimate, coordinates(state)
     p = len(estimate.beta)
-    rows = FamilyRows(family, design.y, design.weights)
     to_scaled = np.linalg.inv(problem.scaling.to_columns())
     factors = [t.factor_from_columns(F) for t, F in zip(design.terms, estimate.factors, strict=True)]
     solver = choose_solver(design)
@@ -226,6 +225,7 @@ def joint_of(state: State, problem) -> Joint:
         for F, posterior in zip(estimate.factors, state.posteriors, strict=True)
     ]
     with computing():
+        rows = FamilyRows(family, design.y, design.weights)
         eta = design.offset + design.X @ (to_scaled @ estimate.beta)
         modes = find_modes(design, rows, solver, eta, factors, state.log_dispersion, np.concatenate(start))
         d = rows.derivatives(modes.eta, state.log_dispersion)

@@ -35,6 +35,7 @@ class FamilyRows:
         pad = lambda v, fill: jnp.asarray(np.pad(v, (0, self._padding), constant_values=fill))
         # A row without weight still needs some valid response.
         self._y, self._weights = pad(y, y[0]), pad(weights, 0.0)
+        assert self._y.dtype == jnp.float64, "made outside of `computing()`, which would round the rows to float32"
 
     def newton(self, eta, log_phi):
         """Value, s and the information for Newton steps: observed, or expected where that may be negative."""
