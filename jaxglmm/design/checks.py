@@ -4,6 +4,7 @@ import numpy as np
 
 from jaxglmm.design.crossproducts import small_products
 from jaxglmm.design.identifiability import check_span, check_variances
+from jaxglmm.design.sizes import check_sizes
 from jaxglmm.errors import ColumnsError, DataError, ExactFitError
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import group_counts
@@ -47,7 +48,7 @@ def check_frame(
     Raises
     ------
     DataError
-        For no rows; a constant response; columns that are zero, constant beside an intercept, or combinations of
+        For no rows; values too large to compute with (`design.sizes`); a constant response; columns that are zero, constant beside an intercept, or combinations of
         others; a grouping factor of one level, or of single rows where these say nothing about its variance; variances
         that the design cannot tell apart (`design.identifiability`), as those of two factors that are the same groups;
         random effects in the span of the fixed ones.
@@ -57,6 +58,7 @@ def check_frame(
     used = frame.weights > 0
     if not used.any():
         raise DataError("no rows are left with a positive weight: a fit needs some")
+    check_sizes(frame, family)
     if not exact:
         _check_response(frame.y if used.all() else frame.y[used], family, frame)
     X, names = Columns(frame.columns, len(frame.y)), frame.names
