@@ -48,10 +48,10 @@ def check_frame(
     Raises
     ------
     DataError
-        For no rows; values too large to compute with (`design.sizes`); a constant response; columns that are zero, constant beside an intercept, or combinations of
-        others; a grouping factor of one level, or of single rows where these say nothing about its variance; variances
-        that the design cannot tell apart (`design.identifiability`), as those of two factors that are the same groups;
-        random effects in the span of the fixed ones.
+        For no rows; values too large to compute with (`design.sizes`); a constant response; columns that are zero,
+        constant beside an intercept, or combinations of others; a grouping factor of one level, or of single rows where
+        these say nothing about its variance; variances that the design cannot tell apart (`design.identifiability`),
+        as those of two factors that are the same groups; random effects in the span of the fixed ones.
     """
     if frame.y is None:
         raise DataError("the formula has no response: write it as 'y ~ ...'")

@@ -64,6 +64,6 @@ def _refuse(frame, what: str, values, limit: float, why: str) -> None:
     row = int(np.argmax(size))
     if size[row] > limit:
         raise DataError(
-            f"{what} is {float(values[row]):.4g} in row {int(frame.rows[row])} (counting from 0), beyond {limit:.4g} in "
-            f"size: {why}"
+            f"{what} is {float(values[row]):.4g} in row {int(frame.rows[row])} (counting from 0), beyond {limit:.4g} "
+            f"in size: {why}"
         )
