@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxglmm.design.factor_products import dense_order
+from jaxglmm.design.within import check_within
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.centring import factor_from_columns
 from jaxglmm.model.covariance import Covariance, side_by_side
@@ -212,6 +213,9 @@ def _factor_quadrature(problem, way):
 
 
 def _estimate_gaussian(problem, *, reml, factors, **options):
+    frame = problem.frame
+    if len(frame.terms) == 1:
+        check_within(problem.cross, frame.spec.formula.split("~")[0].strip(), frame.terms[0].group)
     found = fit_gaussian(problem.cross, reml=reml, factor=side_by_side(factors) if factors else None, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:

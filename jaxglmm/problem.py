@@ -124,8 +124,14 @@ def with_noise(cross):
     coefficients, vtv = np.append(cross.origin, 1.0), np.array(cross.vtv)
     total = coefficients @ vtv @ coefficients
     noise = NOISE_OF_GROUPS if cross.n_groups else NOISE
-    vtv[-1, -1] += noise**2 * (total if total > 0 else float(cross.n))
-    return replace(cross, vtv=vtv, n=cross.n + 1)
+    more = noise**2 * (total if total > 0 else float(cross.n))
+    vtv[-1, -1] += more
+    cross = replace(cross, vtv=vtv, n=cross.n + 1)
+    if isinstance(cross, CrossProducts) and cross.within is not None:
+        rest = np.array(cross.within.rest)
+        rest[-1, -1] += more
+        cross = replace(cross, within=replace(cross.within, rest=rest))
+    return cross
 
 
 def _problem_of_factors(frame, family, X, found) -> Problem:

@@ -257,7 +257,8 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     tables = table("whole"), table("killed")
     pd.testing.assert_frame_equal(*tables)
     assert len(tables[0]) == 400 and int(tables[0]["failed"].notna().to_numpy().sum()) == 1
-    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    again = [path for path, when in before.items() if path.stat().st_mtime_ns != when]
+    assert len(again) <= 1  # that whose digest was not yet written
 
 
 def test_progress_tells_rate_and_time_left(data, capsys):

@@ -7,11 +7,13 @@ formed once, on the host; afterwards no evaluation touches a row.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxglmm.design.within import Within, varies_little, within
 from jaxglmm.model.covariance import Covariance
 
 
@@ -47,6 +49,8 @@ class CrossProducts(eqx.Module):
         Groups, without the filling ones.
     covariance : Covariance
         Which effects covary.
+    within : Within or None
+        Where the response hardly varies within groups.
     """
 
     ztz: Float[Array, "blocks S S B"]
@@ -57,6 +61,7 @@ class CrossProducts(eqx.Module):
     log_weights: Float[Array, ""]
     n_groups: Int[Array, ""]
     covariance: Covariance
+    within: Within | None = None
 
     @property
     def p(self) -> int:
@@ -75,12 +80,19 @@ class CrossProducts(eqx.Module):
     def reordered(self, order: np.ndarray) -> CrossProducts:
         """With the effects of each group in another order."""
         ztz, ztv = self.ztz[:, order][:, :, order], self.ztv[:, :, order]
-        return eqx.tree_at(lambda c: (c.ztz, c.ztv), self, (ztz, ztv))
+        apart = self.within
+        if apart is not None:
+            apart = Within(apart.rest, apart.coefficients[:, :, order], apart.root[:, order])
+        return replace(self, ztz=ztz, ztv=ztv, within=apart)
 
     def combined(self, M: np.ndarray) -> CrossProducts:
         """With columns M z (S,) of the effects in place of z."""
         ztz = np.einsum("ac,kcdg,bd->kabg", M, self.ztz, M, optimize=True)
-        return eqx.tree_at(lambda c: (c.ztz, c.ztv), self, (ztz, np.einsum("ab,kjbg->kjag", M, self.ztv)))
+        apart = self.within
+        if apart is not None:
+            coefficients = np.einsum("ba,kjbg->kjag", np.linalg.inv(M), apart.coefficients)
+            apart = Within(apart.rest, coefficients, np.einsum("ab,kbcg->kacg", M, apart.root))
+        return replace(self, ztz=ztz, ztv=np.einsum("ab,kjbg->kjag", M, self.ztv), within=apart)
 
 
 def cross_products(
@@ -150,7 +162,19 @@ def cross_products(
             ztv[:, j, a] = per_group(wz * column(j))
         ztv[:, p, a] = per_group(wz * r)
     covariance = Covariance(blocks or (tuple(range(effects)),))
-    return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, **scalars)
+    columns = lambda rows: np.stack([column(j, rows) for j in range(p)], axis=1) if p else np.zeros((n, 0))[rows]
+    apart = None
+    if varies_little(w, z, codes, columns, r):
+        # Residuals of least squares within groups: next to nothing of them is left there, and nothing cancels.
+        more = within(w, z, codes, columns, r, ztz, ztv).slopes(scalars["vtv"])
+        r, V = r - columns(slice(None)) @ more, np.append(-more, 1.0)
+        ztv[:, p] = np.einsum("j,kjsg->ksg", V, ztv)
+        vtv = scalars["vtv"]
+        vtv[p, :p] = vtv[:p, p] = vtv[:p] @ V
+        vtv[p, p] = w @ np.square(r)
+        scalars["origin"] = scalars["origin"] + more
+        apart = within(w, z, codes, columns, r, ztz, ztv)
+    return CrossProducts(ztz=ztz, ztv=ztv, n_groups=np.int64(n_groups), covariance=covariance, within=apart, **scalars)
 
 
 def row_products(y, X, *, weights=None, offset=None, center=None, scale=None):
@@ -163,7 +187,7 @@ def row_products(y, X, *, weights=None, offset=None, center=None, scale=None):
     w, r : (n,)
         Weights, and residuals of ordinary least squares.
     column : callable
-        j -> column j of X in use, (n,).
+        j -> column j of X in use, (n,); with rows as well, of those.
     """
     X = np.asarray(X, np.float64)
     y = np.asarray(y, np.float64)
@@ -192,7 +216,7 @@ def row_products(y, X, *, weights=None, offset=None, center=None, scale=None):
         "n": np.float64(np.count_nonzero(present)),
         "log_weights": np.float64(0.0 if weights is None else np.log(w[present]).sum()),
     }
-    return scalars, w, r, lambda j: (X[:, j] - center[j]) / scale[j]
+    return scalars, w, r, lambda j, rows=slice(None): (X[rows, j] - center[j]) / scale[j]
 
 
 def weighted_gram(X: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:

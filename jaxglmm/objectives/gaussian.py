@@ -67,6 +67,15 @@ def moments(factor: Array, cross: CrossProducts) -> Moments:
     if cross.n_effects == 0:
         return Moments(jnp.zeros((), cross.vtv.dtype), jnp.asarray(cross.vtv))
 
+    def apart(arrays):
+        root, a = arrays
+        log_det, B = rest_kernel(factor, root)
+        return Moments(jnp.sum(log_det), small.contract("iag,abg,jbg->ij", a, B, a))
+
+    if cross.within is not None:
+        total = sum_blocks(apart, (jnp.asarray(cross.within.root), jnp.asarray(cross.within.coefficients)))
+        return Moments(total.log_det, cross.within.rest + total.gram)
+
     def block(arrays):
         ztz, ztv = arrays
         log_det, kernel = group_kernel(factor, ztz)
@@ -76,6 +85,17 @@ def moments(factor: Array, cross: CrossProducts) -> Moments:
 
     total = sum_blocks(block, (jnp.asarray(cross.ztz), jnp.asarray(cross.ztv)))
     return Moments(total.log_det, cross.vtv - total.gram)
+
+
+def rest_kernel(factor: Array, root: Array) -> tuple[Array, Array]:
+    """log det (T'Z'WZT + I) and B of each group (`design.within`). Shapes: (S, S), (S, S, B) -> (B,), (S, S, B)."""
+    some = range(factor.shape[0])
+    K = [[sum(root[c, a] * factor[c, j] for c in range(j, factor.shape[0])) for j in some] for a in some]
+    inner = [[sum(K[a][j] * K[b][j] for j in some) + float(a == b) for b in some] for a in some]
+    L = small.cholesky(jnp.stack([jnp.stack(row) for row in inner]))
+    half = small.solve_lower(L, jnp.swapaxes(root, 0, 1))
+    outer = [[sum(half[i, a] * half[i, b] for i in some) for b in some] for a in some]
+    return small.log_det(L), jnp.stack([jnp.stack(row) for row in outer])
 
 
 def sum_blocks(block: Callable, arrays: tuple[Array, ...]):

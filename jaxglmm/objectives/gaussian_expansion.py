@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxglmm.design.crossproducts import CrossProducts
-from jaxglmm.objectives.gaussian import Moments, group_kernel, sum_blocks
+from jaxglmm.objectives.gaussian import Moments, group_kernel, rest_kernel, sum_blocks
 
 
 class Expansion(NamedTuple):
@@ -58,15 +58,34 @@ def _group_sums(factor: Array, ztz: Array, ztv: Array) -> _Sums:
         B = [sum(ztz[c, e] * P[e][d] for e in some) for c, d in _pairs(size)]
         U = jnp.stack([sum(P[b][a] * ztv[:, b] for b in some) for a in some], axis=1)
         MV = jnp.stack([sum(M[a, b] * ztv[:, b] for b in some) for a in some], axis=1)
-        w = jnp.stack([jnp.ones_like(log_det), *B])
-        return _Sums(
-            jnp.sum(log_det),
-            jnp.einsum("iag,jag->ij", MV, ztv, precision="highest"),
-            jnp.einsum("wiag,jbg->wiajb", w[:, None, None] * U, U, precision="highest"),
-            jnp.einsum("wg,vg->wv", w, w, precision="highest"),
-        )
+        return _sums(log_det, B, U, jnp.einsum("iag,jag->ij", MV, ztv, precision="highest"))
 
     return sum_blocks(block, (ztz, ztv))
+
+
+@jax.jit
+def _sums_apart(factor: Array, root: Array, coefficients: Array) -> _Sums:
+    """As `_group_sums` of a response that hardly varies within groups (`design.within`): U = B a."""
+    some = range(factor.shape[0])
+
+    def block(arrays):
+        root, a = arrays
+        log_det, B = rest_kernel(factor, root)
+        U = jnp.stack([sum(B[k, b] * a[:, b] for b in some) for k in some], axis=1)
+        pairs = [B[c, d] for c, d in _pairs(len(some))]
+        return _sums(log_det, pairs, U, -jnp.einsum("iag,jag->ij", U, a, precision="highest"))
+
+    return sum_blocks(block, (root, coefficients))
+
+
+def _sums(log_det, B, U, explained) -> _Sums:
+    w = jnp.stack([jnp.ones_like(log_det), *B])
+    return _Sums(
+        jnp.sum(log_det),
+        explained,
+        jnp.einsum("wiag,jbg->wiajb", w[:, None, None] * U, U, precision="highest"),
+        jnp.einsum("wg,vg->wv", w, w, precision="highest"),
+    )
 
 
 def expand(raw: np.ndarray, cross: CrossProducts) -> Expansion:
@@ -79,7 +98,11 @@ def expand(raw: np.ndarray, cross: CrossProducts) -> Expansion:
     size, q = cross.covariance.n_effects, len(rows)
     T = np.zeros((size, size))
     T[rows, columns] = raw
-    sums = _Sums(*map(np.asarray, _group_sums(T, cross.ztz, cross.ztv)))
+    if cross.within is None:
+        sums = _Sums(*map(np.asarray, _group_sums(T, cross.ztz, cross.ztv)))
+    else:
+        sums, vtv = _sums_apart(T, cross.within.root, cross.within.coefficients), np.asarray(cross.within.rest)
+        sums = _Sums(*map(np.asarray, sums))
 
     unit = np.zeros((q, size, size))
     unit[np.arange(q), rows, columns] = 1.0
