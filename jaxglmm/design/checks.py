@@ -8,7 +8,7 @@ from jaxglmm.design.sizes import check_sizes
 from jaxglmm.errors import ColumnsError, DataError, ExactFitError
 from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.layout import group_counts
-from jaxglmm.ops.measure import Moments, moments
+from jaxglmm.ops.measure import Moments, all_ones, moments
 
 
 # Rows of the sample that mostly shows that columns are no combinations of each other, and how many in one place.
@@ -324,7 +324,8 @@ def values_far_outside(frame) -> list[str]:
     A value is told that makes up 99.99 % of its column's sum of squares, where the others are not all alike: with n
     rows it is 100 sqrt(n) of the others' standard deviations away. A column is read only when its moments tell so.
     """
-    found, n = frame.moments, float(np.count_nonzero(frame.weights))
+    found = frame.moments
+    n = float(len(frame.weights) if all_ones(frame.weights) else np.count_nonzero(frame.weights))
     out = []
     if n < 3:
         return out

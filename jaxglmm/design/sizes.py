@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxglmm.errors import DataError
+from jaxglmm.ops.measure import stored
 
 
 # Squares and products of such numbers, added up over rows, stay finite.
@@ -37,10 +38,11 @@ def check_sizes(frame, family) -> None:
     for term in frame.terms:
         for name, z in zip(term.names, term.z, strict=True):
             _check(frame, f"the column {name!r} of the effects by {term.group!r}", z)
-    if family.discrete and family.name != "binomial" and frame.y.max(initial=0.0) > _WHOLE:
+    if family.discrete and family.name != "binomial" and np.max(frame.y, initial=0.0) > _WHOLE:
         _refuse(frame, f"the response {response!r}", frame.y, _WHOLE, "counts of such a size are not exact in float64")
-    row = int(np.argmax(frame.weights))
-    largest, others = float(frame.weights[row]), float(frame.weights[:row].sum() + frame.weights[row + 1 :].sum())
+    weights = stored(frame.weights)
+    row = int(np.argmax(weights))
+    largest, others = float(weights[row]), float(weights[:row].sum() + weights[row + 1 :].sum())
     if 0 < others < largest / _RULES:
         raise DataError(
             f"weights is {largest:.4g} in row {int(frame.rows[row])} (counting from 0), and {others:.4g} in all other "
@@ -52,7 +54,7 @@ _RESCALE = "sums of its squares are too large for float64; correct the value, or
 
 
 def _check(frame, what: str, values) -> None:
-    values = np.asarray(values)
+    values = stored(np.asarray(values))
     with np.errstate(over="ignore"):
         size = float(values @ values)  # the quickest pass over them
     if not size <= LARGEST:

@@ -129,7 +129,12 @@ def _sums_of(v, w, kept):
 
 def all_ones(weights: np.ndarray) -> bool:
     """Whether all are 1; one look where one number is stored for all."""
-    return bool((weights[:1] == 1).all() if not weights.strides[0] else (weights == 1).all())
+    return bool((stored(weights) == 1).all())
+
+
+def stored(values: np.ndarray) -> np.ndarray:
+    """The numbers (n,) as they are stored: one (1,) where that is all of them."""
+    return values if values.strides[0] else values[:1]
 
 
 def _library():
