@@ -19,6 +19,7 @@ from jaxglmm.inference.likelihood import Likelihood, coordinates
 from jaxglmm.model.priors import AbstractPrior, HalfStudentPrior, prior_from_json
 from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.newton import maximise
+from jaxglmm.optimise.report import inverse_information
 
 
 _CLEAR = 0.22  # standard error of log tau below which the delta method serves
@@ -132,7 +133,7 @@ class _Profile:
         V = np.zeros((len(x), len(x)))
         if not (math.isfinite(found.value) and np.isfinite(found.hessian).all()):
             return x, -math.inf, V
-        V[np.ix_(others, others)] = np.linalg.pinv(-found.hessian, hermitian=True)
+        V[np.ix_(others, others)] = inverse_information(found.hessian, np.ones(len(found.hessian), bool))
         return x, found.value, V
 
     def density(self, tau: float):
@@ -140,7 +141,10 @@ class _Profile:
         found = self.maximum(tau)
         if not math.isfinite(found[1]):
             return -math.inf, found
-        sign, log_det = np.linalg.slogdet(found[2][np.ix_(self.others, self.others)]) if self.others.any() else (1, 0.0)
+        V = found[2][np.ix_(self.others, self.others)]
+        scale = np.sqrt(np.maximum(np.diag(V), 1e-300))  # columns of other units leave the sign alone
+        sign, log_det = np.linalg.slogdet(V / np.outer(scale, scale)) if len(V) else (1, 0.0)
+        log_det += 2 * np.log(scale).sum()
         with computing():
             value = found[1] + 0.5 * float(log_det) + float(self.prior.log_density(np.float64(tau)))
         if sign <= 0 or not math.isfinite(value):
