@@ -151,9 +151,9 @@ def _patients(data, fit):
     table = rows.groupby("patientID", as_index=False).agg(
         treatment=("treatment", "first"), visits=("ill", "size"), ill=("ill", "sum"), shrunken=("shrunken", "mean")
     )
-    effects = fit.ranef("patientID").rename(columns={"level": "patientID"})
-    table = table.merge(effects[["patientID", "mean", "sd_mean", "reliability"]], on="patientID")
-    table["low"], table["high"] = (table["mean"] + s * _Z95 * table["sd_mean"] for s in (-1, 1))
+    effects = fit.ranef("patientID", interval=0.95)
+    effects = effects.rename(columns={"level": "patientID", "lower": "low", "upper": "high"})
+    table = table.merge(effects[["patientID", "mean", "sd_mean", "low", "high", "reliability"]], on="patientID")
     table = table.sort_values(["mean", "patientID"], ascending=[False, True], ignore_index=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
@@ -172,8 +172,8 @@ def _the_patients(patients, fit) -> Section:
         "The patients",
         [
             f"All {len(patients)} patients ranked by the posterior mean of their effect: how far each is from a "
-            "typical patient with the same drug at the same time, on the logit scale, from and to +-1.96 posterior "
-            "sds. 'ill at' counts the patient's own visits, 'shrunken' is the model's mean probability for them; "
+            "typical patient with the same drug at the same time, on the logit scale, with its 95 % interval. "
+            "'ill at' counts the patient's own visits, 'shrunken' is the model's mean probability for them; "
             "'rel.' is the reliability, the share of the variance between patients that a patient's visits explain.",
             Table("Ranked patients", header, [*top, gap, *bottom], labels=3),
         ],
