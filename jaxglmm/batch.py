@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from jaxglmm.arguments import choice, flag, mapping, number, optional, path, takes, text, whole
+from jaxglmm.arguments import flag, optional, path, takes, text
 from jaxglmm.batching.gaussian import GaussianResponses, GaussianStrata
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.parts import Parts, checksum
@@ -23,11 +23,10 @@ from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.fits import Fits
 from jaxglmm.fitted.lanes import LaneEstimates, model_parameters
-from jaxglmm.fitting import METHODS, check_options
+from jaxglmm.fitting import RULES, check_options
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
-from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.layout import threads
 from jaxglmm.ops.threads import calm
@@ -35,17 +34,7 @@ from jaxglmm.problem import make_problem
 from jaxglmm.progress import Tally
 
 
-@takes(
-    method=choice(*METHODS),
-    n_agq=optional(whole(1, MOST_NODES)),
-    reml=flag,
-    levels=optional(mapping),
-    full_rank=flag,
-    tol=number(0),
-    max_iterations=whole(0),
-    progress=optional(flag),
-    out=optional(path),
-)
+@takes(**RULES, reml=flag, out=optional(path))
 def fit_many(
     formula, data, *, responses, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
     levels=None, full_rank=True, tol=1e-12, max_iterations=100, progress=None, out=None,
@@ -137,18 +126,7 @@ def fit_many(
     )  # fmt: skip
 
 
-@takes(
-    method=choice(*METHODS),
-    n_agq=optional(whole(1, MOST_NODES)),
-    reml=flag,
-    levels=optional(mapping),
-    full_rank=flag,
-    tol=number(0),
-    max_iterations=whole(0),
-    progress=optional(flag),
-    by=text,
-    out=optional(path),
-)
+@takes(**RULES, reml=flag, by=text, out=optional(path))
 def fit_each(
     formula, data, *, by, family="gaussian", method="auto", n_agq=None, reml=False, weights=None, offset=None,
     levels=None, full_rank=True, tol=1e-12, max_iterations=100, progress=None, out=None,

@@ -26,15 +26,21 @@ PRECISIONS = ("double", "mixed", "single")
 _SINGLE_TOLERANCE = 1e-5
 
 
+# What every function that fits takes alike.
+RULES = {
+    "method": choice(*METHODS),
+    "n_agq": optional(whole(1, MOST_NODES)),
+    "levels": optional(mapping),
+    "full_rank": flag,
+    "tol": number(0),
+    "max_iterations": whole(0),
+    "progress": optional(flag),
+}
+
+
 @takes(
-    method=choice(*METHODS),
-    n_agq=optional(whole(1, MOST_NODES)),
+    **RULES,
     reml=flag,
-    levels=optional(mapping),
-    full_rank=flag,
-    tol=number(0),
-    max_iterations=whole(0),
-    progress=optional(flag),
     precision=choice(*PRECISIONS),
     solver=choice(*SOLVERS),
     devices=optional(several_devices),

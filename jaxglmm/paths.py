@@ -7,7 +7,6 @@ import numpy as np
 from jaxglmm.arguments import (
     choice,
     flag,
-    mapping,
     names,
     number,
     numbers,
@@ -19,11 +18,10 @@ from jaxglmm.arguments import (
 )
 from jaxglmm.errors import ConvergenceError, DataError
 from jaxglmm.estimation import held_factors, quadrature_rule
-from jaxglmm.fitting import METHODS, PRECISIONS, check_options
+from jaxglmm.fitting import PRECISIONS, RULES, check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.model.penalties import ElasticNet, check_alpha
-from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
@@ -35,13 +33,7 @@ from jaxglmm.progress import Progress
 
 
 @takes(
-    method=choice(*METHODS),
-    n_agq=optional(whole(1, MOST_NODES)),
-    levels=optional(mapping),
-    full_rank=flag,
-    tol=number(0),
-    max_iterations=whole(0),
-    progress=optional(flag),
+    **RULES,
     lambdas=optional(numbers),
     n_lambdas=whole(1),
     lambda_min_ratio=optional(share(1e-4)),

@@ -115,7 +115,7 @@ class StratumLanes:
         frame = self.strata.frame_of(i)
 
         def check():
-            self.family.check_response(frame.y, frame.weights, frame.spec.formula.split("~")[0].strip(), frame.rows)
+            self.family.check_response(frame.y, frame.weights, frame.spec.response_text, frame.rows)
             check_frame(frame, self.family)
 
         return reason_of(check)

@@ -82,7 +82,7 @@ def _check_response(y, family, frame):
     low, high = float(y.min()), float(y.max())
     if low != high:
         return
-    name = frame.spec.formula.split("~")[0].strip()
+    name = frame.spec.response_text
     if family.name == "binomial":
         if 0 < low < 1:
             return

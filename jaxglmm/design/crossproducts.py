@@ -167,7 +167,9 @@ def cross_products(
     if varies_little(w, z, codes, columns, r):
         # Residuals of least squares within groups: next to nothing of them is left there, and nothing cancels.
         more = within(w, z, codes, columns, r, ztz, ztv).slopes(scalars["vtv"])
-        r, V = r - columns(slice(None)) @ more, np.append(-more, 1.0)
+        for j, slope in enumerate(more):  # a column at a time: no second copy of X
+            r = r - slope * column(j)
+        V = np.append(-more, 1.0)
         ztv[:, p] = np.einsum("j,kjsg->ksg", V, ztv)
         vtv = scalars["vtv"]
         vtv[p, :p] = vtv[:p, p] = vtv[:p] @ V

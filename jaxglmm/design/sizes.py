@@ -28,7 +28,7 @@ def check_sizes(frame, family) -> None:
         Naming the column, its largest value and the row: for values beyond 1e100 in size; counts beyond 2^53, from
         which on not every whole number is one in float64; a weight that is 1e12 times as large as all others together.
     """
-    response = frame.spec.formula.split("~")[0].strip()
+    response = frame.spec.response_text
     moments = frame.moments
     for j in np.flatnonzero(~(np.maximum(np.abs(moments.low), np.abs(moments.high)) <= LARGEST)):
         _refuse(frame, f"column {frame.names[j]!r}", np.asarray(frame.columns[j]), LARGEST, _RESCALE)

@@ -87,6 +87,11 @@ class ModelSpec:
     weights_column: str | None
     terms: tuple[TermSpec, ...]
 
+    @property
+    def response_text(self) -> str:
+        """The left side as it was written."""
+        return self.formula.split("~")[0].strip()
+
     def fixed_matrix(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
         """The fixed part's columns and the offset for new data.
 
