@@ -10,7 +10,7 @@ from jaxglmm.design.within import check_within
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.centring import factor_from_columns
 from jaxglmm.model.covariance import Covariance, side_by_side
-from jaxglmm.modes.solver import DENSE_LIMIT, SOLVERS
+from jaxglmm.modes.choice import DENSE_LIMIT, SOLVERS
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
@@ -121,7 +121,7 @@ def tell_of_nodes(estimate, solution, term, *, climbed):
 
 
 def _estimate_several(problem, method, n_agq, factors, solver, **options):
-    from jaxglmm.modes.solver import choose_solver
+    from jaxglmm.modes.choice import choose_solver
     from jaxglmm.optimise.several_fit import fit_several
     from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 

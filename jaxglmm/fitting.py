@@ -12,7 +12,7 @@ from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
-from jaxglmm.modes.solver import SOLVERS
+from jaxglmm.modes.choice import SOLVERS
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm

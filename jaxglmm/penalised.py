@@ -10,7 +10,7 @@ from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.estimation import held_factors, quadrature_rule
 from jaxglmm.model.penalties import ElasticNet, column_factors
 from jaxglmm.model.priors import AbstractPrior
-from jaxglmm.modes.solver import choose_solver
+from jaxglmm.modes.choice import choose_solver
 from jaxglmm.optimise.estimate import Posteriors
 from jaxglmm.optimise.log_prior import LogPrior, PriorTerm
 from jaxglmm.optimise.newton import NewtonResult

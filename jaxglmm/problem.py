@@ -14,7 +14,7 @@ from jaxglmm.design.groups import GroupIndex, Layout
 from jaxglmm.errors import NotYetError
 from jaxglmm.formula.frame import ModelFrame
 from jaxglmm.model.families import AbstractFamily
-from jaxglmm.modes.solver import DENSE_LIMIT
+from jaxglmm.modes.choice import DENSE_LIMIT
 from jaxglmm.ops import fused
 from jaxglmm.ops.columns import Columns
 

@@ -13,6 +13,7 @@ import pytest
 import jaxglmm as jg
 from jaxglmm.formula.columns import read_column
 from jaxglmm.formula.levels import factorize, match
+from jaxglmm.formula.saved import spec_from_json, spec_to_json
 from jaxglmm.formula.spelling import kinds_of, typed
 
 
@@ -95,7 +96,7 @@ def test_levels_are_the_identifiers(table, tmp_path):
             assert first == [str(v) for v in expected], kind
         # New data, through the specification as it is saved.
         arrays: dict[str, np.ndarray] = {}
-        spec = type(frame.spec).from_json(json.loads(json.dumps(frame.spec.to_json(arrays))), arrays)
+        spec = spec_from_json(json.loads(json.dumps(spec_to_json(frame.spec, arrays))), arrays)
         assert (spec.effect_matrix(0, data)[2] == term.codes).all(), kind
 
 

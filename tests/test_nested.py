@@ -13,7 +13,7 @@ import jaxglmm as jg
 from jaxglmm.design.design import Scaling
 from jaxglmm.design.nesting import nested_design, sample_parents
 from jaxglmm.design.rows import make_rows
-from jaxglmm.modes.solver import choose_solver
+from jaxglmm.modes.choice import choose_solver
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.objectives.nested_laplace import NestedLaplace

@@ -11,8 +11,8 @@ import jaxglmm as jg
 from jaxglmm.design.design import Scaling
 from jaxglmm.design.rows import make_rows
 from jaxglmm.errors import DataError
+from jaxglmm.modes.choice import choose_solver
 from jaxglmm.modes.krylov import Krylov
-from jaxglmm.modes.solver import choose_solver
 from jaxglmm.objectives.several import evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
 
@@ -210,7 +210,7 @@ def grid():
 
 @pytest.mark.parametrize("formula", ["y ~ x + (1 | a) + (1 | b)", "y ~ x + (1 | a) + (1 + z || b) + (1 | c)"])
 def test_an_iterative_fit_is_the_exact_one_up_to_its_stated_error(grid, formula, monkeypatch):
-    monkeypatch.setattr("jaxglmm.modes.solver._COSTLY", 100)  # the exact one begins at an iterative one
+    monkeypatch.setattr("jaxglmm.modes.choice._COSTLY", 100)  # the exact one begins at an iterative one
     iterative = jg.fit(formula, grid, family="binomial", solver="krylov", throw=False)
     exact = jg.fit(formula, grid, family="binomial", method="laplace", throw=False)
     assert exact.convergence.solver.startswith("schur") and exact.convergence.loglik_se == 0

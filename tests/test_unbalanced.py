@@ -156,7 +156,7 @@ def test_an_iterative_fit_tells_how_and_is_saved(family, tmp_path):
 
 
 def test_the_solver_is_chosen_by_size_and_may_be_chosen_otherwise(monkeypatch):
-    monkeypatch.setattr("jaxglmm.modes.solver.DENSE_LIMIT", 40)
+    monkeypatch.setattr("jaxglmm.modes.choice.DENSE_LIMIT", 40)
     data = table("binomial")
     auto = jg.fit(FORMULA, data, family="binomial")
     assert "more than the 40 of a dense matrix" in auto.convergence.solver and auto.convergence.loglik_se > 0

@@ -26,7 +26,7 @@ from jaxglmm.fitted.history import History
 from jaxglmm.fitted.joint import Joint
 from jaxglmm.fitted.rules import Rule
 from jaxglmm.fitted.state import State, terms_of
-from jaxglmm.formula.spec import ModelSpec
+from jaxglmm.formula.saved import spec_from_json, spec_to_json
 from jaxglmm.model.families import family_from_json
 from jaxglmm.ops.files import open_regular, path_of, reason, sha256
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
@@ -207,7 +207,7 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
     saved = {
         "format": FORMAT,
         "version": VERSION,
-        "spec": state.spec.to_json(arrays),
+        "spec": spec_to_json(state.spec, arrays),
         "family": state.family.to_json(),
         "estimate": {
             "dispersion": estimate.dispersion,
@@ -235,7 +235,7 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
 
 
 def _state(saved, arrays) -> State:
-    spec = ModelSpec.from_json(saved["spec"], arrays)
+    spec = spec_from_json(saved["spec"], arrays)
     terms = terms_of(spec)
     kept = dict(saved["estimate"])
     check_shapes(arrays, len(kept["parameters"]), len(spec.fixed.names), terms)

@@ -24,8 +24,9 @@ from jaxglmm.fitted.state import State
 from jaxglmm.inference.likelihood import coordinates, raw_covariance
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.modes.blocks import Blocks, normal_equations, standardised
+from jaxglmm.modes.choice import choose_solver
 from jaxglmm.modes.several import effect_scores, find_modes
-from jaxglmm.modes.solver import AbstractFactorisation, choose_solver
+from jaxglmm.modes.solver import AbstractFactorisation
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.rows import FamilyRows
 

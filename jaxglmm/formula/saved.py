@@ -23,8 +23,16 @@ from .variables import Variable
 VERSION = 1
 
 
-def spec_to_json(spec: ModelSpec, arrays: dict[str, np.ndarray] | None) -> dict[str, Any]:
-    """See `ModelSpec.to_json`."""
+def spec_to_json(spec: ModelSpec, arrays: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """The specification as values that JSON knows; floats round-trip exactly.
+
+    Parameters
+    ----------
+    spec
+    arrays
+        When given, the grouping factors' level tables are put there, as arrays by name, and the
+        result only refers to them. For models of millions of groups.
+    """
     terms = []
     for i, term in enumerate(spec.terms):
         grouping = term.grouping
@@ -65,8 +73,8 @@ def spec_to_json(spec: ModelSpec, arrays: dict[str, np.ndarray] | None) -> dict[
     }
 
 
-def spec_from_json(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None) -> ModelSpec:
-    """See `ModelSpec.from_json`."""
+def spec_from_json(saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> ModelSpec:
+    """The inverse of `spec_to_json`; it gives bit-identical matrices."""
     if saved.get("version") != VERSION:
         raise DataError(
             f"the saved formula is of version {saved.get('version')!r}; this release reads version {VERSION}. "

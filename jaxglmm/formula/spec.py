@@ -245,26 +245,6 @@ class ModelSpec:
                             "least 0.")  # fmt: skip
         return weights
 
-    def to_json(self, arrays: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
-        """The specification as values that JSON knows; floats round-trip exactly.
-
-        Parameters
-        ----------
-        arrays
-            When given, the grouping factors' level tables are put there, as arrays by name, and the
-            result only refers to them. For models of millions of groups.
-        """
-        from .saved import spec_to_json
-
-        return spec_to_json(self, arrays)
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> ModelSpec:
-        """The inverse of `to_json`; it gives bit-identical matrices."""
-        from .saved import spec_from_json
-
-        return spec_from_json(saved, arrays)
-
     def _check_estimable(self, made: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
         """Refuse rows in which a column that was dropped is not what it was at the fit."""
         for name, combination in self.fixed.dropped.items() if made else ():
