@@ -17,12 +17,13 @@ from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import Solution, fit_glm, fit_marginal
-from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Rule, tell
+from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Rule, tell, warning
 from jaxglmm.optimise.report import (
     gaussian_estimate,
     glm_estimate,
     marginal_estimate,
     marginal_modes,
+    marginal_parameters,
     marginal_posterior,
     normal_posterior,
 )
@@ -111,13 +112,31 @@ def quadrature_rule(method, n_agq, term) -> tuple[int, bool]:
 
 def tell_of_nodes(estimate, solution, term, *, climbed):
     """Keep with a fit of one factor what more nodes say, and warn where it matters."""
-    n_effects = len(term.names)
+    tell(estimate.convergence, solution.look, estimate.parameters, climbed=climbed, **_words_of(term))
+
+
+def tell_of_lanes(solution, names, term, family, *, climbed):
+    """Warn of each fit of a batch, where its nodes are too few, as of a fit alone.
+
+    Parameters
+    ----------
+    solution : BatchSolution
+    names : sequence of str
+        Of the columns.
+    """
+    every = marginal_parameters(names, term, family)
+    for i in np.flatnonzero(solution.checked_nodes):
+        seen, failed = solution.look(i), solution.reasons[i] is not None
+        text = None if failed else warning(int(solution.n_agq[i]), seen, every, climbed=climbed, **_words_of(term))
+        if text is not None:
+            solution.warnings[i].append(text)
+
+
+def _words_of(term) -> dict[str, str]:
     remedy = "method='agq' takes as many as make a difference"
-    if n_effects not in NODE_LADDER:
+    if len(term.names) not in NODE_LADDER:
         remedy = f"quadrature takes up to {max(NODE_LADDER)} effects a group: read the standard deviations with care"
-    tell(
-        estimate.convergence, solution.look, estimate.parameters, repr(term.group), climbed=climbed, remedy=remedy
-    )  # fmt: skip
+    return {"effects": repr(term.group), "remedy": remedy}
 
 
 def _estimate_several(problem, method, n_agq, factors, solver, **options):

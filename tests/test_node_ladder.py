@@ -119,3 +119,70 @@ def test_what_was_seen_is_saved(wide, tmp_path):
     again = jg.load(tmp_path / "fit.jg").convergence
     told = fit.convergence.checked_nodes, fit.convergence.checked_gap, fit.convergence.checked_move
     assert (again.checked_nodes, again.checked_gap, again.checked_move) == told and again.warnings
+
+
+# --- Many fits at once -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(wide):
+    """Three responses on the same rows: one that takes many nodes, one that takes few, one without any effects."""
+    rng = np.random.default_rng(5)
+    eta = 0.3 * wide["x"] + 0.5 * rng.normal(size=400)[wide["g"]]
+    easy, none = rng.random(len(eta)) < 1 / (1 + np.exp(-eta)), rng.random(len(eta)) < 0.5
+    columns = {"hard": wide["y"], "easy": easy.astype(int), "none": none.astype(int)}
+    return {"x": wide["x"], "g": wide["g"]} | columns
+
+
+def assert_told_alike(fits, label, alone):
+    i, c = fits.labels.tolist().index(label), alone.convergence
+    assert fits.n_agq[i] == c.n_agq and fits.checked_nodes[i] == c.checked_nodes
+    told = [fits.gap[i], fits.checked_gap[i], fits.checked_move[i]]
+    np.testing.assert_allclose(told, [c.gap, c.checked_gap, c.checked_move], rtol=1e-5, atol=1e-7)
+    assert fits.warnings.get(label, []) == c.warnings
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("options", [{}, {"n_agq": 9}, {"method": "laplace"}], ids=str)
+def test_each_fit_of_many_says_what_it_says_alone(many, options, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr("jaxglmm.ops.lane_pass.covers", lambda *_: False)
+    names = ["hard", "easy", "none"]
+    fits = jg.fit_many("~ x + (1 | g)", many, responses=names, family="binomial", **options)
+    for name in names:
+        alone = jg.fit(f"{name} ~ x + (1 | g)", many, family="binomial", **options)
+        assert_told_alike(fits, name, alone)
+        assert fits[name].convergence.warnings == alone.convergence.warnings
+    if not options:  # Nelder and Mead's optimum, as above
+        assert fits.estimate[0, 2] == pytest.approx(10.536, abs=0.02) and not fits.warnings
+        return
+    assert "hard" in fits.warnings and "none" not in fits.warnings
+    summary = fits.summary()
+    assert [text != "" for text in summary["warnings"]] == [name in fits.warnings for name in names]
+    assert f"{len(fits.warnings)} with warnings" in repr(fits)
+
+
+def test_each_stratum_says_what_it_says_alone(wide, tmp_path):
+    part = wide["g"] % 2
+    table = wide | {"part": part, "y": np.where(part == 1, wide["y"], (wide["x"] > 0) ^ (wide["g"] % 3 == 0))}
+    call = lambda: jg.fit_each("y ~ x + (1 | g)", table, by="part", family="binomial", n_agq=9, out=tmp_path / "out")
+    fits, again = call(), call()  # the second reads what the first has written
+    for k in (0, 1):
+        alone = fitted({name: v[part == k] for name, v in table.items()}, n_agq=9)
+        assert_told_alike(fits, k, alone)
+        assert_told_alike(again, k, alone)
+    assert fits.warnings
+
+
+def test_groups_of_more_rows_than_the_library_takes_with_nodes():
+    data = simulated(0, groups=60, rows=-70, sd=1.0, intercept=-7.0)
+    call = {"family": "binomial", "method": "laplace"}
+    fits = jg.fit_many("~ x + (1 | g)", data, responses=["y"], **call)
+    assert_told_alike(fits, "y", jg.fit("y ~ x + (1 | g)", data, **call))
+
+
+def test_refits_with_too_few_nodes_are_counted(wide):
+    fit = fitted({name: v[wide["g"] < 150] for name, v in wide.items()}, n_agq=9)
+    replicates, folds = fit.bootstrap(8, seed=0), fit.cross_validate(3, seed=0)
+    assert replicates.warnings and f"{len(replicates.warnings)} with warnings" in repr(replicates)
+    assert set(folds.warnings) == {0, 1, 2} and folds.warnings[0][0].startswith("9 nodes are not enough")

@@ -7,7 +7,7 @@ from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
 from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.design.design import column_scaling
-from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, parameter_table
+from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, parameter_table, unlooked
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.gaussian_lanes import LaneProducts
 from jaxglmm.ops.stratum_rows import StratumRows
@@ -141,5 +141,5 @@ def _estimates(products, total, options: Options, parameters, T, n, groups) -> L
     unit = np.linalg.slogdet(T)[1] if options.reml else 0.0
     return LaneEstimates(
         value, se, fit.loglik + unit, fit.decrement, fit.evaluations, np.zeros(len(n), int), n, groups, fit.singular,
-        reasons,
+        **unlooked(len(n)), reasons=reasons,
     )  # fmt: skip

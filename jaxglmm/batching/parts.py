@@ -14,7 +14,10 @@ from jaxglmm.fitted.lanes import LaneEstimates
 from jaxglmm.ops.files import as_written, reason, write_digested
 
 
-_NUMBERS = ("loglik", "decrement", "evaluations", "n_agq", "n", "groups", "singular")
+_NUMBERS = (
+    "loglik", "decrement", "evaluations", "n_agq", "n", "groups", "singular", "gap", "checked_nodes", "checked_gap",
+    "checked_move",
+)  # fmt: skip
 
 
 def checksum(*arrays) -> int:
@@ -94,7 +97,7 @@ class Parts:
         block = lambda what: np.array([table[f"{what}[{name}]"] for name in self.names], float).T.copy()
         return LaneEstimates(
             estimate=block("estimate"), se=block("se"),
-            reasons=table["failed"], **{name: np.array(table[name]) for name in _NUMBERS},
+            reasons=table["failed"], warnings=table["warnings"], **{name: np.array(table[name]) for name in _NUMBERS},
         )  # fmt: skip
 
     def save(self, k: int, which: np.ndarray, estimates: LaneEstimates) -> None:
@@ -105,6 +108,7 @@ class Parts:
         from pyarrow import parquet
 
         columns = {self.by: self.labels[which].tolist(), "place": which.tolist(), "failed": estimates.reasons}
+        columns["warnings"] = pyarrow.array(estimates.warnings, pyarrow.list_(pyarrow.string()))
         columns |= {name: getattr(estimates, name) for name in _NUMBERS}
         for what in ("estimate", "se"):
             columns |= {f"{what}[{name}]": getattr(estimates, what)[:, j] for j, name in enumerate(self.names)}

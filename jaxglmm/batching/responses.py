@@ -11,7 +11,7 @@ from jaxglmm.batching.rows import constants, group_begins, lane_rows, natively_a
 from jaxglmm.design.batch import Batch, packed_layout
 from jaxglmm.design.design import Design, RandomTerm, Scaling, column_scaling, scatter_columns
 from jaxglmm.design.groups import row_index
-from jaxglmm.estimation import quadrature_rule
+from jaxglmm.estimation import quadrature_rule, tell_of_lanes
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.ops import lane_pass
@@ -51,9 +51,7 @@ class ResponseLanes:
         if term is not None:
             self.n_agq, self.auto = quadrature_rule(options.method, options.n_agq, term)
         largest = 1 if term is None else int(np.bincount(term.codes).max())
-        self.native = lane_pass.covers(
-            family, 0 if term is None else len(term.z), frame.X.shape[1], largest, self.n_agq == 1 and not self.auto
-        )
+        self.native = lane_pass.covers(family, 0 if term is None else len(term.z), frame.X.shape[1], largest)
         (self._lay_out_rows if self.native else self._lay_out_design)(term)
 
     @property
@@ -77,6 +75,8 @@ class ResponseLanes:
         )  # fmt: skip
         T = columns_transform(self.scaling.center[None], self.scaling.scale[None], self.scaling.intercept)
         groups = len(frame.terms[0].levels) if frame.terms else 0
+        if frame.terms:
+            tell_of_lanes(solution, frame.names, frame.terms[0], self.family, climbed=self.auto)
         return marginal_estimates(
             solution, self.parameters, self.covariance, T, self.scaling.z_scale[None], np.full(B, len(frame.X)),
             np.full(B, groups),

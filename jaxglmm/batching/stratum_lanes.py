@@ -18,7 +18,7 @@ from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, RandomTerm
 from jaxglmm.design.groups import round_up, row_index
 from jaxglmm.errors import reason_of
-from jaxglmm.estimation import quadrature_rule
+from jaxglmm.estimation import quadrature_rule, tell_of_lanes
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
 from jaxglmm.formula.frame import TermFrame
 from jaxglmm.model.covariance import Covariance
@@ -136,6 +136,8 @@ class StratumLanes:
             self.family, lay_out(which, rows), intercept=self.intercept, names=self.strata.frame.names,
             n_agq=self.n_agq, auto=self.auto, tol=self.options.tol, max_iterations=self.options.max_iterations,
         )  # fmt: skip
+        if self.term is not None:
+            tell_of_lanes(solution, self.strata.frame.names, self.term, self.family, climbed=self.auto)
         T = columns_transform(rows.center, rows.scale, self.intercept)
         groups = self.at.groups[which] if self.term is not None else np.zeros(len(which), int)
         z_scale = rows.z_scale
@@ -143,9 +145,9 @@ class StratumLanes:
 
     def is_native(self, which) -> bool:
         """Whether the native library takes these strata together."""
-        largest, one_node = int(self.at.largest[which].max(initial=1)), self.n_agq == 1 and not self.auto
+        largest = int(self.at.largest[which].max(initial=1))
         effects = 0 if self.term is None else len(self.term.z)
-        return lane_pass.covers(self.family, effects, len(self.strata.frame.columns), largest, one_node)
+        return lane_pass.covers(self.family, effects, len(self.strata.frame.columns), largest)
 
     def _native(self, which, rows: StratumRows) -> RowLanes:
         if self.term is None:

@@ -35,6 +35,10 @@ class Fits:
         Rows and groups of each fit.
     n_agq : int (B,)
         Quadrature nodes per effect.
+    gap, checked_gap, checked_move : (B,)
+    checked_nodes : int (B,)
+        What other nodes say of each fit, as in a single fit's `convergence`: NaN, and 0 nodes, where nothing is to be
+        looked at.
     decrement : (B,)
         Newton decrements at the end.
     evaluations : int (B,)
@@ -50,6 +54,9 @@ class Fits:
             estimates.singular, estimates.n, estimates.groups, estimates.n_agq,
         )  # fmt: skip
         self.decrement, self.evaluations = estimates.decrement, estimates.evaluations
+        self.gap, self.checked_nodes = estimates.gap, estimates.checked_nodes
+        self.checked_gap, self.checked_move = estimates.checked_gap, estimates.checked_move
+        self._warnings = estimates.warnings
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +66,11 @@ class Fits:
         """{label: reason} of the fits that failed."""
         pairs = zip(self.labels.tolist(), self._reasons, strict=True)
         return {label: reason for label, reason in pairs if reason is not None}
+
+    @property
+    def warnings(self) -> dict[Any, list[str]]:
+        """{label: warnings} of the fits that have any: each is what the fit alone says in its `convergence`."""
+        return {label: texts for label, texts in zip(self.labels.tolist(), self._warnings, strict=True) if texts}
 
     def __getitem__(self, which) -> Fit:
         i = self._place(which)
@@ -96,21 +108,24 @@ class Fits:
         })  # fmt: skip
 
     def summary(self) -> Any:
-        """One row a fit: label, `n`, `groups`, `loglik`, `singular`, `n_agq`, `decrement`, `evaluations`, `failed`."""
+        """One row a fit: label, `n`, `groups`, `loglik`, `singular`, `n_agq`, `checked_gap`, `decrement`,
+        `evaluations`, `failed` and `warnings`, of which the last two are empty for most."""
         return self._table({
             self.by: _labels(self.labels), "n": self.n, "groups": self.groups, "loglik": self.loglik,
-            "singular": self.singular, "n_agq": self.n_agq, "decrement": self.decrement,
-            "evaluations": self.evaluations, "failed": text_column([reason or "" for reason in self._reasons]),
+            "singular": self.singular, "n_agq": self.n_agq, "checked_gap": self.checked_gap,
+            "decrement": self.decrement, "evaluations": self.evaluations,
+            "failed": text_column([reason or "" for reason in self._reasons]),
+            "warnings": text_column(["; ".join(texts) for texts in self._warnings]),
         })  # fmt: skip
 
     def _table(self, columns):
         return native_table(self._native, columns)
 
     def __repr__(self) -> str:
-        failed = sum(reason is not None for reason in self._reasons)
+        failed, warned = sum(reason is not None for reason in self._reasons), len(self.warnings)
         return (
             f"<jaxglmm.Fits: {len(self):,} by {self.by!r}, {int(self.singular.sum()):,} singular, {failed:,} failed, "
-            f"{self.seconds:.1f} s>"
+            f"{f'{warned:,} with warnings, ' if warned else ''}{self.seconds:.1f} s>"
         )
 
 

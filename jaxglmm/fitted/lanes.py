@@ -22,6 +22,11 @@ class LaneEstimates:
     loglik, decrement : (B,)
     evaluations, n_agq, n, groups : int (B,)
         Evaluations of the likelihood; nodes per effect (0 where there are none), rows and groups.
+    gap, checked_gap, checked_move : (B,)
+        As of `optimise.estimate.Convergence`; NaN where there are none.
+    checked_nodes : int (B,)
+        0 where a fit was not looked at.
+    warnings : list of lists of str
     singular : bool (B,)
     reasons : list of str or None
         Why a fit failed.
@@ -36,21 +41,30 @@ class LaneEstimates:
     n: np.ndarray
     groups: np.ndarray
     singular: np.ndarray
+    gap: np.ndarray
+    checked_nodes: np.ndarray
+    checked_gap: np.ndarray
+    checked_move: np.ndarray
+    warnings: list
     reasons: list
 
     def __post_init__(self):
         failed = np.array([reason is not None for reason in self.reasons], bool)
-        for array in (self.estimate, self.se, self.loglik, self.decrement):
+        told = self.gap, self.checked_gap, self.checked_move
+        for array in (self.estimate, self.se, self.loglik, self.decrement, *told):
             array[failed] = np.nan
         self.singular = self.singular & ~failed
+        self.warnings = [[] if none else texts for none, texts in zip(failed, self.warnings, strict=True)]
 
     @classmethod
     def failed(cls, reasons: list, n_parameters: int) -> LaneEstimates:
         """Of fits that were not begun."""
-        B = len(reasons)
-        none, zero = np.full(B, np.nan), np.zeros(B, int)
-        wide = np.full((B, n_parameters), np.nan)
-        return cls(wide, wide.copy(), none, none.copy(), zero, zero, zero, zero, zero.astype(bool), reasons)
+        wide, zero = np.full((len(reasons), n_parameters), np.nan), np.zeros(len(reasons), int)
+        none = lambda: np.full(len(reasons), np.nan)
+        return cls(
+            wide, wide.copy(), none(), none(), zero, zero, zero, zero, zero.astype(bool), **unlooked(len(reasons)),
+            reasons=reasons,
+        )  # fmt: skip
 
     @classmethod
     def joined(cls, parts: list[LaneEstimates], order: np.ndarray) -> LaneEstimates:
@@ -58,16 +72,25 @@ class LaneEstimates:
         values = {}
         for field in fields(cls):
             both = [getattr(part, field.name) for part in parts]
-            if field.name == "reasons":
-                flat, out = [reason for part in both for reason in part], [None] * len(order)
-                for place, reason in zip(order.tolist(), flat, strict=True):
-                    out[place] = reason
+            if field.name in ("reasons", "warnings"):
+                flat, out = [one for part in both for one in part], [None] * len(order)
+                for place, one in zip(order.tolist(), flat, strict=True):
+                    out[place] = one
             else:
                 flat = np.concatenate(both)
                 out = np.empty_like(flat)
                 out[order] = flat
             values[field.name] = out
         return cls(**values)
+
+
+def unlooked(B: int) -> dict:
+    """What `LaneEstimates` says of B fits whose likelihood is exact, or that failed."""
+    none = lambda: np.full(B, np.nan)
+    return {
+        "gap": none(), "checked_nodes": np.zeros(B, int), "checked_gap": none(), "checked_move": none(),
+        "warnings": [[] for _ in range(B)],
+    }  # fmt: skip
 
 
 def model_parameters(names, terms, family) -> list[Parameter]:
@@ -180,5 +203,6 @@ def marginal_estimates(solution, parameters, covariance, T, z_scale, n, groups) 
     value, se = parameter_table(parameters, beta, factor, np.exp(psi[:, -1]), V, solution.free, (rows, columns))
     return LaneEstimates(
         value, se, solution.value.copy(), solution.decrement, solution.evaluations, solution.n_agq, n, groups,
-        solution.singular, list(solution.reasons),
+        solution.singular, solution.gap, solution.checked_nodes, solution.checked_gap, solution.checked_move,
+        solution.warnings, list(solution.reasons),
     )  # fmt: skip

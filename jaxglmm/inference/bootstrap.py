@@ -35,11 +35,16 @@ class Replicates:
         NaN where a replicate could not be fitted.
     failed : dict of int to str
         Why not.
+    warnings : dict of int to list of str
+        Of the replicates that have any, as in the `convergence` of a fit: they take the nodes of the fit.
     """
 
-    def __init__(self, kind: str, names, estimate, replicates, failed: dict[int, str], native: str):
+    def __init__(
+        self, kind: str, names, estimate, replicates, failed: dict[int, str], warnings: dict[int, list[str]],
+        native: str,
+    ):  # fmt: skip
         self.kind, self.parameters, self.estimate = kind, tuple(names), np.asarray(estimate, float)
-        self.replicates, self.failed, self._native = replicates, failed, native
+        self.replicates, self.failed, self.warnings, self._native = replicates, failed, warnings, native
 
     @takes(level=share(), jackknife=optional(instance("Replicates", "the replicates of Fit.jackknife")))
     def table(self, level: float = 0.95, *, jackknife: Replicates | None = None) -> Any:
@@ -95,7 +100,8 @@ class Replicates:
         return histograms(self, level, path=path)
 
     def __repr__(self) -> str:
-        return f"<jaxglmm.Replicates: {self.kind}, {len(self.replicates):,}, {len(self.failed):,} failed>"
+        warned = f", {len(self.warnings):,} with warnings" if self.warnings else ""
+        return f"<jaxglmm.Replicates: {self.kind}, {len(self.replicates):,}, {len(self.failed):,} failed{warned}>"
 
 
 def _accelerated(shares, below, jackknife: Replicates):
@@ -237,7 +243,7 @@ def _replicates(fit, kind, wanted, solve, n, most, progress) -> Replicates:
     from jaxglmm.ops.threads import calm
     from jaxglmm.progress import Tally
 
-    parts, failed = [], {}
+    parts, failed, warned = [], {}, {}
     with Tally(n, progress) as line:
         for begin in range(0, n, most):
             which = np.arange(begin, min(begin + most, n))
@@ -245,7 +251,8 @@ def _replicates(fit, kind, wanted, solve, n, most, progress) -> Replicates:
                 found = solve(which)
             parts.append(found.estimate)
             failed |= {int(k): reason for k, reason in zip(which, found.reasons, strict=True) if reason is not None}
+            warned |= {int(k): texts for k, texts in zip(which, found.warnings, strict=True) if texts}
             line.add(len(which))
     names = [parameter.name for parameter in wanted]
     estimate = [value(parameter, fit.state) for parameter in wanted]
-    return Replicates(kind, names, estimate, np.concatenate(parts), failed, fit.state.native)
+    return Replicates(kind, names, estimate, np.concatenate(parts), failed, warned, fit.state.native)

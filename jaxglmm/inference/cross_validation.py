@@ -37,6 +37,8 @@ class CrossValidation:
         Of the fits without the fold.
     failed : dict of int to str
         Why not.
+    warnings : dict of int to list of str
+        Of the fits that have any, as in the `convergence` of a fit: they take the nodes of the fit.
     """
 
     folds: np.ndarray
@@ -45,6 +47,7 @@ class CrossValidation:
     parameters: tuple[str, ...]
     estimate: np.ndarray
     failed: dict[int, str]
+    warnings: dict[int, list[str]]
     native: str
 
     @property
@@ -76,7 +79,8 @@ def cross_validate(fit, folds, by: str, seed) -> CrossValidation:
         loglik = _densities(fit, frame, wanted, found.estimate, kept)
     failed = {k: reason for k, reason in enumerate(found.reasons) if reason is not None}
     names = tuple(parameter.name for parameter in wanted)
-    return CrossValidation(folds, loglik, n - kept.sum(1), names, found.estimate, failed, fit.state.native)
+    warned = {k: texts for k, texts in enumerate(found.warnings) if texts}
+    return CrossValidation(folds, loglik, n - kept.sum(1), names, found.estimate, failed, warned, fit.state.native)
 
 
 def _folds(frame, folds, by: str, seed) -> np.ndarray:

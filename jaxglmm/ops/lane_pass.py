@@ -97,21 +97,19 @@ class LaneRows:
         return slice(first, first + n), slice(response, response + n)
 
 
-def covers(family, n_effects: int, columns: int, largest: int, one_node: bool) -> bool:
+def covers(family, n_effects: int, columns: int, largest: int) -> bool:
     """Whether the native library has fits like these, and JAX computes on the CPU.
 
     Parameters
     ----------
     largest : int
-        Rows of the largest group.
-    one_node : bool
-        Laplace's approximation, or no random effects.
+        Rows of the largest group. With effects there are quadrature nodes, if only to look at Laplace's approximation.
     """
     return (
         (family.name, family.link) in FAMILIES
         and n_effects <= MOST_EFFECTS
         and columns <= MOST_COLUMNS
-        and (one_node or largest <= MOST_PAIRED_ROWS)
+        and (n_effects == 0 or largest <= MOST_PAIRED_ROWS)
         and fused.default_platform() == "cpu"
         and native.use_native()
     )

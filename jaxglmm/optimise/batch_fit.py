@@ -25,7 +25,7 @@ from jaxglmm.optimise.marginal_fit import (
     fit_marginal,
     padded_nodes,
 )
-from jaxglmm.optimise.node_ladder import NODE_LADDER
+from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, look_many, nodes_above, nothing_to_see
 from jaxglmm.optimise.separation import check_separation, may_diverge
 
 
@@ -52,6 +52,14 @@ class BatchSolution:
     evaluations : int (B,)
     n_agq : int (B,)
         Nodes per effect; 0 without random effects.
+    gap : (B,)
+        Log-likelihood by quadrature minus Laplace's at the same parameters.
+    checked_nodes : int (B,)
+        Nodes per effect with which a fit was looked at; 0 where it was not.
+    checked_gap, checked_move, moved : (B,)
+        What they say (`optimise.node_ladder.Look`).
+    warnings : list of lists of str
+        Of a fit that was done alone.
     singular : bool (B,)
     reasons : list of str or None
         Why a fit failed; None where it did not.
@@ -64,8 +72,26 @@ class BatchSolution:
     decrement: np.ndarray
     evaluations: np.ndarray
     n_agq: np.ndarray
+    gap: np.ndarray
+    checked_nodes: np.ndarray
+    checked_gap: np.ndarray
+    checked_move: np.ndarray
+    moved: np.ndarray
+    warnings: list
     singular: np.ndarray
     reasons: list
+
+    def keep(self, which, seen: Look):
+        """What a look at some fits has shown."""
+        self.checked_nodes[which] = seen.nodes
+        self.checked_gap[which], self.checked_move[which], self.moved[which] = seen.gap, seen.move, seen.which
+
+    def look(self, i: int) -> Look | None:
+        """What was seen at one fit."""
+        if not self.checked_nodes[i]:
+            return None
+        told = self.checked_gap[i], self.checked_move[i], self.moved[i]
+        return Look(int(self.checked_nodes[i]), float(told[0]), float(told[1]), int(told[2]))
 
 
 def fit_lanes(
@@ -87,6 +113,7 @@ def fit_lanes(
         fitter.fit_marginal(n_agq, auto)
         fitter.settle()
         fitter.check_growth()
+        fitter.look_around(n_agq)
     fitter.finish(n_agq, auto)
     fitter.check_ends()
     return fitter.out
@@ -110,7 +137,9 @@ class _Fitter:
             psi=np.full((self.B, m), np.nan), free=np.tile(self.all_free, (self.B, 1)),
             hessian=np.full((self.B, m, m), np.nan), value=np.full(self.B, np.nan),
             decrement=np.full(self.B, np.nan), evaluations=self.lanes.evaluations,
-            n_agq=np.zeros(self.B, int), singular=np.zeros(self.B, bool),
+            n_agq=np.zeros(self.B, int), gap=np.full(self.B, np.nan), checked_nodes=np.zeros(self.B, int),
+            checked_gap=np.full(self.B, np.nan), checked_move=np.full(self.B, np.nan), moved=np.full(self.B, -1),
+            warnings=[[] for _ in range(self.B)], singular=np.zeros(self.B, bool),
             reasons=[None] * self.B,
         )  # fmt: skip
         self.again, self.converged = np.zeros(self.B, bool), np.zeros(self.B, bool)
@@ -219,13 +248,11 @@ class _Fitter:
             return
         self.climb(a, 1, tol=1e-4)
         ladder = NODE_LADDER[self.S]
-        for here, above in zip(ladder, (*ladder[1:], None), strict=True):
+        for here, above in zip(ladder, (*ladder[1:], nodes_above(ladder[-1], self.S)), strict=True):
             self.climb(a, here)
-            if above is None:
+            if above is None or not len(a):
                 break
-            a = a[~self.agrees(a, padded_nodes(above, self.S))]
-            if not len(a):
-                break
+            a = a[~self.look(a, above).agrees]
 
     def at(self, which, x, nodes):
         """Values, gradients and Hessians in x, with psi = J x."""
@@ -266,20 +293,33 @@ class _Fitter:
         self.out.free[which] = free
         self.converged[which] = result.converged
 
-    def agrees(self, which, nodes):
-        """As in `marginal_fit`: more nodes change neither the value nor any parameter to speak of."""
-        x = self.x[which]
-        value, gradient, hessian = self.at(which, x, nodes)
+    def look(self, which, nodes) -> Look:
+        """At the ends of climbs, with more nodes; kept."""
+        x, J = self.x[which], self.jacobian[which]
         kept = self.all_free & ~(self.even & (np.abs(x) < NOTHING))
-        both = kept[:, :, None] & kept[:, None, :]
-        told = np.isfinite(value)
-        hessian = np.where(told[:, None, None], hessian, 0.0)
-        information = np.where(both, -hessian, 0.0) + np.eye(x.shape[1]) * ~kept[:, :, None]
-        inverse = np.linalg.pinv(information, hermitian=True)
-        step = np.einsum("bij,bj->bi", inverse, np.where(kept & told[:, None], gradient, 0.0))
-        errors = np.sqrt(np.maximum(np.einsum("bii->bi", inverse), 1e-300))
-        largest = np.max(np.abs(step) / errors, axis=1)
-        return told & (np.abs(value - self.out.value[which]) < 1e-3) & (largest < 0.01)
+        own = np.swapaxes(J, 1, 2) @ self.out.hessian[which] @ J
+        seen = look_many(nodes, self.out.value[which], own, kept, *self.at(which, x, padded_nodes(nodes, self.S)))
+        self.out.keep(which, seen)
+        return seen
+
+    def look_around(self, n_agq):
+        """What more nodes say of the fits that have not been asked, and what Laplace's approximation says of all."""
+        a, out = self.open(), self.out
+        zero = out.singular[a]
+        for used in np.unique(out.n_agq[a]).tolist():
+            at = a[~zero & (out.n_agq[a] == used)]
+            above = nodes_above(used, self.S)
+            unseen = at[out.checked_nodes[at] == 0]
+            if above is not None and len(unseen):
+                self.look(unseen, above)
+            if used > 1 and len(at):
+                value = self.lanes(at, out.psi[at], padded_nodes(1, self.S))[0]
+                out.gap[at] = out.value[at] - value
+            elif len(at):
+                out.gap[at] = out.checked_gap[at]
+            if above is not None:
+                out.keep(a[zero & (out.n_agq[a] == used)], nothing_to_see(above))
+        out.gap[a[zero]] = 0.0
 
     def settle(self):
         """Hold at zero what is as good there, and put off what takes more than that."""
@@ -361,13 +401,17 @@ class _Fitter:
             converged, reason, decrement, evaluations = glm.converged, glm.reason, glm.decrement, glm.iterations + 1
         else:
             solution = fit_marginal(
-                self.family, design, glm, groups, n_agq=n_agq, auto=auto, names=self.names,
+                self.family, design, glm, groups, n_agq=n_agq, auto=auto, check=True, names=self.names,
                 intercept=self.intercept, tol=self.tol, max_iterations=self.max_iterations,
             )  # fmt: skip
             told = solution.convergence
             psi, free, hessian, value = solution.psi, solution.free, solution.hessian, solution.value
             converged, reason, decrement, evaluations = told.converged, told.reason, told.decrement, told.iterations
-            out.n_agq[i], out.singular[i] = told.n_agq or 0, told.singular
+            out.n_agq[i], out.singular[i], out.warnings[i] = told.n_agq or 0, told.singular, told.warnings
+            seen = solution.look
+            if seen is not None:
+                out.keep(i, seen)
+            out.gap[i] = seen.gap if told.n_agq == 1 and seen is not None else np.nan if told.gap is None else told.gap
         out.psi[i], out.free[i], out.hessian[i], out.value[i] = psi, free, hessian, value
         out.decrement[i] = max(decrement, 0.0)
         out.evaluations[i] += evaluations

@@ -32,7 +32,7 @@ from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_lim
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.newton import NewtonResult, least_squares, maximise
-from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above
+from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above, nothing_to_see
 from jaxglmm.optimise.separation import check_separation, may_diverge
 
 
@@ -302,7 +302,7 @@ def fit_marginal(
     above = nodes_above(used, S)
     if check and above is not None and not (seen is not None and np.array_equal(looked_at, result.x)):
         if not result.x[state.part].any():  # without random effects there is nothing to integrate
-            seen = Look(above, 0.0, 0.0, None)
+            seen = nothing_to_see(above)
         elif few is None:
             seen = state.look(above, result, free)
         else:

@@ -21,7 +21,16 @@ from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free, padded_nodes
 from jaxglmm.optimise.newton import NewtonResult
-from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Look, Rule, climb_ladder, look, nodes_above
+from jaxglmm.optimise.node_ladder import (
+    LAPLACE,
+    NODE_LADDER,
+    Look,
+    Rule,
+    climb_ladder,
+    look,
+    nodes_above,
+    nothing_to_see,
+)
 from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_fit import SeveralSolution
 
@@ -117,7 +126,7 @@ def fit_nested(
     effects = partial(search.effects, psi)
     psi, hessian, free = psi[place], hessian[np.ix_(place, place)], free[place]
     matrices = [psi[search.p + t].reshape(1, 1) for t in range(2)]
-    if seen is not None and seen.which is not None:
+    if seen is not None and seen.which >= 0:
         seen = seen._replace(which=int(np.flatnonzero(place == seen.which)[0]))
     solution = SeveralSolution(psi, free, hessian, matrices, result.value, None, convergence, seen)
     tiles, p = design.tiles, search.p
@@ -234,7 +243,7 @@ class _Search:
         """At the end of a climb, with more nodes."""
         kept = (self.free if free is None else free) & ~(self.even & (np.abs(result.x) < _NOTHING * self.unit))
         if result.x[self.p] == 0:  # nothing to integrate
-            return Look(nodes, 0.0, 0.0, None)
+            return nothing_to_see(nodes)
         e = self.with_nodes(nodes).evaluate(result.x)
         self.evaluations += 1
         shown = e.hessian if np.isfinite(e.value) else None

@@ -6,7 +6,7 @@ at all parameters is harmless; its gradient is what biases them, in either direc
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ LAPLACE = Rule()
 
 
 class Look(NamedTuple):
-    """What other nodes say at the parameters of a fit.
+    """What other nodes say at the parameters of a fit, or of B fits: then gap, move and which are (B,).
 
     Attributes
     ----------
@@ -63,26 +63,31 @@ class Look(NamedTuple):
         Their log-likelihood minus that of the fit.
     move : float
         Standard errors by which a Newton step with their gradient moves the parameter that it moves most, with sign.
-    which : int or None
-        That parameter; None where it moves none.
+    which : int
+        That parameter; -1 where it moves none.
     """
 
     nodes: int
-    gap: float
-    move: float
-    which: int | None
+    gap: Any
+    move: Any
+    which: Any
 
     @property
-    def agrees(self) -> bool:
-        return abs(self.gap) < _SAME and abs(self.move) < _SAME_PARAMETER
+    def agrees(self):
+        return (np.abs(self.gap) < _SAME) & (np.abs(self.move) < _SAME_PARAMETER)
 
     @property
-    def doubtful(self) -> bool:
-        return not abs(self.move) < _DOUBTFUL
+    def doubtful(self):
+        return ~(np.abs(self.move) < _DOUBTFUL)
 
     @property
-    def matters(self) -> bool:
-        return not abs(self.move) < _MATTERS
+    def matters(self):
+        return ~(np.abs(self.move) < _MATTERS)
+
+
+def nothing_to_see(nodes: int) -> Look:
+    """The look at a fit without random effects, which has nothing to integrate."""
+    return Look(nodes, 0.0, 0.0, -1)
 
 
 def look(nodes: int, result, kept, value, gradient, hessian=None) -> Look:
@@ -98,26 +103,36 @@ def look(nodes: int, result, kept, value, gradient, hessian=None) -> Look:
     value, gradient, hessian
         Of more nodes, in all parameters.
     """
-    at = np.flatnonzero(kept)
-    if not (np.isfinite(value) and np.isfinite(gradient).all()):
-        return Look(nodes, float(value - result.value), np.inf, None)
-    if not len(at):
-        return Look(nodes, float(value - result.value), 0.0, None)
-    inverse = None if hessian is None else _inverse(-np.asarray(hessian)[np.ix_(at, at)])
-    if inverse is None:
-        inverse = np.linalg.pinv(-np.asarray(result.hessian)[np.ix_(at, at)], hermitian=True)
-    moves = inverse @ gradient[at] / np.sqrt(np.maximum(np.diag(inverse), 1e-300))
-    most = int(np.argmax(np.abs(moves)))
-    return Look(nodes, float(value - result.value), float(moves[most]), int(at[most]))
+    one = lambda v: np.asarray(v, float)[None]
+    theirs = None if hessian is None else one(hessian)
+    seen = look_many(
+        nodes, one(result.value), one(result.hessian), np.asarray(kept)[None], one(value), one(gradient), theirs
+    )
+    return Look(nodes, float(seen.gap[0]), float(seen.move[0]), int(seen.which[0]))
 
 
-def _inverse(information):
-    """None where it is not that of a maximum."""
-    scale = 1 / np.sqrt(np.maximum(np.abs(np.diag(information)), 1e-300))
-    scaled = information * scale[:, None] * scale
-    if not np.isfinite(scaled).all() or np.linalg.eigvalsh(scaled)[0] <= 0:
-        return None
-    return np.linalg.pinv(information, hermitian=True)
+def look_many(nodes: int, own_value, own_hessian, kept, value, gradient, hessian=None) -> Look:
+    """As `look`, of B fits: arrays with the fits first."""
+    told = np.isfinite(value) & np.isfinite(gradient).all(1)
+    inverse, maximum = _inverses(own_hessian if hessian is None else hessian, kept)
+    if hessian is not None and not maximum.all():
+        inverse = np.where(maximum[:, None, None], inverse, _inverses(own_hessian, kept)[0])
+    moves = np.einsum("bij,bj->bi", inverse, np.where(kept & told[:, None], gradient, 0.0))
+    moves = np.where(kept, moves / np.sqrt(np.maximum(np.einsum("bii->bi", inverse), 1e-300)), 0.0)
+    which = np.argmax(np.abs(moves), axis=1)
+    move = np.where(told, moves[np.arange(len(moves)), which], np.inf)
+    return Look(nodes, value - own_value, move, np.where(told & kept.any(1), which, -1))
+
+
+def _inverses(hessian, kept):
+    """Pseudo-inverses (B, m, m) of what -H tells of the parameters kept, and whether that is of a maximum."""
+    both = kept[:, :, None] & kept[:, None, :]
+    finite = np.isfinite(np.where(both, hessian, 0.0)).all((1, 2))
+    information = np.where(both & finite[:, None, None], -hessian, np.eye(kept.shape[1]))
+    scale = 1 / np.sqrt(np.maximum(np.abs(np.einsum("bii->bi", information)), 1e-300))
+    scaled = information * scale[:, :, None] * scale[:, None, :]
+    maximum = np.asarray(finite & (np.linalg.eigvalsh(scaled)[:, 0] > 0))
+    return np.linalg.pinv(scaled, hermitian=True) * scale[:, :, None] * scale[:, None, :], maximum
 
 
 def nodes_above(n_agq: int, n_effects: int) -> int | None:
@@ -154,12 +169,25 @@ def climb_ladder(ladder, n_effects: int, climb: Callable, look_with: Callable) -
 
 
 def tell(convergence: Convergence, seen: Look | None, names, effects: str, *, climbed: bool, remedy: str):
-    """Keep what a look has shown with the fit, and warn where it matters.
+    """Keep what a look has shown with the fit, and warn where it matters; parameters as of `warning`."""
+    if seen is None:
+        return
+    convergence.checked_nodes, convergence.checked_gap, convergence.checked_move = seen[:3]
+    if convergence.n_agq == 1:
+        convergence.gap = seen.gap
+    text = warning(convergence.n_agq, seen, names, effects, climbed=climbed, remedy=remedy)
+    if text is not None:
+        convergence.warnings.append(text)
+
+
+def warning(n_agq: int | None, seen: Look, names, effects: str, *, climbed: bool, remedy: str) -> str | None:
+    """What to say of a fit's nodes; None where they are enough.
 
     Parameters
     ----------
-    convergence : Convergence
-    seen : Look or None
+    n_agq : int or None
+        Of the fit.
+    seen : Look
     names : sequence of str
         Of all parameters.
     effects : str
@@ -169,15 +197,10 @@ def tell(convergence: Convergence, seen: Look | None, names, effects: str, *, cl
     remedy : str
         What to do about Laplace's approximation.
     """
-    if seen is None:
-        return
-    convergence.checked_nodes, convergence.checked_gap, convergence.checked_move = seen[:3]
-    if convergence.n_agq == 1:
-        convergence.gap = seen.gap
-    if seen.agrees if climbed and convergence.n_agq != 1 else not seen.matters:
-        return
+    if seen.agrees if climbed and n_agq != 1 else not seen.matters:
+        return None
     moved = ""
-    if seen.which is not None:
+    if seen.which >= 0:
         way = "up" if seen.move > 0 else "down"
         moved = (
             f", and a Newton step from there moves {names[seen.which]} {way} by {abs(seen.move):.2g} standard errors"
@@ -186,10 +209,8 @@ def tell(convergence: Convergence, seen: Look | None, names, effects: str, *, cl
         f"with {seen.nodes} nodes for each effect of {effects} the log-likelihood at the same parameters is "
         f"{abs(seen.gap):.3g} {'higher' if seen.gap > 0 else 'lower'}{moved}"
     )
-    if convergence.n_agq == 1:
-        text = f"Laplace's approximation is not close enough here: {found}; {remedy}"
-    elif climbed:
-        text = f"{convergence.n_agq} nodes, the most that are tried, are not enough: {found}"
-    else:
-        text = f"{convergence.n_agq} nodes are not enough: {found}; leave n_agq out, or raise it"
-    convergence.warnings.append(text)
+    if n_agq == 1:
+        return f"Laplace's approximation is not close enough here: {found}; {remedy}"
+    if climbed:
+        return f"{n_agq} nodes, the most that are tried, are not enough: {found}"
+    return f"{n_agq} nodes are not enough: {found}; leave n_agq out, or raise it"

@@ -88,11 +88,16 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
         loglik=solution.value,
         method="joint" if joint else "laplace" if n_agq == 1 else "agq",
         n_agq=None if joint else n_agq,
-        parameters=frame.names + covariance.names(term.names, term.group) + log_dispersion_name(family),
+        parameters=marginal_parameters(frame.names, term, family),
         covariance=inverse[:kept, :kept],
         boundary=~solution.free[:kept],
         convergence=solution.convergence,
     )
+
+
+def marginal_parameters(names, term, family) -> tuple[str, ...]:
+    """Names of psi with one grouping factor."""
+    return (*names, *Covariance(term.blocks).names(term.names, term.group), *log_dispersion_name(family))
 
 
 def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
