@@ -132,6 +132,25 @@ def tell_of_lanes(solution, names, term, family, *, climbed):
             solution.warnings[i].append(text)
 
 
+def tell_of_path(run, names, term, family, *, climbed) -> tuple[str, ...]:
+    """One warning that names the lambdas of a path, a `PathRun`, where its nodes are too few; none where they are not.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the columns.
+    """
+    every, words = marginal_parameters(names, term, family), _words_of(term)
+    texts = {k: warning(run.n_agq, seen, every, climbed=climbed, **words) for k, seen in run.seen.items()}
+    bad = [k for k, text in texts.items() if text is not None]
+    if not bad:
+        return ()
+    worst = max(bad, key=lambda k: abs(run.seen[k].move))
+    where = f"at lambda {run.grid[bad[0]]:.3g}" + (f" to {run.grid[bad[-1]]:.3g}" if len(bad) > 1 else "")
+    found = f"{where} ({len(bad)} of the {len(texts)} lambdas that were looked at; most at {run.grid[worst]:.3g})"
+    return (f"{found}: {texts[worst]}",)
+
+
 def _words_of(term) -> dict[str, str]:
     remedy = "method='agq' takes as many as make a difference"
     if len(term.names) not in NODE_LADDER:
@@ -165,7 +184,7 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
             **options,
         )  # fmt: skip
     estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
-    _tell_several(estimate, solution, frame.terms[design.order[0]], rule, why_not)
+    tell_of_factors(estimate, solution, frame.terms[design.order[0]], rule, why_not)
     if exact:
         estimate = replace(estimate, method="ml", n_agq=None)
     return estimate, Posteriors(lambda: several_posteriors(problem, solution))
@@ -178,7 +197,8 @@ def _several_rule(method, n_agq) -> Rule:
     return {"auto": Rule(1, True, True), "agq": Rule(1, True)}.get(method, LAPLACE)
 
 
-def _tell_several(estimate, solution, term, rule: Rule, why_not=""):
+def tell_of_factors(estimate, solution, term, rule: Rule, why_not=""):
+    """Keep with a fit of several factors what more nodes for the largest say, and warn where it matters."""
     care = f"{why_not}: read the standard deviations with care"
     remedy = care if why_not else "method='agq' integrates them by quadrature"
     tell(estimate.convergence, solution.look, estimate.parameters, repr(term.group), climbed=rule.climbs, remedy=remedy)
@@ -194,7 +214,7 @@ def _estimate_nested(problem, factors, rule, **options):
         factors=_scaled_factors(factors, design.terms), rule=rule, **options,
     )  # fmt: skip
     estimate = several_estimate(problem, design.terms, solution)
-    _tell_several(estimate, solution, frame.terms[design.order[0]], rule)
+    tell_of_factors(estimate, solution, frame.terms[design.order[0]], rule)
     return estimate, Posteriors(lambda: nested_posteriors(problem, effects))
 
 

@@ -49,6 +49,8 @@ class Path:
     passes : float
         Passes over all columns and rows.
     seconds : float
+    warnings : tuple of str
+        Of lambdas at which more quadrature nodes than the path's say something else.
     """
 
     formula: str
@@ -70,6 +72,7 @@ class Path:
     cv: CrossValidation | None
     passes: float
     seconds: float
+    warnings: tuple[str, ...] = ()
     refit_with: Any = None
 
     @property
@@ -118,10 +121,10 @@ class Path:
         return plot_path(self, path)
 
     def __repr__(self) -> str:
-        chosen = len(self.selected())
+        chosen, warned = len(self.selected()), ", with warnings" if self.warnings else ""
         return (
             f"<jaxglmm.Path {self.formula!r}, {len(self.lambdas)} lambdas from {self.lambdas[0]:.3g} to "
-            f"{self.lambdas[-1]:.3g}, {chosen} of {len(self.names)} columns at the best>"
+            f"{self.lambdas[-1]:.3g}, {chosen} of {len(self.names)} columns at the best{warned}>"
         )
 
 

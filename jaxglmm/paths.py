@@ -1,6 +1,7 @@
 """Paths of penalised fits over lambda, with cross-validation by groups."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from jaxglmm.arguments import (
     whole,
 )
 from jaxglmm.errors import ConvergenceError, DataError
-from jaxglmm.estimation import held_factors, quadrature_rule
+from jaxglmm.estimation import tell_of_path
 from jaxglmm.fitting import PRECISIONS, RULES, check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
@@ -27,8 +28,10 @@ from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
+from jaxglmm.optimise.path_nodes import PathRun, looks_along
 from jaxglmm.path_design import fold_labels, lay_out_path
 from jaxglmm.path_result import Path, Refit, along
+from jaxglmm.penalised import choose_likelihood
 from jaxglmm.progress import Progress
 
 
@@ -60,7 +63,8 @@ def fit_path(
     Parameters
     ----------
     formula, data, family, method, n_agq, weights, offset, levels, full_rank, precision
-        As in `jaxglmm.fit`. With "auto" the number of nodes is the one that the unpenalised columns need.
+        As in `jaxglmm.fit`. With "auto" the whole path takes as many nodes as make a difference at any of the
+        lambdas that are looked at.
     alpha : float
         1 is the lasso, 0 ridge.
     lambdas : array, optional
@@ -130,35 +134,42 @@ def fit_path(
             dummies=dummies, estimated=theta is None, precision=precision,
             bare=lambdas is not None and np.min(lambdas, initial=1) == 0,
         )  # fmt: skip
-        likelihood = _likelihood(frame, family, laid, method, n_agq, theta, scale)
-        begin = lambda design, likelihood: fit_null(
-            family, design, laid.columns, laid.weights.unpenalised, laid.scaling.intercept, likelihood, names=laid.names
-        )
-        null = begin(laid.design, likelihood)
-        models, points, sizes = [null.model], [null.point], []
-        for k in range(0 if fold is None else int(fold.max()) + 1):
-            design = fold_design(family, laid.design, laid.layout, frame.y, frame.weights, fold == k)
-            start = begin(design, _with_nodes(likelihood, null.n_agq))
-            models.append(start.model)
-            points.append(start.point)
-            sizes.append(frame.weights[fold == k].sum())
-        solver = PathSolver(laid.columns, laid.weights, models, points, tol=tol, max_iterations=max_iterations)
-        grid = _lambdas(lambdas, n_lambdas, lambda_min_ratio, solver, len(frame.y))
-        found, scores = [], []
-        for step, lam in enumerate(grid):
-            solutions = solver.solve(lam)
-            found.append(solutions[0])
-            scores.append(solver.held_out())
-            if lam == 0:
-                solver.check_separation(0, laid.names, laid.scaling.intercept)
-            line.update(step, solutions[0].loglik, solutions[0].kkt, None)
-            bad = next((s for s in solutions if not s.converged), None)
-            if bad is not None and throw:
-                raise ConvergenceError(
-                    f"at lambda {lam:.4g} (number {step}) the optimiser stopped after {bad.iterations} evaluations "
-                    f"with a KKT residual of {bad.kkt:.2g}; use fewer or larger lambdas (lambda_min_ratio=), raise "
-                    "max_iterations, or pass throw=False"
-                )
+        likelihood = choose_likelihood(
+            frame, family, laid.scaling, method=method, n_agq=n_agq, theta=theta,
+            log_phi=0.0 if scale == "rss" else None,
+        )  # fmt: skip
+
+        def solve(likelihood):
+            """The whole path, and what more nodes say of it."""
+            solver, n_agq, sizes = _begin(frame, family, laid, likelihood, fold, tol, max_iterations)
+            grid = _lambdas(lambdas, n_lambdas, lambda_min_ratio, solver, len(frame.y))
+            found, scores = [], []
+            for step, lam in enumerate(grid):
+                solutions = solver.solve(lam)
+                found.append(solutions[0])
+                scores.append(solver.held_out())
+                if lam == 0:
+                    solver.check_separation(0, laid.names, laid.scaling.intercept)
+                line.update(step, solutions[0].loglik, solutions[0].kkt, None)
+                bad = next((s for s in solutions if not s.converged), None)
+                if bad is not None and throw:
+                    raise ConvergenceError(
+                        f"at lambda {lam:.4g} (number {step}) the optimiser stopped after {bad.iterations} evaluations "
+                        f"with a KKT residual of {bad.kkt:.2g}; use fewer or larger lambdas (lambda_min_ratio=), raise "
+                        "max_iterations, or pass throw=False"
+                    )
+            seen = looks_along(solver, found, grid, n_agq) if likelihood.check else {}
+            return PathRun(n_agq, grid, found, scores, sizes, seen, float(sum(p.passes for p in solver.points)))
+
+        run = solve(likelihood)
+        passes = run.passes
+        while likelihood.auto and (above := run.wants(len(frame.terms[0].names))) is not None:
+            run = solve(replace(likelihood, n_agq=above, auto=False))
+            passes += run.passes
+    grid, found, scores, sizes = run.grid, run.found, run.scores, run.sizes
+    told = ()
+    if frame.terms:
+        told = tell_of_path(run, laid.names, frame.terms[0], family, climbed=likelihood.auto)
     validation = None
     if fold is not None:
         validation = summarise_folds(grid, np.array(scores) / sizes, np.array(sizes))
@@ -169,9 +180,8 @@ def fit_path(
     refit = Refit(formula, data, options, tuple(frame.names), laid.further, frame.rows)
     report = along(frame, family, laid, found, gamma, scale)
     return Path(
-        formula=formula, names=laid.names, lambdas=grid, alpha=float(alpha), n=len(frame.y), n_agq=null.n_agq,
-        cv=validation, passes=float(sum(p.passes for p in solver.points)), seconds=time.perf_counter() - began,
-        refit_with=refit, **report,
+        formula=formula, names=laid.names, lambdas=grid, alpha=float(alpha), n=len(frame.y), n_agq=run.n_agq,
+        cv=validation, passes=passes, seconds=time.perf_counter() - began, warnings=told, refit_with=refit, **report,
     )  # fmt: skip
 
 
@@ -182,18 +192,29 @@ def _check_scale(scale, family):
         raise DataError(f"scale='rss' is for gaussian responses with the identity link; found family {family.name!r}")
 
 
-def _likelihood(frame, family, laid, method, n_agq, theta, scale) -> Likelihood:
-    if not frame.terms:
-        return Likelihood(log_phi=0.0 if scale == "rss" else None)
-    factor = None if theta is None else laid.scaling.factor_from_columns(held_factors(theta, frame.terms)[0])
-    exact = (family.name, family.link) == ("gaussian", "identity")
-    nodes, auto = (1, False) if exact else quadrature_rule(method, n_agq, frame.terms[0])
-    return Likelihood(nodes, auto, method != "joint", factor)
+def _begin(frame, family, laid, likelihood: Likelihood, fold, tol, max_iterations):
+    """What solves for all rows and for the folds, its nodes, and the weights of the folds."""
+    begin = lambda design, likelihood: fit_null(
+        family, design, laid.columns, laid.weights.unpenalised, laid.scaling.intercept, likelihood, names=laid.names
+    )
+    null = begin(laid.design, likelihood)
+    models, points, sizes = [null.model], [null.point], []
+    for k in range(0 if fold is None else int(fold.max()) + 1):
+        design = fold_design(family, laid.design, laid.layout, frame.y, frame.weights, fold == k)
+        start = begin(design, _with_nodes(likelihood, null.n_agq))
+        models.append(start.model)
+        points.append(start.point)
+        sizes.append(frame.weights[fold == k].sum())
+    return (
+        PathSolver(laid.columns, laid.weights, models, points, tol=tol, max_iterations=max_iterations),
+        null.n_agq,
+        sizes,
+    )
 
 
 def _with_nodes(likelihood: Likelihood, n_agq) -> Likelihood:
     """The same with a number of nodes that is settled."""
-    return Likelihood(n_agq or 1, False, likelihood.determinant, likelihood.factor, likelihood.log_phi)
+    return replace(likelihood, n_agq=n_agq or 1, auto=False)
 
 
 def _lambdas(lambdas, n_lambdas, ratio, solver, n) -> np.ndarray:

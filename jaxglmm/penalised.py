@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import DataError, NotYetError
-from jaxglmm.estimation import held_factors, quadrature_rule
+from jaxglmm.estimation import held_factors, quadrature_rule, tell_of_factors, tell_of_nodes
 from jaxglmm.model.penalties import ElasticNet, column_factors
 from jaxglmm.model.priors import AbstractPrior
 from jaxglmm.modes.choice import choose_solver
 from jaxglmm.optimise.estimate import Posteriors
 from jaxglmm.optimise.log_prior import LogPrior, PriorTerm
 from jaxglmm.optimise.newton import NewtonResult
+from jaxglmm.optimise.node_ladder import LAPLACE
 from jaxglmm.optimise.null_fit import Likelihood
 from jaxglmm.optimise.path_model import Weights
 from jaxglmm.optimise.penalised_fit import fit_penalised
@@ -21,7 +22,7 @@ from jaxglmm.optimise.report import glm_estimate, marginal_estimate, marginal_po
 from jaxglmm.optimise.several_penalised import fit_several_penalised
 from jaxglmm.optimise.several_report import several_estimate, several_posteriors
 from jaxglmm.path_design import lay_out_rows, measure, penalty_unit
-from jaxglmm.problem import Problem
+from jaxglmm.problem import is_linear
 
 
 def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool, precision="double"):
@@ -59,17 +60,16 @@ def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool, pr
     return problem, Weights(float(penalty.alpha), f, unit)
 
 
-def choose_likelihood(problem: Problem, *, method, n_agq, theta, log_phi=None) -> Likelihood:
+def choose_likelihood(frame, family, scaling, *, method, n_agq, theta, log_phi=None) -> Likelihood:
     """Nodes and held parameters, from the arguments of a fit."""
-    term = problem.frame.terms[0] if problem.frame.terms else None
+    term = frame.terms[0] if frame.terms else None
     if term is None:
         return Likelihood(log_phi=log_phi)
-    factor = None if theta is None else problem.scaling.factor_from_columns(held_factors(theta, problem.frame.terms)[0])
-    if (problem.family.name, problem.family.link) == ("gaussian", "identity"):  # Laplace's approximation is exact
-        nodes, auto = 1, False
-    else:
-        nodes, auto = quadrature_rule(method, n_agq, term)
-    return Likelihood(nodes, auto, method != "joint", factor, log_phi)
+    factor = None if theta is None else scaling.factor_from_columns(held_factors(theta, frame.terms)[0])
+    if is_linear(family):  # Laplace's approximation is exact
+        return Likelihood(determinant=method != "joint", factor=factor, log_phi=log_phi)
+    nodes, auto = quadrature_rule(method, n_agq, term)
+    return Likelihood(nodes, auto, method != "joint", factor, log_phi, check=method != "joint")
 
 
 def estimate_penalised(
@@ -107,14 +107,19 @@ def estimate_penalised(
             problem, penalty, weights, method, theta, solver, log_prior, max_iterations=max_iterations
         )
         estimate = several_estimate(problem, laid.terms, solution, joint=method == "joint")
+        largest = frame.terms[laid.order[0]]
+        tell_of_factors(estimate, solution, largest, LAPLACE, "with a penalty or a prior there is no other for several")
         return problem, _reported(estimate, penalty, prior, weights, found), several_posteriors(problem, solution)
+    likelihood = choose_likelihood(
+        frame, family, problem.scaling, method=method, n_agq=n_agq, theta=theta, log_phi=log_phi
+    )
     solution, found = fit_penalised(
-        family, problem.design, problem.scaling, float(penalty.lam), weights,
-        choose_likelihood(problem, method=method, n_agq=n_agq, theta=theta, log_phi=log_phi), names=frame.names,
+        family, problem.design, problem.scaling, float(penalty.lam), weights, likelihood, names=frame.names,
         prior=log_prior, tol=tol, max_iterations=max_iterations,
     )  # fmt: skip
     if frame.terms:
         estimate = marginal_estimate(problem, solution, joint=method == "joint")
+        tell_of_nodes(estimate, solution, frame.terms[0], climbed=likelihood.auto)
         posteriors = Posteriors(lambda: [marginal_posterior(problem, solution)])
     else:
         convergence = solution.convergence
@@ -138,7 +143,7 @@ def _solve_several(problem, penalty, weights, method, theta, solver, log_prior, 
     return fit_several_penalised(
         problem.family, design, choose_solver(design, solver), float(penalty.lam), weights,
         intercept=problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms], factors=factors,
-        determinant=method != "joint", prior=log_prior, **options,
+        determinant=method != "joint", prior=log_prior, check=not is_linear(problem.family), **options,
     )  # fmt: skip
 
 

@@ -186,3 +186,71 @@ def test_refits_with_too_few_nodes_are_counted(wide):
     replicates, folds = fit.bootstrap(8, seed=0), fit.cross_validate(3, seed=0)
     assert replicates.warnings and f"{len(replicates.warnings)} with warnings" in repr(replicates)
     assert set(folds.warnings) == {0, 1, 2} and folds.warnings[0][0].startswith("9 nodes are not enough")
+
+
+# --- Penalties, priors and paths ---------------------------------------------------------------------------
+
+
+PENALISED = {
+    "ridge": {"penalty": jg.Ridge(1e-9)},
+    "lasso": {"penalty": jg.Lasso(1e-3)},
+    "prior": {"prior": {"beta": jg.NormalPrior(100.0)}},
+}
+
+
+@pytest.mark.parametrize("kind", PENALISED)
+def test_penalised_fits_go_by_the_rule_of_all_fits(wide, kind):
+    few, auto = fitted(wide, n_agq=9, **PENALISED[kind]), fitted(wide, **PENALISED[kind])
+    (text,) = few.convergence.warnings
+    assert text.startswith("9 nodes are not enough: with 19 nodes") and "up by" in text
+    laplace = fitted(wide, method="laplace", **PENALISED[kind])
+    assert laplace.convergence.gap == seen(laplace)[0] < -5 and "Laplace" in laplace.convergence.warnings[0]
+    assert not auto.convergence.warnings and auto.n_agq == 159
+    assert auto.loglik == pytest.approx(brute(wide, auto), abs=1e-3)
+    # What 19 nodes say at the fit by nine is near what is right.
+    assert seen(few)[0] == pytest.approx(brute(wide, few) - few.loglik, rel=0.15)
+    if kind != "lasso":  # as good as none
+        assert auto.varcorr[0]["sd"] == pytest.approx(10.536, abs=0.02)
+
+
+def test_held_covariances_are_looked_at(wide):
+    held = {"theta": {"g": 10.0}}
+    for extra in ({}, {"penalty": jg.Ridge(1e-9)}):
+        few, auto = fitted(wide, n_agq=9, **held, **extra), fitted(wide, **held, **extra)
+        assert few.convergence.warnings[0].startswith("9 nodes are not enough") and "moves x" in str(few.summary())
+        assert not auto.convergence.warnings and auto.loglik == pytest.approx(brute(wide, auto), abs=2e-3)
+
+
+def test_penalties_with_several_factors_tell_of_laplace():
+    data = simulated(1, groups=300, rows=3, sd=1.5, intercept=0.0)
+    data["h"] = data["g"] % 7
+    fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data, family="binomial", penalty=jg.Ridge(1e-6))
+    plain = jg.fit("y ~ x + (1 | g) + (1 | h)", data, family="binomial", method="laplace")
+    assert seen(fit)[0] == pytest.approx(seen(plain)[0], rel=1e-3)
+    assert seen(fit)[1] == pytest.approx(seen(plain)[1], rel=0.1)  # there the other factor is held at zero
+    assert fit.convergence.warnings[0].startswith("Laplace's approximation is not close enough here")
+    assert "penalty or a prior" in fit.convergence.warnings[0]
+
+
+def test_a_path_names_the_lambdas_whose_nodes_are_too_few(wide):
+    X = np.random.default_rng(1).normal(size=(len(wide["y"]), 2))
+    call = lambda **options: jg.fit_path(
+        "y ~ x + (1 | g)", wide, family="binomial", X=X, n_lambdas=3, lambda_min_ratio=1e-2, **options
+    )
+    few, auto = call(n_agq=9), call()
+    (text,) = few.warnings
+    assert text.startswith(f"at lambda {few.lambdas[0]:.3g} to {few.lambdas[-1]:.3g} (3 of the 3")
+    assert "9 nodes are not enough" in text and "with warnings" in repr(few)
+    assert auto.n_agq == 159 and not auto.warnings and auto.converged.all()
+    # Without the further columns the last solution is a point of the plain model: its value there is brute force's.
+    alone = jg.fit_path("y ~ x + (1 | g)", wide, family="binomial", lambdas=[1e-3, 1e-9])
+    plain = fitted(wide)
+    assert not alone.warnings and alone.theta["g"][-1] == pytest.approx(plain.varcorr[0]["sd"], rel=1e-4)
+    assert alone.loglik[-1] == pytest.approx(brute(wide, plain), abs=1e-3)
+
+
+def test_a_path_is_silent_where_its_nodes_are_enough():
+    data = simulated(2, groups=60, rows=-40, sd=0.7, intercept=0.0)
+    for options in ({}, {"method": "laplace"}):
+        path = jg.fit_path("y ~ x + (1 | g)", data, family="binomial", n_lambdas=3, **options)
+        assert not path.warnings and "warnings" not in repr(path)

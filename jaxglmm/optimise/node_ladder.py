@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.optimise.estimate import Convergence
-from jaxglmm.optimise.newton import NewtonResult
 
 
 # Nodes per effect that are tried in turn, by number of effects; without being asked for up to two.
@@ -90,13 +89,21 @@ def nothing_to_see(nodes: int) -> Look:
     return Look(nodes, 0.0, 0.0, -1)
 
 
+class Place(NamedTuple):
+    """What is compared with other nodes: as much of a `NewtonResult` as that takes."""
+
+    x: np.ndarray
+    value: float
+    hessian: np.ndarray
+
+
 def look(nodes: int, result, kept, value, gradient, hessian=None) -> Look:
     """Compare a fit with what other nodes say at the same parameters.
 
     Parameters
     ----------
     nodes : int
-    result : NewtonResult
+    result : NewtonResult or Place
         Its value, and its Hessian where theirs is not given or shows no maximum.
     kept : bool (m,)
         Parameters that can move.
@@ -127,11 +134,11 @@ def look_many(nodes: int, own_value, own_hessian, kept, value, gradient, hessian
 def _inverses(hessian, kept):
     """Pseudo-inverses (B, m, m) of what -H tells of the parameters kept, and whether that is of a maximum."""
     both = kept[:, :, None] & kept[:, None, :]
-    finite = np.isfinite(np.where(both, hessian, 0.0)).all((1, 2))
+    finite = np.asarray(np.isfinite(np.where(both, hessian, 0.0)).all((1, 2)))
     information = np.where(both & finite[:, None, None], -hessian, np.eye(kept.shape[1]))
     scale = 1 / np.sqrt(np.maximum(np.abs(np.einsum("bii->bi", information)), 1e-300))
     scaled = information * scale[:, :, None] * scale[:, None, :]
-    maximum = np.asarray(finite & (np.linalg.eigvalsh(scaled)[:, 0] > 0))
+    maximum = finite & (np.linalg.eigvalsh(scaled)[:, 0] > 0)
     return np.linalg.pinv(scaled, hermitian=True) * scale[:, :, None] * scale[:, None, :], maximum
 
 
@@ -144,19 +151,24 @@ def nodes_above(n_agq: int, n_effects: int) -> int | None:
     return more if more > n_agq else None
 
 
-def climb_ladder(ladder, n_effects: int, climb: Callable, look_with: Callable) -> tuple[NewtonResult, int, Look | None]:
+def rung_above(n_agq: int, n_effects: int) -> int | None:
+    """The next number of nodes that is tried without being asked for; None where there is none."""
+    return next((nodes for nodes in NODE_LADDER.get(n_effects, ()) if nodes > n_agq), None)
+
+
+def climb_ladder(ladder, n_effects: int, climb: Callable, look_with: Callable) -> tuple[Any, int, Look | None]:
     """Maximise with more and more nodes until still more make no difference.
 
     Parameters
     ----------
     climb : callable
-        nodes -> NewtonResult, from where the last has ended.
+        nodes -> result, from where the last has ended.
     look_with : callable
-        nodes, NewtonResult -> Look.
+        nodes, result -> Look.
 
     Returns
     -------
-    NewtonResult, nodes, Look
+    result, nodes, Look
         The last look is with the next number of nodes.
     """
     for here, above in zip(ladder, (*ladder[1:], nodes_above(ladder[-1], n_effects)), strict=True):

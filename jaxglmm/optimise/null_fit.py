@@ -26,6 +26,8 @@ class Likelihood:
         Lambda to hold, in the design's coordinates.
     log_phi : float or None
         Log dispersion to hold.
+    check : bool
+        Look at what was maximised with more nodes.
     """
 
     n_agq: int = 1
@@ -33,6 +35,7 @@ class Likelihood:
     determinant: bool = True
     factor: np.ndarray | None = None
     log_phi: float | None = None
+    check: bool = False
 
 
 @dataclass(frozen=True)

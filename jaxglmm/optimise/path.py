@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import Look, Place, look
 from jaxglmm.optimise.path_evaluations import Evaluations
 from jaxglmm.optimise.path_model import Solution, Weights
 from jaxglmm.optimise.proximal import (
@@ -87,6 +89,35 @@ class PathSolver:
         point.loss, gradient, point.curvature.matrix = self._at({i: x}, True)[i]
         self._keep_gradients({i: (x, gradient)})
 
+    def use_nodes(self, nodes) -> None:
+        """Maximise another approximation to the same likelihoods from here on."""
+        for i, model in enumerate(self.models):
+            model.nodes = nodes
+            self.restart(i)
+
+    def look(self, nodes: int, found: Solution, lam: float) -> Look:
+        """At a solution of the first model, which is to be restarted then, with other nodes.
+
+        The penalty is the same: what moves the parameters is the change of the likelihood's gradient.
+        """
+        model, point = self.models[0], self.points[0]
+        point.beta, point.rest = found.beta.copy(), found.rest.copy()
+        self.restart(0)
+        (penalised, x, before), own = self._local(0, lam), self._information(0, lam)
+        used, model.nodes = model.nodes, padded_nodes(nodes, model.design.terms[0].covariance.n_effects)
+        self.restart(0)
+        value, after, information = self.loglik(0), self._local(0, lam)[2], self._information(0, lam)
+        model.nodes = used
+        kept, width = (x != 0) | (penalised.l1 == 0), len(self.set.at)
+        kept[width:] = ~(np.abs(x[width:]) < _NOTHING * self.spread[0][model.free]) | ~self._deviations(model)
+        seen = look(nodes, Place(x, found.loglik, -own), kept, value, model.total * (before - after), -information)
+        place = np.append(self.set.at, len(self.weights.factors) + np.flatnonzero(model.free))
+        return seen._replace(which=int(place[seen.which]) if seen.which >= 0 else -1)
+
+    def _information(self, i, lam: float) -> np.ndarray:
+        """Minus the Hessian of the log-likelihood less N times the penalty, in what moves."""
+        return self.models[i].total * (self.points[i].curvature.matrix + np.diag(self._local(i, lam)[0].l2))
+
     def loglik(self, i) -> float:
         """Log-likelihood of a model where it stands; a prior's logarithm is not in it."""
         model, point = self.models[i], self.points[i]
@@ -103,11 +134,10 @@ class PathSolver:
 
     def penalised_hessian(self, i, lam: float) -> np.ndarray:
         """Of the log-likelihood less N times the penalty in (beta, rest), at the last point evaluated."""
-        penalised, _, _ = self._local(i, lam)
         p, model = len(self.weights.factors), self.models[i]
         at = np.append(self.set.at, p + np.flatnonzero(model.free))
         out = np.zeros((p + len(model.free),) * 2)
-        out[np.ix_(at, at)] = -model.total * (self.points[i].curvature.matrix + np.diag(penalised.l2))
+        out[np.ix_(at, at)] = -self._information(i, lam)
         return out
 
     def held_out(self) -> list[float]:
@@ -317,6 +347,12 @@ class PathSolver:
         outside[self.set.at] = False
         excess = np.abs(self.points[i].gradient[: len(l1)]) - np.where(outside, l1, 0.0)
         return np.where(outside, np.maximum(excess, 0.0), 0.0) / self.scale
+
+    @staticmethod
+    def _deviations(model) -> np.ndarray:
+        """Which of the free entries of `rest` are on the diagonal of Lambda."""
+        diagonal = model.design.terms[0].covariance.diagonal
+        return np.append(diagonal, False)[model.free]
 
     # --- Variances at zero, degrees of freedom -------------------------------------------------------------
 

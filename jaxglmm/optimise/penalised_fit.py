@@ -6,7 +6,7 @@ from jaxglmm.design.wide import DensePart, WideColumns
 from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.marginal_fit import Solution, padded_nodes
-from jaxglmm.optimise.node_ladder import NODE_LADDER
+from jaxglmm.optimise.node_ladder import NODE_LADDER, climb_ladder, nodes_above, nothing_to_see
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
 from jaxglmm.optimise.path_model import Weights
@@ -47,18 +47,23 @@ def fit_penalised(
     )  # fmt: skip
     model, n_agq = null.model, null.n_agq
     solver = PathSolver(columns, weights, [model], [null.point], tol=tol, max_iterations=max_iterations)
-    (found,) = solver.solve(lam)
-    iterations, gap = found.iterations, None
     n_effects = design.terms[0].covariance.n_effects if design.terms else 0
-    ladder = NODE_LADDER.get(n_effects, ()) if likelihood.auto else ()
-    for above in (nodes for nodes in ladder if nodes > (n_agq or 0)):
-        used, model.nodes = model.nodes, padded_nodes(above, n_effects)
-        solver.restart(0)
-        if abs(solver.loglik(0) - found.loglik) < 1e-3 and solver.decrement(0, lam) < 1e-4:
-            model.nodes = used
-            break
-        n_agq, (found,) = above, solver.solve(lam)
+    iterations, gap, seen = 0, None, None
+
+    def climb(nodes):
+        nonlocal iterations
+        if nodes != n_agq:
+            solver.use_nodes(padded_nodes(nodes, n_effects))
+        (found,) = solver.solve(lam)
         iterations += found.iterations
+        return found
+
+    if likelihood.auto:
+        ladder = [nodes for nodes in NODE_LADDER[n_effects] if nodes >= n_agq]
+        found, n_agq, seen = climb_ladder(ladder, n_effects, climb, lambda n, found: solver.look(n, found, lam))
+    else:
+        found, above = climb(n_agq), nodes_above(n_agq, n_effects) if n_effects and likelihood.check else None
+        seen = None if above is None else solver.look(above, found, lam)
     solver.restart(0)
     point = solver.points[0]
     psi = np.append(found.beta, found.rest)
@@ -95,6 +100,8 @@ def fit_penalised(
         convergence.singular = bool(zero[covariance.diagonal].any())
         free[p : p + q] &= ~zero
         psi[p : p + q][zero] = 0.0
+        if seen is not None and not psi[p : p + q].any():
+            seen = nothing_to_see(seen.nodes)
     modes = None if point.modes is None else np.asarray(point.modes)
-    solution = Solution(psi, free, hessian, found.loglik, modes, convergence)
+    solution = Solution(psi, free, hessian, found.loglik, modes, convergence, seen)
     return solution, {"df": found.df, "kkt": found.kkt}

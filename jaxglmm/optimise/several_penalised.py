@@ -8,6 +8,7 @@ import numpy as np
 from jaxglmm.errors import NotYetError
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
+from jaxglmm.optimise.node_ladder import Place, nodes_above
 from jaxglmm.optimise.path_model import Weights
 from jaxglmm.optimise.proximal import Curvature, Penalised, lockstep, proximal_newton
 from jaxglmm.optimise.several_fit import SeveralSolution, effects_columns, fit_several
@@ -22,7 +23,7 @@ _NOTHING = 1e-4
 
 def fit_several_penalised(
     family, design, solver, lam: float, weights: Weights, *, intercept, names, groups, factors=None, determinant=True,
-    prior=None, tol=1e-9, max_iterations=200,
+    prior=None, check=True, tol=1e-9, max_iterations=200,
 ) -> tuple[SeveralSolution, dict]:  # fmt: skip
     """Minimise the penalised criterion (see `jaxglmm.model.penalties.ElasticNet`).
 
@@ -43,6 +44,8 @@ def fit_several_penalised(
         False for the joint likelihood.
     prior : callable, optional
         (beta, rest, columns) -> (value, gradient, Hessian), added to the log-likelihood.
+    check : bool
+        Look at the optimum with quadrature nodes.
     tol : float
         KKT residual, relative to the gradient's own scale as in `optimise.path`.
 
@@ -135,7 +138,10 @@ def fit_several_penalised(
         n_agq=1 if determinant else None, gap=None, singular=bool(zero.any()),
         solver=f"{solver.name}: {solver.reason}",
     )  # fmt: skip
-    solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence)
+    seen, above = None, nodes_above(1, design.terms[design.order[0]].n_effects)
+    if check and determinant and above is not None:
+        seen = search.look(1, above, Place(psi, e.value, hessian), active)
+    solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence, seen)
     if factors is None:
         check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
     return solution, {"df": df, "kkt": found.kkt}
