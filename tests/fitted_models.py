@@ -12,6 +12,13 @@ import jaxglmm as jg
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 
 
+def of_columns(fit: jg.Fit, covariance: np.ndarray) -> np.ndarray:
+    """Covariance of a fit's parameters, those of the columns as written in place of those of the columns in use."""
+    J, p = np.eye(len(covariance)), len(fit.names)
+    J[:p, :p] = fit.state.estimate.scaling.to_columns()
+    return J @ covariance @ J.T
+
+
 @cache
 def table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(folder / f"{name}.csv")

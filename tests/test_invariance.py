@@ -76,13 +76,27 @@ def numbers(fit, rows, names=lambda level: level) -> dict[str, np.ndarray]:
     return {name: np.asarray(value, float) for name, value in out.items()}
 
 
-def assert_same(found, wanted, leave=(), tolerance=TOLERANCE, intervals=None):
-    """`intervals`: the tolerance of their ends, where it is another."""
+def of_rows(fit, rows, x, z, unit=1.0) -> dict[str, np.ndarray]:
+    """What combines coefficients: a contrast, marginal coefficients and a fit after more rows; robust errors of x."""
+    weights = {name: {"Intercept": 1.0, "x": x, "z": z}[name] for name in fit.fixef}
+    test, L = fit.test(weights), np.array([weights[name] for name in fit.names])
+    marginal = pd.DataFrame(fit.marginal_coefficients(rows)).set_index("name")["estimate"]
+    out = {"contrast": [test.estimate[0], test.se[0], *([] if test.df is None else test.df)]}
+    out["marginal"] = [marginal[list(weights)] @ L]
+    if len(fit.groups) == 1:
+        if fit.family.name != "beta":
+            j = fit.names.index("x")
+            out["cluster"] = [unit * np.sqrt(fit.vcov("cluster")[j, j])]
+        later = pd.DataFrame(fit.update(rows.iloc[:30]).predict(rows.iloc[:60], interval=0.9))
+        out |= {f"later, {name}": later[name] for name in later}
+    return {name: np.asarray(value, float) for name, value in out.items()}
+
+
+def assert_same(found, wanted, leave=(), tolerance=TOLERANCE):
     assert found.keys() == wanted.keys()
     for name in wanted:
         if not name.startswith(tuple(leave)):
-            bound = intervals if intervals and name.startswith("interval") else tolerance
-            np.testing.assert_allclose(found[name], wanted[name], err_msg=name, **bound)
+            np.testing.assert_allclose(found[name], wanted[name], err_msg=name, **tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -113,22 +127,26 @@ def test_order_of_rows_and_names_of_levels(data, plain, model):
         renamed[group] = [f"{97 - int(level[1:]):02d}" for level in data[group]]
     fit = fitted(model, renamed.iloc[order])
     back = lambda level: ":".join(f"{97 - int(part):02d}" for part in str(level).split(":"))
-    # How ends move with the sds of several factors is known by differences of an expansion, to seven digits.
-    assert_same(numbers(fit, renamed, back), wanted, intervals={"rtol": 1e-7, "atol": 1e-7})
+    assert_same(numbers(fit, renamed, back), wanted)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_units_of_columns(data, plain, model):
-    """Predictions and likelihoods; with independent slopes a shift of their column is another model."""
+@pytest.mark.parametrize("means", [(8.0, -2e5), (1e6, -1e6)])
+def test_units_of_columns(data, plain, model, means, tmp_path):
+    """Predictions, intervals and likelihoods, and those of the saved fit; `means` are of x and z in their sds.
+
+    With independent slopes a shift of their column is another model.
+    """
     fit, wanted = plain(model)
-    shift = 0.0 if "||" in MODELS[model][0] else 2019.5
-    other = data.assign(x=shift + 250.0 * data["x"], z=-100 + 1e-3 * data["z"])
+    shift = 0.0 if "||" in MODELS[model][0] else means[0]
+    x, z = (lambda v: 250 * (shift + v)), (lambda v: 1e-3 * (0.58 * means[1] + v))
+    other = data.assign(x=x(data["x"]), z=z(data["z"]))
     found = numbers(again := fitted(model, other), other)
     of_coefficients = ("likelihood" if MODELS[model][2].get("reml") else "none", "fixef", "se", "sd", "corr", "ranef")
-    loose = {"rtol": 2e-8, "atol": 2e-8}
-    # The covariance of the fixed effects is that of the columns as written: x'Vx loses the square of a column's mean
-    # over its standard deviation, 2e5 for z here.
-    assert_same(found, wanted, of_coefficients, loose, intervals={"rtol": 1e-5, "atol": 2e-6})
+    assert_same(found, wanted, of_coefficients)
+    again.save(tmp_path / "model")
+    assert_same(numbers(jg.load(tmp_path / "model"), other), found, tolerance={"rtol": 1e-13, "atol": 1e-13})
+    assert_same(of_rows(again, other, x(0.3), z(0.2), 250), of_rows(fit, data, 0.3, 0.2))
     np.testing.assert_allclose(again.fixef["x"] * 250, fit.fixef["x"], rtol=1e-7)
     np.testing.assert_allclose(again.fixef_se["x"] * 250, fit.fixef_se["x"], rtol=1e-7)
     slopes = lambda f, unit: [unit * term["sd"] for term in f.varcorr if term["name"] == "x"]

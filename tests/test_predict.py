@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from fitted_models import cbpp, members, sleepstudy, visits
+from fitted_models import cbpp, members, of_columns, sleepstudy, visits
 from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import norm
@@ -260,7 +260,7 @@ def test_marginal_coefficients_in_closed_form():
     np.testing.assert_allclose(found["estimate"], beta / np.sqrt(1 + tau2), rtol=1e-9)
     np.testing.assert_allclose(found["conditional"], beta)
     # Delta method by hand, in (beta, tau).
-    V = raw_covariance(probit.state)[:3, :3]
+    V = of_columns(probit, raw_covariance(probit.state))[:3, :3]
     J = np.column_stack([np.eye(2) / np.sqrt(1 + tau2), -beta * np.sqrt(tau2) / (1 + tau2) ** 1.5])
     np.testing.assert_allclose(found["se"], np.sqrt(np.diag(J @ V @ J.T)), rtol=1e-5)
     counts = jg.fit("y ~ x + (1 | g)", {"y": rng.poisson(np.exp(eta)), "x": x, "g": g}, family="poisson",

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from fitted_models import members, visits
+from fitted_models import members, of_columns, visits
 from scipy.special import expit, logit
 from scipy.stats import norm
 
@@ -224,8 +224,8 @@ def test_where_the_sd_is_clear_its_logarithm_is_normal():
     data = pd.DataFrame({"y": rng.poisson(np.exp(0.3 * x + rng.normal(size=60)[g])), "x": x, "g": g})
     fit = jg.fit("y ~ x + (1 | g)", data, family="poisson")
     assert fit.effects_method() == "delta"
-    draws = rng.multivariate_normal([*fit.fixef.values(), np.log(fit.varcorr[0]["sd"])], fit.state.estimate.covariance,
-                                    400_000)  # fmt: skip
+    covariance = of_columns(fit, fit.state.estimate.covariance)
+    draws = rng.multivariate_normal([*fit.fixef.values(), np.log(fit.varcorr[0]["sd"])], covariance, 400_000)
     eta = draws[:, 0] + 2 * draws[:, 1] + np.exp(draws[:, 2]) * rng.normal(size=len(draws))
     found = fit.predict(pd.DataFrame({"x": [2.0], "g": [99]}), kind="link", interval=0.95)
     np.testing.assert_allclose([*found["lower"], *found["upper"]], np.quantile(eta, [0.025, 0.975]), atol=0.02)

@@ -109,7 +109,15 @@ class Scaling:
         return factor * self.z_scale[:, None]
 
     def beta_from_columns(self, beta: np.ndarray) -> np.ndarray:
-        return np.linalg.solve(self.to_columns(), beta)
+        """T^-1 beta: (..., p) -> (..., p)."""
+        out = beta * self.scale
+        if self.intercept is not None:
+            out[..., self.intercept] += (beta @ self.center) * self.scale[self.intercept]
+        return out
+
+    def rows(self, X: np.ndarray) -> np.ndarray:
+        """The columns in use of rows X (..., p): X T, without the cancellation of that product."""
+        return (X - self.center) / self.scale
 
 
 def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments | None = None) -> Scaling:

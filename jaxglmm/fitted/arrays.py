@@ -85,6 +85,8 @@ def check_shapes(arrays: Mapping[str, np.ndarray], parameters: int, fixed: int, 
     """
     wanted = {
         "estimate.beta": (fixed,),
+        "scaling.center": (fixed,),
+        "scaling.scale": (fixed,),
         "estimate.covariance": (parameters, parameters),
         "estimate.boundary": (parameters,),
     }

@@ -35,7 +35,9 @@ class Mixture:
     ----------
     weights, sds : (K,)
     beta : (K, p)
+        Coefficients of the columns in use, (X - center) / scale.
     vcov : (K, p, p)
+        Of these.
     """
 
     weights: np.ndarray
@@ -69,7 +71,7 @@ class Effects:
     levels : int (L,)
         Levels whose covariance with the fixed effects is known: all, or of very many those where it matters.
     with_beta : (L, S, p)
-        Covariance of these levels' effects with the fixed effects.
+        Covariance of these levels' effects with the coefficients of the columns in use.
     mixture : Mixture or None
         What was integrated over.
     prior : str
@@ -97,7 +99,7 @@ class Effects:
         return np.diagonal(self.covariance_eb, axis1=1, axis2=2)
 
     def vcov_of_beta(self, state: State) -> np.ndarray:
-        """Covariance (p, p) of the fixed effects that `with_beta` goes with."""
+        """Covariance (p, p) of the coefficients of the columns in use that `with_beta` goes with."""
         p = len(state.estimate.beta)
         return state.estimate.covariance[:p, :p] if self.mixture is None else self.mixture.moments()[1]
 
@@ -208,7 +210,7 @@ def _levels_that_matter(state: State, found: Conditional) -> np.ndarray:
 
 
 def with_fixed(state: State, problem, levels: np.ndarray, x: np.ndarray | None = None, V: np.ndarray | None = None):
-    """Covariance (L, S, p) of some levels' effects with the fixed effects, V d; parameters as in `conditional`."""
+    """Covariance (L, S, p) of some levels' effects with the coefficients, V d; parameters as in `conditional`."""
     from jaxglmm.inference.likelihood import raw_covariance
 
     V = raw_covariance(state) if V is None else V
@@ -270,7 +272,7 @@ def conditional(state: State, problem, x: np.ndarray | None = None, V: np.ndarra
     Parameters
     ----------
     x, V : (m,), (m, m), optional
-        Parameters (beta, entries of Lambda, log dispersion) and their covariance; the estimate's by default.
+        Parameters, see `inference.likelihood`, and their covariance; the estimate's by default.
     """
     from jaxglmm.inference.likelihood import raw_covariance
 
@@ -302,15 +304,14 @@ def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None) -> Condi
     if design is None or not design.terms or x[at.p] == 0 or not covers(family, design):
         return None
     # The rows are laid out with scaled columns: b = effect / unit, psi = to_design x.
-    term, scaling, layout = problem.frame.terms[0], problem.scaling, problem.layout
-    unit = float(scaling.z_scale[0])
-    to_design = np.eye(len(x))
-    to_design[: at.p, : at.p], to_design[at.p, at.p] = np.linalg.inv(scaling.to_columns()), unit
+    term, layout, unit = problem.frame.terms[0], problem.layout, float(problem.scaling.z_scale[0])
+    to_design = np.ones(len(x))
+    to_design[at.p] = unit
     modes = np.zeros((1, layout.n_slots))
     if estimated:
         modes[0, layout.slot] = (state.posteriors[0].mode[:, 0] / x[at.p])[term.codes]
     with computing():
-        found = group_effects(family, design, to_design @ x, to_design @ V @ to_design.T, modes, layout.first)
+        found = group_effects(family, design, to_design * x, V * np.outer(to_design, to_design), modes, layout.first)
     mean, variance, added = found.T
     return Conditional(mean[:, None] / unit, variance[:, None, None] / unit**2, added[:, None, None] / unit**2)
 
@@ -340,10 +341,11 @@ def with_slopes(
     factor[at.entries] = x[at.p : at.p + len(entries)]
     if not factor.any():
         return
-    prior, history = Prior(np.zeros(S), factor), history_of(problem.frame, 0, x[: at.p])
+    scaling = state.estimate.scaling
+    prior, history = Prior(np.zeros(S), factor), history_of(problem.frame, 0, scaling.beta_to_columns(x[: at.p]))
     layout, X = problem.storage, problem.frame.X
     nodes = nodes_for(family, prior, history, n_agq=state.estimate.n_agq, coarse=coarse)
     if levels is not None and len(levels) < history.n_groups:
         history, rows = of_levels(history, levels)
         layout, X, start = None, X[rows], None if start is None else start[levels]
-    yield from posteriors(family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=X, entries=entries)
+    yield from posteriors(family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=X, scaling=scaling, entries=entries)

@@ -83,8 +83,7 @@ class Estimates:
         has it. An array that may also be called: `fit.vcov("cluster")` is the cluster-robust covariance (see
         `jaxglmm.inference.cluster`), `fit.vcov("model")` the array itself.
         """
-        p = len(self.names)
-        return Vcov.of(self.state.estimate.covariance[:p, :p], self._vcov)
+        return Vcov.of(self.state.estimate.vcov, self._vcov)
 
     def _vcov(self, kind: str = "model") -> np.ndarray:
         choice("model", "cluster")("kind", kind)

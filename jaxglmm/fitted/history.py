@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxglmm.design.design import Scaling
 from jaxglmm.design.groups import GroupIndex, Layout, build_index
 from jaxglmm.fitted.threads import in_order
 from jaxglmm.objectives.posterior import WIDE, Lattice, Posteriors, Rows, group_posteriors, lattice, node_rule
@@ -92,7 +93,7 @@ def nodes_for(
 
 def posteriors(
     family, log_phi: float, history: History, prior: Prior, nodes, *, layout: tuple[GroupIndex, Layout] | None = None,
-    start: np.ndarray | None = None, X: np.ndarray | None = None, entries=(), keep=False,
+    start: np.ndarray | None = None, X: np.ndarray | None = None, scaling: Scaling | None = None, entries=(), keep=False,
 ) -> Iterator[tuple[np.ndarray, Posteriors]]:  # fmt: skip
     """Posteriors of all groups, a piece at a time, in an order that the data alone decide.
 
@@ -103,7 +104,7 @@ def posteriors(
     start : (G, S), optional
         Modes u to begin at.
     X : (n, p), optional
-        With `entries`, as in `group_posteriors`.
+        With `entries`, as in `group_posteriors`; in use scaled, where there is a `scaling`.
     keep : bool
         Return the weights of the nodes.
 
@@ -129,7 +130,10 @@ def posteriors(
         groups = by_slot[low:high]
         rows, extra = _gather(history, prior, start, at, sub.n_slots)
         with computing():
-            columns = None if X is None else np.pad(X[np.maximum(at, 0)], ((0, extra), (0, 0)))
+            columns = None
+            if X is not None:
+                columns = X[np.maximum(at, 0)]
+                columns = np.pad(columns if scaling is None else scaling.rows(columns), ((0, extra), (0, 0)))
             found = group_posteriors(family, sub, nodes, rows, log_phi, columns, entries=entries, keep=keep)
             here = heads[low:high] - begin
             return groups, jax.tree.map(lambda v: np.asarray(v)[..., here], found)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.arguments import path as paths, takes
+from jaxglmm.design.design import Scaling
 from jaxglmm.errors import DataError
 from jaxglmm.fitted import folders
 from jaxglmm.fitted.arrays import check_shapes, read_arrays, write_arrays
@@ -32,7 +33,7 @@ from jaxglmm.ops.files import open_regular, path_of, reason, sha256
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
 
 
-FORMAT, VERSION = "jaxglmm-fit", 2
+FORMAT, VERSION = "jaxglmm-fit", 3
 MODEL, ARRAYS = folders.OURS[:2]
 _LONGEST = 1 << 30  # bytes of model.json, in which there is nothing as long as the data
 _ESTIMATE = ("beta", "covariance", "boundary", "vcov_jacobian")
@@ -190,6 +191,7 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
     """Write a fit's two files into an existing folder, behind what else there is to be in it; `rows` as in `save`."""
     state, estimate = fit.state, fit.state.estimate
     arrays = {f"estimate.{name}": getattr(estimate, name) for name in _ESTIMATE}
+    arrays |= {f"scaling.{name}": getattr(estimate.scaling, name) for name in ("center", "scale", "z_scale")}
     for i, factor in enumerate(estimate.factors):
         arrays[f"estimate.factor{i}"] = factor
         arrays[f"effect_squares{i}"] = state.effect_squares[i]
@@ -216,6 +218,7 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
             "n_agq": estimate.n_agq,
             "parameters": list(estimate.parameters),
             "penalised": estimate.penalised,
+            "intercept": estimate.scaling.intercept,
             "convergence": {k: _number(v) for k, v in asdict(estimate.convergence).items()},
         },
         "n": state.n,
@@ -241,6 +244,8 @@ def _state(saved, arrays) -> State:
     check_shapes(arrays, len(kept["parameters"]), len(spec.fixed.names), terms)
     kept["parameters"] = tuple(kept["parameters"])
     kept["convergence"] = Convergence(**{k: _unnumber(v) for k, v in kept["convergence"].items()})
+    intercept = kept.pop("intercept")
+    kept["scaling"] = Scaling(arrays["scaling.center"], arrays["scaling.scale"], intercept, arrays["scaling.z_scale"])
     factors = tuple(arrays[f"estimate.factor{i}"] for i in range(len(terms)))
     estimate = Estimate(factors=factors, **kept, **{name: arrays.get(f"estimate.{name}") for name in _ESTIMATE})
     posteriors = tuple(

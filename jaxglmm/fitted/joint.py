@@ -50,7 +50,7 @@ class Joint:
     spreads : tuple of (G, S, S)
         Posterior covariances of each level's effects given the parameters.
     slopes : tuple of (G, S, k)
-        Derivatives of each level's effects in (beta, entries of Lambda, log dispersion).
+        Derivatives of each level's effects in the parameters, see `inference.likelihood`.
     """
 
     design: RowDesign
@@ -102,6 +102,10 @@ class Joint:
         Of levels that meet in the data from the pattern of H^-1, of others from solutions of its columns; with very
         many others on both sides, where one level hardly bears on another, they count as independent.
         """
+        with computing():
+            return self._between(t, u, first, second)
+
+    def _between(self, t, u, first, second):
         S, other = self.design.terms[t].n_effects, self.design.terms[u].n_effects
         pairs = self.design.pairs[t, u]
         key = pairs.first.astype(np.int64) * pairs.n_second + pairs.second
@@ -218,7 +222,6 @@ def joint_of(state: State, problem) -> Joint:
     assert design is not None
     family, estimate, at = state.family, state.estimate, coordinates(state)
     p = len(estimate.beta)
-    to_scaled = np.linalg.inv(problem.scaling.to_columns())
     factors = [t.factor_from_columns(F) for t, F in zip(design.terms, estimate.factors, strict=True)]
     solver = choose_solver(design)
     start = [
@@ -227,7 +230,7 @@ def joint_of(state: State, problem) -> Joint:
     ]
     with computing():
         rows = FamilyRows(family, design.y, design.weights)
-        eta = design.offset + design.X @ (to_scaled @ estimate.beta)
+        eta = design.offset + design.X @ at.x[:p]
         modes = find_modes(design, rows, solver, eta, factors, state.log_dispersion, np.concatenate(start))
         d = rows.derivatives(modes.eta, state.log_dispersion)
         H, w = standardised(normal_equations(design, d.w), factors), d.w
@@ -247,8 +250,6 @@ def joint_of(state: State, problem) -> Joint:
     slopes = [np.einsum("ac,gck->gak", F, part) for F, part in zip(estimate.factors, design.split(moved), strict=True)]
     for e, (t, r, c) in enumerate(_entries(state)):
         slopes[t][:, r, p + e] += design.split(modes.u)[t][:, c]
-    for slope in slopes:
-        slope[..., :p] = slope[..., :p] @ to_scaled
     terms = tuple(_bare(t.n_levels, t.n_effects, t.covariance.blocks) for t in design.terms)
     pairs = {
         (t, u): _bare_pairs(v.first, v.second, terms[t].n_levels, v.n_second) for (t, u), v in design.pairs.items()

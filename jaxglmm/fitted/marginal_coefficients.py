@@ -44,12 +44,13 @@ def marginal_coefficients(state: State, rows: Rows, weights: np.ndarray) -> Any:
     known = np.isfinite(rows.eta) & np.isfinite(z).all(0)
     if known.sum() < rows.X.shape[1]:
         raise DataError(f"marginal coefficients need {rows.X.shape[1]} complete rows or more; found {int(known.sum())}")
-    X, eta, z, W = rows.X[known], rows.eta[known], z[:, known], weights[known, None]
+    scaling = state.estimate.scaling
+    X, eta, z, W = scaling.rows(rows.X[known]), rows.eta[known], z[:, known], weights[known, None]
     white = state.factor.T @ z if rows.effects else z
     variance = np.square(white).sum(0)
     g = lambda eta, variance: rowwise(family, "link_function", normal_average(family, eta, variance))
     project = np.linalg.solve(X.T @ (W * X), (W * X).T)
-    offset = eta - X @ state.estimate.beta
+    offset = eta - rows.X[known] @ state.estimate.beta
     h = _STEP * np.maximum(variance, _STEP)
     by_eta = (g(eta + _STEP, variance) - g(eta - _STEP, variance)) / (2 * _STEP)
     by_variance = (g(eta, variance + h) - g(eta, np.maximum(variance - h, 0))) / (h + np.minimum(h, variance))
@@ -57,12 +58,13 @@ def marginal_coefficients(state: State, rows: Rows, weights: np.ndarray) -> Any:
     J[:, : at.p] = project @ (by_eta[:, None] * X)
     for e, (r, c) in enumerate(zip(*at.entries, strict=True)):
         J[:, at.p + e] = project @ (by_variance * 2 * z[r] * white[c])
+    J = scaling.to_columns() @ J
     covariance = J @ raw_covariance(state) @ J.T
     return native_table(
         state.native,
         {
             "name": np.array(state.spec.fixed.names, object),
-            "estimate": project @ (g(eta, variance) - offset),
+            "estimate": scaling.beta_to_columns(project @ (g(eta, variance) - offset)),
             "se": np.sqrt(np.diag(covariance)),
             "conditional": np.asarray(state.estimate.beta),
         },

@@ -88,8 +88,8 @@ def _part(rows: Rows, at: np.ndarray) -> Rows:
 
 def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
     """Ends (m, 2) of eta for levels that the fit knows, one grouping factor."""
-    X, (z, codes) = rows.X, rows.effects[0]
-    found = fit._effects(0, prior if uncertain else None)
+    scaling, (z, codes) = fit.state.estimate.scaling, rows.effects[0]
+    X, found = scaling.rows(rows.X), fit._effects(0, prior if uncertain else None)
     eb = uncertain and not np.isnan(found.covariance_eb).any()
     mean, spread = (found.mean_eb, found.covariance_eb) if eb else (found.mean, found.covariance)
     centre = rows.eta + np.einsum("sm,ms->m", z, mean[codes])
@@ -97,7 +97,7 @@ def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
     if uncertain:
         vcov = found.vcov_of_beta(fit.state)
         if eb and found.mixture is not None:
-            centre += X @ (found.mixture.moments()[0] - fit.state.estimate.beta)
+            centre += X @ (found.mixture.moments()[0] - scaling.beta_from_columns(fit.state.estimate.beta))
         place = np.full(len(found.mean), -1)
         place[found.levels] = np.arange(len(found.levels))
         at = place[codes]
@@ -123,14 +123,15 @@ def _normal_quantiles(level: float) -> np.ndarray:
 
 def _drawn(fit, rows: Rows, drawn: np.ndarray, uncertain: bool, prior) -> Mixtures:
     """eta for new levels of the only grouping factor, whose effect is N(0, Sigma) where it is drawn and else 0."""
-    state, X, (z, _) = fit.state, rows.X, rows.effects[0]
+    state, (z, _) = fit.state, rows.effects[0]
     found = fit._effects(0, prior) if uncertain and len(z) == 1 else None
     if found is not None and found.mixture is not None:
-        of = found.mixture
-        centre = rows.eta[:, None] + X @ (of.beta - state.estimate.beta).T
+        of, scaling = found.mixture, state.estimate.scaling
+        X = scaling.rows(rows.X)
+        centre = rows.eta[:, None] + X @ (of.beta - scaling.beta_from_columns(state.estimate.beta)).T
         spread = np.einsum("ma,kab,mb->mk", X, of.vcov, X, optimize=True)
         return Mixtures(of.weights, centre + 0 * z.sum(0)[:, None], spread + np.outer(drawn * z[0] ** 2, of.sds**2))
-    return _by_delta(state, rows, rows.eta + 0 * z.sum(0), np.zeros(len(X)), None, [drawn], uncertain)
+    return _by_delta(state, rows, rows.eta + 0 * z.sum(0), np.zeros(len(rows.X)), None, [drawn], uncertain)
 
 
 def _several(fit, rows: Rows, used, new, drawn, uncertain: bool) -> Mixtures:
@@ -169,7 +170,7 @@ def _by_delta(state, rows: Rows, centre, given, slopes, drawn, uncertain: bool) 
         return Mixtures(np.ones(1), centre[:, None], (given + v)[:, None])
     V, at = raw_covariance(state), coordinates(state)
     of_mean = np.zeros((m, len(V)))
-    of_mean[:, :p] = rows.X
+    of_mean[:, :p] = state.estimate.scaling.rows(rows.X)
     if slopes is not None:
         of_mean += slopes
     of_v = np.zeros((m, len(V)))

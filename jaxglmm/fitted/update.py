@@ -36,10 +36,11 @@ def updated(fit, data) -> tuple[State, Kept]:
     effects = fit._effects(0)
     mean, covariance = (_grown(v, len(term.levels)) for v in (effects.mean, effects.covariance))
     covariance[len(old.n) :] = state.covariances[0]
+    before = covariance.copy()
     mean[touched], covariance[touched] = posterior_moments(state, history, prior)
     approximate = effects.how == "approximated" or not exact
     how = "approximated" if approximate and not is_normal(state.family) else "updated"
-    levels, cross = _with_beta(state, effects, new.X, more, mean, covariance, touched)
+    levels, cross = _with_beta(state, effects, state.estimate.scaling.rows(new.X), more, mean, before, touched)
     kept = given_effects(mean, covariance, how, len(state.estimate.beta))
     kept = replace(kept, levels=levels, with_beta=cross, mixture=effects.mixture, prior=effects.prior)
     posterior = _posterior(state, old, history, prior, touched)
@@ -53,27 +54,28 @@ def updated(fit, data) -> tuple[State, Kept]:
     return state, Kept({0: kept}, whole, rule=rule)
 
 
-def _with_beta(state: State, old: Effects, X, more: History, mean, covariance, touched):
-    """Covariance of effects with the fixed effects after further rows: levels (L,) and (L, S, p).
+def _with_beta(state: State, old: Effects, X, more: History, mean, before, touched):
+    """Covariance of effects with the coefficients after further rows: levels (L,) and (L, S, p). X are columns in use.
 
     Of what precision P an effect has, the slopes of its mean in beta are -P^-1 sum z w x', exactly for Gaussian
-    responses; further rows add to P and to the sum.
+    responses. Further rows add dP = sum z w z' to it and to the sum: with the covariance C = P^-1 before, which may be
+    singular, covariances K become (I + C dP)^-1 (K - C sum z w x' V).
     """
-    p, S = X.shape[1], covariance.shape[1]
-    cross = np.zeros((len(covariance), S, p))
+    p, S = X.shape[1], before.shape[1]
+    cross = np.zeros((len(before), S, p))
     cross[old.levels] = old.with_beta
-    known = np.zeros(len(covariance), bool)
+    known = np.zeros(len(before), bool)
     known[old.levels] = known[touched] = True
     vcov = old.vcov_of_beta(state)
     eta = more.eta + np.einsum("sm,ms->m", more.z, mean[more.codes])
     with computing():
         w = FamilyRows(state.family, more.y, more.weights).newton(eta, state.log_dispersion)[2]
-    sums = np.zeros((len(covariance), S, p))
+    sums = np.zeros((len(before), S, p))
     np.add.at(sums, more.codes, np.einsum("sm,m,mp->msp", more.z, w, X))
-    before = old.covariance[touched[touched < len(old.mean)]]
-    loads = np.zeros((len(touched), S, p))
-    loads[touched < len(old.mean)] = np.linalg.pinv(before, hermitian=True) @ cross[touched[touched < len(old.mean)]]
-    cross[touched] = covariance[touched] @ (loads - sums[touched] @ vcov)
+    added = np.zeros((len(before), S, S))
+    np.add.at(added, more.codes, np.einsum("sm,m,tm->mst", more.z, w, more.z))
+    C = before[touched]
+    cross[touched] = np.linalg.solve(np.eye(S) + C @ added[touched], cross[touched] - C @ sums[touched] @ vcov)
     levels = np.flatnonzero(known)
     return levels, cross[levels]
 

@@ -219,7 +219,7 @@ def _information(smaller, larger, added: _Added) -> np.ndarray:
     if family.name == "gaussian":
         scale = 1 / np.sqrt(frame.weights)
         other.append(Component(rows, scale, scale))
-    total = WorkingModel(weights, frame.X, effects).information([*new, *other])
+    total = WorkingModel(weights, larger.state.estimate.scaling.rows(frame.X), effects).information([*new, *other])
     inner, cross = total[len(new) :, len(new) :], total[: len(new), len(new) :]
     return total[: len(new), : len(new)] - cross @ np.linalg.pinv(inner, hermitian=True) @ cross.T
 

@@ -51,14 +51,15 @@ def cluster_vcov(state, problem) -> np.ndarray:
         raise NotYetError("kind='cluster' takes one grouping factor unless the response is Gaussian; use kind='model'")
     else:
         at = coordinates(state)
-        A = to_scaled(problem, at)
+        a = to_scaled(problem, at)
         nodes = padded_nodes(state.estimate.n_agq or 1, len(state.terms[0].names))
         with computing():
             inner = _meat(
-                problem.family, problem.design, nodes, jnp.asarray(A @ at.x), state.estimate.method != "joint"
+                problem.family, problem.design, nodes, jnp.asarray(a * at.x), state.estimate.method != "joint"
             )
-        bread, meat = raw_covariance(state), A.T @ np.asarray(inner) @ A
-    return (groups / (groups - 1) * bread @ meat @ bread)[:p, :p]
+        bread, meat = raw_covariance(state), np.asarray(inner) * np.outer(a, a)
+    T = state.estimate.scaling.to_columns()
+    return groups / (groups - 1) * T @ (bread @ meat @ bread)[:p, :p] @ T.T
 
 
 def _outermost(terms) -> int:
@@ -118,12 +119,13 @@ def _meat(family, design, nodes, psi, determinant):
 
 
 def _gaussian_meat(state, frame, outer):
-    """sum_g s_g s_g' (p, p): X_g'V_g^-1 e_g = (X_g'W e_g - X_g'W Z_g m_g)/sigma^2, m_g the conditional modes."""
+    """sum_g s_g s_g' (p, p) of the columns in use: X_g'V_g^-1 e_g = (X_g'W e_g - X_g'W Z_g m_g)/sigma^2, m_g the conditional modes."""
     estimate, cluster = state.estimate, frame.terms[outer]
     residual = frame.y - frame.offset - frame.X @ estimate.beta
     for term, posterior in zip(frame.terms, state.posteriors, strict=True):
         residual = residual - np.einsum("sm,ms->m", term.z, posterior.mode[term.codes])
     weighted = frame.weights * residual / estimate.dispersion**2
     count = len(cluster.levels)
-    scores = np.stack([np.bincount(cluster.codes, column * weighted, minlength=count) for column in frame.X.T])
+    columns = zip(frame.X.T, estimate.scaling.center, estimate.scaling.scale, strict=True)
+    scores = np.stack([np.bincount(cluster.codes, (x - c) / s * weighted, minlength=count) for x, c, s in columns])
     return scores @ scores.T

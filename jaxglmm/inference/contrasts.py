@@ -60,19 +60,20 @@ def test_contrasts(state, contrasts, rhs=0.0) -> ContrastTest:
         raise DataError(f"rhs must be one number, or one for each of the {len(L)} contrasts; found shape {rhs.shape}")
     p = len(names)
     difference = L @ estimate.beta - rhs
-    vcov = estimate.covariance[:p, :p]
-    se = np.sqrt(np.einsum("ki,ij,kj->k", L, vcov, L))
+    # L beta as combinations of the coefficients of the columns in use.
+    turned, vcov = L @ estimate.scaling.to_columns(), estimate.covariance[:p, :p]
+    se = np.sqrt(np.einsum("ki,ij,kj->k", turned, vcov, turned))
     if not (se > 0).all():
         raise DataError(f"contrast {int(np.argmin(se))} is zero, or involves no estimated coefficient")
     statistic = difference / se
     free = satterthwaite(state)
     if free is None:
         df, values = None, normal_p(statistic)
-        joint = _chi2(L, vcov, difference)
+        joint = _chi2(turned, vcov, difference)
     else:
-        df = free.df(L)
+        df = free.df(turned)
         values = student_p(statistic, df)
-        F, q, denominator = free.f_test(L, np.linalg.lstsq(L, difference, rcond=None)[0])
+        F, q, denominator = free.f_test(turned, np.linalg.lstsq(turned, difference, rcond=None)[0])
         joint = {"statistic": F, "kind": "F", "df": q, "df_denominator": denominator, "p": f_p(F, q, denominator)}
     return ContrastTest(L, difference, se, statistic, df, values, joint)
 

@@ -1,6 +1,7 @@
-"""The likelihood of a fit as a function of x = (beta, entries of Lambda, log dispersion), in the caller's columns.
+"""The likelihood of a fit as a function of x = (coefficients, entries of Lambda, log dispersion).
 
-The optimisers work in scaled columns and, for Gaussian models, with beta and sigma profiled out. Profiles and scores
+Coefficients are those of the columns in use, (X - center) / scale, in which nothing cancels whatever the columns' means;
+Lambda is of the effects' columns as a frame has them. The optimisers work in scaled columns of these too and, for Gaussian models, with beta and sigma profiled out. Profiles and scores
 need each parameter as a coordinate of its own: the same compiled evaluations serve, and small matrices on the host
 change coordinates. No row is laid out again.
 """
@@ -34,7 +35,7 @@ class Coordinates:
     Attributes
     ----------
     x : (m,)
-        At the estimate; without a dispersion it ends with an idle 0.
+        At the estimate, coefficients of the columns in use; without a dispersion it ends with an idle 0.
     p : int
         Fixed effects.
     entries : (rows (q,), columns (q,))
@@ -68,11 +69,12 @@ def coordinates(state, first: int | None = None) -> Coordinates:
         centre falls to it, its block is of the columns as they were written.
     """
     estimate = state.estimate
-    p = len(estimate.beta)
+    beta = estimate.scaling.beta_from_columns(estimate.beta)
+    p = len(beta)
     phi = np.array([estimate.dispersion is not None and not state.family.at_limit(state.log_dispersion)])
     if not state.terms:
         return Coordinates(
-            np.append(estimate.beta, state.log_dispersion), p, (np.zeros(0, int),) * 2,
+            np.append(beta, state.log_dispersion), p, (np.zeros(0, int),) * 2,
             np.concatenate([np.ones(p, bool), phi]), np.zeros(p + 1, bool), np.zeros(0, int), np.eye(0),
         )  # fmt: skip
     covariance, factor = state.structure, state.factor
@@ -93,14 +95,14 @@ def coordinates(state, first: int | None = None) -> Coordinates:
     stuck = np.array([factor[c, c] == 0 and int(c) not in last for c in columns])
     held = not (estimate.convergence.singular or (np.diag(estimate.covariance)[p : p + len(raw)] > 0).any())
     return Coordinates(
-        np.concatenate([estimate.beta, raw, [state.log_dispersion]]), p, (rows, columns),
+        np.concatenate([beta, raw, [state.log_dispersion]]), p, (rows, columns),
         np.concatenate([np.ones(p, bool), ~(stuck | held), phi]),
         np.concatenate([np.zeros(p, bool), rows == columns, [False]]), order, loads,
     )  # fmt: skip
 
 
 def raw_covariance(state) -> np.ndarray:
-    """Covariance of x (m, m) from that of (beta, log-Cholesky theta, log dispersion)."""
+    """Covariance of x (m, m) from that of (coefficients, log-Cholesky theta, log dispersion)."""
     c, covariance = coordinates(state), state.estimate.covariance
     scale = np.where(c.even & (c.x != 0), c.x, 1.0)[: len(covariance)]
     out = np.zeros((len(c.x),) * 2)
@@ -147,21 +149,17 @@ class Likelihood:
 
 
 def to_scaled(problem, at: Coordinates) -> np.ndarray:
-    """A (m, m) with psi = A x in the design's scaled columns."""
-    A = np.eye(len(at.x))
-    A[: at.p, : at.p] = np.linalg.inv(problem.scaling.to_columns())
+    """a (m,) with psi = a x, of the scaled columns of the effects."""
     rows, _ = at.entries
-    where = np.arange(at.p, at.p + len(rows))
-    A[where, where] = problem.scaling.z_scale[at.order[rows]]
-    return A
+    return np.concatenate([np.ones(at.p), problem.scaling.z_scale[at.order[rows]], [1.0]])
 
 
 def _scaled(evaluate_psi, problem, at):
-    A = to_scaled(problem, at)
+    a = to_scaled(problem, at)
 
     def evaluate_x(x):
-        value, gradient, hessian = evaluate_psi(A @ x)
-        return float(value), A.T @ np.asarray(gradient), A.T @ np.asarray(hessian) @ A
+        value, gradient, hessian = evaluate_psi(a * x)
+        return float(value), a * np.asarray(gradient), np.asarray(hessian) * np.outer(a, a)
 
     return evaluate_x
 
@@ -197,7 +195,6 @@ def _gaussian(problem, at):
     else:
         arrays = jax.tree.map(jnp.asarray, cross)
         expand = lambda raw: expand_one(raw, arrays)
-    back = np.linalg.inv(problem.scaling.to_columns())
     p, q = at.p, len(at.entries[0])
     n, origin = float(cross.n), np.asarray(cross.origin)
 
@@ -205,12 +202,12 @@ def _gaussian(problem, at):
         log_sigma = x[-1]
         s, T = math.exp(-2 * log_sigma), x[p:-1] * math.exp(-log_sigma)
         (log_det, Q), (log_det1, Q1), (log_det2, Q2) = expand(T)
-        v = np.append(origin - back @ x[:p], 1.0)
+        v = np.append(origin - x[:p], 1.0)
         Qv = Q @ v
         load = np.einsum("ijk,j->ik", Q1, v)
         rss, rss1, rss2 = v @ Qv, v @ load, np.einsum("i,ijkl,j->kl", v, Q2, v)
         value = 0.5 * (float(cross.log_weights) - log_det - s * rss) - n * (log_sigma + 0.5 * math.log(2 * math.pi))
-        # In (beta of scaled columns, T, log sigma).
+        # In (coefficients, T, log sigma).
         g = np.concatenate([s * Qv[:p], -0.5 * (log_det1 + s * rss1), [s * rss - n]])
         H = np.zeros((p + q + 1,) * 2)
         H[:p, :p] = -s * Q[:p, :p]
@@ -220,7 +217,6 @@ def _gaussian(problem, at):
         H = np.triu(H) + np.triu(H, 1).T
         # T = Lambda / sigma.
         J = np.eye(p + q + 1)
-        J[:p, :p] = back
         J[p:-1, p:-1] *= math.exp(-log_sigma)
         J[p:-1, -1] = -T
         bend = np.zeros_like(H)

@@ -24,7 +24,8 @@ class Parameter:
         Effects that covary with it.
     loads : tuple of (S,)
         Of each of `effects`, counted over all terms: the effect of its column as written is loads'b, b the effects of
-        centred columns that Lambda is of; see `model.centring`.
+        centred columns that Lambda is of; see `model.centring`. Likewise (p,) of a fixed effect and the coefficients of
+        the columns in use.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Parameter:
 
 def parameters(state) -> list[Parameter]:
     """All parameters of interest in the order of the summary; covariances that the caller held are left out."""
-    out = [Parameter(name, "beta", (j,)) for j, name in enumerate(state.spec.fixed.names)]
+    rows = [tuple(row) for row in state.estimate.scaling.to_columns().tolist()]
+    out = [Parameter(name, "beta", (j,), (), (rows[j],)) for j, name in enumerate(state.spec.fixed.names)]
     at = coordinates(state)
     held = not (at.free[at.p : -1].any() or state.estimate.convergence.singular)
     if not held:
@@ -86,11 +88,11 @@ def value(parameter: Parameter, state) -> float:
 
 
 def slope(parameter: Parameter, state) -> np.ndarray:
-    """Derivative in x (m,) of beta, log sd, atanh cor or log dispersion; NaN where that is infinite."""
+    """Derivative in x (m,), see `inference.likelihood`, of beta, log sd, atanh cor or log dispersion; NaN where that is infinite."""
     at = coordinates(state)
     out = np.zeros(len(at.x))
     if parameter.kind == "beta":
-        out[parameter.effects[0]] = 1.0
+        out[: at.p] = parameter.loads[0]
     elif parameter.kind == "dispersion":
         out[-1] = 1.0
     else:

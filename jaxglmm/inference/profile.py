@@ -75,7 +75,8 @@ def _interval(likelihood, best, parameter, quantile):
             profile = _Profile(likelihood, _Identity(at), np.append(best[:-1], likelihood.limit.near), j)
             profile.se = 1.0
             return math.exp(profile.end(-1, quantile, -math.inf, math.inf)), math.inf
-        profile = _Profile(likelihood, _Identity(at), best, j)
+        mapping = _Identity(at) if parameter.kind == "dispersion" else _Coefficient(at, parameter.loads[0], j)
+        profile = _Profile(likelihood, mapping, best, j)
         high = math.inf if parameter.kind == "beta" or likelihood.limit is None else AT_LIMIT
         ends = [profile.end(sign, quantile, -math.inf, high) for sign in (-1, 1)]
         natural = lambda v: math.inf if v == AT_LIMIT else math.exp(v)
@@ -95,7 +96,7 @@ def _interval(likelihood, best, parameter, quantile):
 
 
 class _Identity:
-    """y = x: fixed effects, the first sd of a block, log dispersion."""
+    """y = x: the first sd of a block, log dispersion."""
 
     def __init__(self, at):
         self.even = at.even
@@ -105,6 +106,25 @@ class _Identity:
 
     def __call__(self, y):
         return y, np.eye(len(y)), None
+
+
+class _Coefficient:
+    """y = x but for one coefficient, which is that of a column as written: loads'x of those of the columns in use."""
+
+    def __init__(self, at, loads, j):
+        self.even, self.loads, self.j = at.even, np.pad(loads, (0, len(at.x) - len(loads))), j
+
+    def inverse(self, x):
+        y = x.copy()
+        y[self.j] = self.loads @ x
+        return y
+
+    def __call__(self, y):
+        x, J, j = y.copy(), np.eye(len(y)), self.j
+        J[j] = -self.loads / self.loads[j]
+        J[j, j] = 1 / self.loads[j]
+        x[j] = J[j] @ y
+        return x, J, None
 
 
 class _Spherical:

@@ -48,7 +48,7 @@ def f_p(x: float, df: float, denominator: float) -> float:
 
 
 def satterthwaite(state) -> Satterthwaite | None:
-    """What degrees of freedom need; None for models other than Gaussian with identity link."""
+    """What degrees of freedom need, of the columns in use; None for models other than Gaussian with identity link."""
     estimate = state.estimate
     if estimate.vcov_jacobian is None:
         return None
@@ -69,10 +69,10 @@ def coefficients(state) -> Coefficients:
     """Estimates, standard errors, statistics and two-sided p-values of the fixed effects."""
     estimate = state.estimate
     p = len(estimate.beta)
-    se = np.sqrt(np.diag(estimate.covariance)[:p])
+    se = np.sqrt(np.diag(estimate.vcov))
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = estimate.beta / se
     free = satterthwaite(state)
-    df = None if free is None or p == 0 else free.df(np.eye(p))
+    df = None if free is None or p == 0 else free.df(estimate.scaling.to_columns())
     values = normal_p(statistic) if df is None else student_p(statistic, df)
     return Coefficients(tuple(state.spec.fixed.names), estimate.beta, se, statistic, df, values)

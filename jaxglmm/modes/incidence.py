@@ -72,6 +72,7 @@ class Incidence:
         start, columns, number = self._entries
         entries = np.concatenate([values[t].ravel() for t in self.rest])[number]
         found = np.asarray(_sampled(padded(entries, len(columns)), start, columns, R))[: len(number)]
+        assert found.dtype == np.float64, "asked outside of `computing()`, which rounds to float32"
         flat = np.empty(len(number))
         flat[number] = found
         ends = np.cumsum([values[t].size for t in self.rest])

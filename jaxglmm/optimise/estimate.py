@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jaxglmm.design.design import Scaling
+
 
 @dataclass
 class Convergence:
@@ -95,12 +97,17 @@ class Estimate:
     parameters : tuple of str
         Names of psi = (beta, theta, log dispersion); theta is log-Cholesky.
     covariance : (m, m)
-        Inverse observed information of psi; zero rows for parameters on the boundary or held.
+        Inverse observed information of psi with the coefficients of the columns in use, (X - center) / scale, in place
+        of beta; zero rows for parameters on the boundary or held. In the columns as written x'V x would lose the square
+        of a column's mean over its standard deviation.
     boundary : bool (m,)
         Parameters on the boundary, or held by the caller.
     convergence : Convergence
+    scaling : Scaling
+        Of the columns in use.
     vcov_jacobian : (q + 1, p, p) or None
-        Gaussian models: derivatives of sigma^2 (X'V^-1X)^-1 in (theta, log sigma), for degrees of freedom.
+        Gaussian models: derivatives of sigma^2 (X'V^-1X)^-1, of the columns in use, in (theta, log sigma), for degrees
+        of freedom.
     penalised : dict or None
         Of a fit with a penalty or a prior, plain values: "text", what was added to the likelihood; "df", the effective
         number of parameters; "kkt", the largest violation of the optimality conditions; "lam" and "alpha"
@@ -117,8 +124,15 @@ class Estimate:
     covariance: np.ndarray
     boundary: np.ndarray
     convergence: Convergence
+    scaling: Scaling
     vcov_jacobian: np.ndarray | None = None
     penalised: dict | None = None
+
+    @property
+    def vcov(self) -> np.ndarray:
+        """Covariance (p, p) of beta, of the columns as written."""
+        p, T = len(self.beta), self.scaling.to_columns()
+        return T @ self.covariance[:p, :p] @ T.T
 
 
 @dataclass(frozen=True)

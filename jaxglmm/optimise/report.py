@@ -39,13 +39,11 @@ def glm_estimate(problem, glm) -> Estimate:
     family, scaling = problem.family, problem.scaling
     p = len(problem.frame.names)
     has_phi = family.dispersion_name is not None
-    T = np.eye(p + 1)
-    T[:p, :p] = scaling.to_columns()
     free = np.append(np.ones(p, bool), has_phi and not family.at_limit(glm.x[p]))
-    covariance = T @ inverse_information(glm.hessian, free) @ T.T
+    covariance = inverse_information(glm.hessian, free)
     kept = p + has_phi
     return Estimate(
-        beta=T[:p, :p] @ glm.x[:p],
+        beta=scaling.beta_to_columns(glm.x[:p]),
         factors=(),
         dispersion=float(np.exp(glm.x[p])) if has_phi else None,
         loglik=glm.value,
@@ -58,6 +56,7 @@ def glm_estimate(problem, glm) -> Estimate:
             converged=glm.converged, decrement=float(glm.decrement), iterations=glm.iterations + 1,
             passes=float(glm.iterations + 1), reason=glm.reason,
         ),
+        scaling=scaling,
     )  # fmt: skip
 
 
@@ -71,10 +70,9 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
     scaled = np.zeros((covariance.n_effects,) * 2)
     scaled[covariance.entries] = psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
-    # psi_out = (T beta, log diagonal or scaled entry, log dispersion): a linear map of the inverse information.
+    # psi_out = (beta, log diagonal or scaled entry, log dispersion): a linear map of the inverse information.
     rows, _ = covariance.entries
     J = np.eye(p + q + 1)
-    J[:p, :p] = scaling.to_columns()
     with np.errstate(divide="ignore"):
         slope = np.where(covariance.diagonal, 1 / psi[p : p + q], 1 / scaling.z_scale[rows])
     J[np.arange(p, p + q), np.arange(p, p + q)] = np.where(solution.free[p : p + q], slope, 0.0)
@@ -82,7 +80,7 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
     kept = p + q + has_phi
     n_agq = solution.convergence.n_agq
     return Estimate(
-        beta=J[:p, :p] @ psi[:p],
+        beta=scaling.beta_to_columns(psi[:p]),
         factors=(factor,),
         dispersion=float(np.exp(psi[-1])) if has_phi else None,
         loglik=solution.value,
@@ -92,6 +90,7 @@ def marginal_estimate(problem, solution, *, joint=False) -> Estimate:
         covariance=inverse[:kept, :kept],
         boundary=~solution.free[:kept],
         convergence=solution.convergence,
+        scaling=scaling,
     )
 
 
@@ -162,25 +161,21 @@ def _moments_of_levels(problem, solution, nodes, brief) -> Moments:
 
 def gaussian_estimate(problem, fit, *, reml: bool) -> Estimate:
     """Estimate of a Gaussian model from the exact fit on scaled columns (effects' columns are not scaled)."""
-    frame, T = problem.frame, problem.scaling.to_columns()
-    p = len(frame.names)
-    q = len(fit.boundary) - p - 1
+    frame, scaling = problem.frame, problem.scaling
     names = [name for term in frame.terms for name in Covariance(term.blocks).names(term.names, term.group)]
     ends = np.cumsum([len(term.names) for term in frame.terms])
     factors = [fit.factor[e - len(t.names) : e, e - len(t.names) : e] for e, t in zip(ends, frame.terms, strict=True)]
-    J = np.eye(p + q + 1)
-    J[:p, :p] = T
     # The restricted likelihood integrates over beta, so that a change of columns changes its unit.
-    unit = np.linalg.slogdet(T)[1] if reml else 0.0
+    unit = np.linalg.slogdet(scaling.to_columns())[1] if reml else 0.0
     return Estimate(
-        beta=T @ fit.beta,
+        beta=scaling.beta_to_columns(fit.beta),
         factors=tuple(factors),
         dispersion=fit.sigma,
         loglik=fit.loglik + unit,
         method=fit.method,
         n_agq=None,
         parameters=(*frame.names, *names, "log_sigma"),
-        covariance=J @ fit.covariance @ J.T,
+        covariance=fit.covariance,
         boundary=fit.boundary,
         convergence=Convergence(
             converged=fit.converged,
@@ -192,7 +187,8 @@ def gaussian_estimate(problem, fit, *, reml: bool) -> Estimate:
             reason=fit.reason,
             solver=fit.solver,
         ),
-        vcov_jacobian=T @ fit.vcov_jacobian @ T.T,
+        scaling=scaling,
+        vcov_jacobian=fit.vcov_jacobian,
     )
 
 

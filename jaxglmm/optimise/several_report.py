@@ -14,9 +14,8 @@ def several_estimate(problem, terms, solution, *, joint=False) -> Estimate:
     frame, family, scaling = problem.frame, problem.family, problem.scaling
     p, psi, n_agq = len(frame.names), solution.psi, solution.convergence.n_agq
     J = np.eye(len(psi))
-    J[:p, :p] = scaling.to_columns()
     names, at = frame.names, p
-    # psi_out = (T beta, log diagonal or scaled entry, log dispersion): a linear map of the inverse information.
+    # psi_out = (beta, log diagonal or scaled entry, log dispersion): a linear map of the inverse information.
     for term, of in zip(terms, frame.terms, strict=True):
         covariance = term.covariance
         rows, _ = covariance.entries
@@ -28,7 +27,7 @@ def several_estimate(problem, terms, solution, *, joint=False) -> Estimate:
     inverse = J @ inverse_information(solution.hessian, solution.free) @ J.T
     kept = at + (family.dispersion_name is not None)
     return Estimate(
-        beta=J[:p, :p] @ psi[:p],
+        beta=scaling.beta_to_columns(psi[:p]),
         factors=tuple(t.factor_to_columns(f) for t, f in zip(terms, solution.factors, strict=True)),
         dispersion=None if family.dispersion_name is None else float(np.exp(psi[-1])),
         loglik=solution.value,
@@ -38,6 +37,7 @@ def several_estimate(problem, terms, solution, *, joint=False) -> Estimate:
         covariance=inverse[:kept, :kept],
         boundary=~solution.free[:kept],
         convergence=solution.convergence,
+        scaling=scaling,
     )
 
 
