@@ -348,4 +348,5 @@ def with_slopes(
     if levels is not None and len(levels) < history.n_groups:
         history, rows = of_levels(history, levels)
         layout, X, start = None, X[rows], None if start is None else start[levels]
-    yield from posteriors(family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=X, scaling=scaling, entries=entries)
+    yield from posteriors(family, float(x[-1]), history, prior, nodes, layout=layout, start=start, X=X, scaling=scaling,
+                          entries=entries)  # fmt: skip

@@ -93,7 +93,8 @@ def nodes_for(
 
 def posteriors(
     family, log_phi: float, history: History, prior: Prior, nodes, *, layout: tuple[GroupIndex, Layout] | None = None,
-    start: np.ndarray | None = None, X: np.ndarray | None = None, scaling: Scaling | None = None, entries=(), keep=False,
+    start: np.ndarray | None = None, X: np.ndarray | None = None, scaling: Scaling | None = None, entries=(),
+    keep=False,
 ) -> Iterator[tuple[np.ndarray, Posteriors]]:  # fmt: skip
     """Posteriors of all groups, a piece at a time, in an order that the data alone decide.
 

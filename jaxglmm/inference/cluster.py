@@ -119,7 +119,10 @@ def _meat(family, design, nodes, psi, determinant):
 
 
 def _gaussian_meat(state, frame, outer):
-    """sum_g s_g s_g' (p, p) of the columns in use: X_g'V_g^-1 e_g = (X_g'W e_g - X_g'W Z_g m_g)/sigma^2, m_g the conditional modes."""
+    """sum_g s_g s_g' (p, p), of the columns in use.
+
+    X_g'V_g^-1 e_g = (X_g'W e_g - X_g'W Z_g m_g)/sigma^2, m_g the conditional modes.
+    """
     estimate, cluster = state.estimate, frame.terms[outer]
     residual = frame.y - frame.offset - frame.X @ estimate.beta
     for term, posterior in zip(frame.terms, state.posteriors, strict=True):

@@ -1,9 +1,9 @@
 """The likelihood of a fit as a function of x = (coefficients, entries of Lambda, log dispersion).
 
-Coefficients are those of the columns in use, (X - center) / scale, in which nothing cancels whatever the columns' means;
-Lambda is of the effects' columns as a frame has them. The optimisers work in scaled columns of these too and, for Gaussian models, with beta and sigma profiled out. Profiles and scores
-need each parameter as a coordinate of its own: the same compiled evaluations serve, and small matrices on the host
-change coordinates. No row is laid out again.
+Coefficients are those of the columns in use, (X - center) / scale, in which nothing cancels whatever the columns'
+means; Lambda is of the effects' columns as a frame has them. The optimisers work in scaled columns of these too and,
+for Gaussian models, with beta and sigma profiled out. Profiles and scores need each parameter as a coordinate of its
+own: the same compiled evaluations serve, and small matrices on the host change coordinates. No row is laid out again.
 """
 
 import math

@@ -88,7 +88,10 @@ def value(parameter: Parameter, state) -> float:
 
 
 def slope(parameter: Parameter, state) -> np.ndarray:
-    """Derivative in x (m,), see `inference.likelihood`, of beta, log sd, atanh cor or log dispersion; NaN where that is infinite."""
+    """Derivative in x (m,), see `inference.likelihood`, of beta, log sd, atanh cor or log dispersion.
+
+    NaN where that is infinite.
+    """
     at = coordinates(state)
     out = np.zeros(len(at.x))
     if parameter.kind == "beta":
