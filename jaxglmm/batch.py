@@ -18,7 +18,8 @@ from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.aliases import without_aliases
 from jaxglmm.design.checks import check_frame
-from jaxglmm.errors import ColumnsError, DataError, NotYetError, reason_of
+from jaxglmm.design.sizes import outside, what_stands_out
+from jaxglmm.errors import UNFINISHED, ColumnsError, DataError, NotYetError, reason_of
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.fits import Fits
@@ -27,7 +28,7 @@ from jaxglmm.fitting import RULES, check_options
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
-from jaxglmm.ops.computing import computing
+from jaxglmm.ops.computing import anywhere, computing
 from jaxglmm.ops.layout import threads
 from jaxglmm.ops.threads import calm
 from jaxglmm.problem import make_problem
@@ -107,12 +108,14 @@ def fit_many(
         alike = used.min(1) == used.max(1)
         weights = np.broadcast_to(frame.weights, Y.shape)
         suspect = reason_of(lambda: check(Y.ravel(), weights.ravel(), "response")) is not None
-        for k in range(len(which)) if suspect else np.flatnonzero(alike):
+        extreme = outside(np.maximum(np.abs(used.min(1)), np.abs(used.max(1))), small=family.name == "gaussian")
+        for k in range(len(which)) if suspect else np.flatnonzero(alike | extreme):
             if suspect and reasons[k] is None:
                 reasons[k] = reason_of(lambda k=k: check(Y[k], frame.weights, str(labels[which[k]])))
-            if reasons[k] is None and alike[k]:
+            if reasons[k] is None and (alike[k] or extreme[k]):
                 reasons[k] = reason_of(lambda k=k: check_frame(frame_of(which[k], Y[k]), family))
-        return _solve_rest(reasons, lambda good: solver.solve(Y[good]), len(parameters))
+        found = _solve_rest(reasons, lambda good: solver.solve(Y[good]), len(parameters))
+        return _with_causes(found, lambda k: frame_of(which[k], Y[k]))
 
     everything = np.arange(len(labels))
     chunks = [everything[a : a + solver.at_once] for a in range(0, len(labels), solver.at_once)]
@@ -199,7 +202,8 @@ def _strata_solver(strata, family, options, parameters):
         rows = solver.read(which)
         reasons = solver.reasons(which, rows)
         part = lambda good: rows if len(good) == len(which) else solver.read(which[good])
-        return _solve_rest(reasons, lambda good: solver.solve(which[good], part(good)), len(parameters))
+        found = _solve_rest(reasons, lambda good: solver.solve(which[good], part(good)), len(parameters))
+        return _with_causes(found, lambda k: strata.frame_of(int(which[k])))
 
     return solver, solve
 
@@ -233,7 +237,26 @@ def _solve_rest(reasons: list, solve: Callable, n_parameters: int) -> LaneEstima
     if not good.any():
         return bad
     order = np.concatenate([np.flatnonzero(good), np.flatnonzero(~good)])
-    return LaneEstimates.joined([solve(np.flatnonzero(good)), bad], order)
+    return LaneEstimates.joined([_solve_apart(solve, np.flatnonzero(good), n_parameters), bad], order)
+
+
+def _solve_apart(solve: Callable, lanes: np.ndarray, n_parameters: int) -> LaneEstimates:
+    """Fit lanes together, or by halves where some system of theirs cannot be solved."""
+    try:
+        return solve(lanes)
+    except np.linalg.LinAlgError as error:
+        if len(lanes) == 1:
+            return LaneEstimates.failed([f"{UNFINISHED} ({error})"], n_parameters)
+    halves = np.array_split(lanes, 2)
+    return LaneEstimates.joined([_solve_apart(solve, half, n_parameters) for half in halves], np.arange(len(lanes)))
+
+
+def _with_causes(found: LaneEstimates, frame_of: Callable) -> LaneEstimates:
+    """The same, with what stands out in the data where a search did not end."""
+    for k, reason in enumerate(found.reasons):
+        if reason is not None and reason.startswith(UNFINISHED):
+            found.reasons[k] = f"{reason}: {what_stands_out(frame_of(k))}"
+    return found
 
 
 def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: Parts, solver) -> LaneEstimates:
@@ -247,7 +270,7 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
         part = parts.load(k, chunks[k])
         if part is not None:
             return part, True
-        with computing(), calm():
+        with computing(), calm(), anywhere():
             part = solve(chunks[k])
         parts.save(k, chunks[k], part)
         return part, False
@@ -266,6 +289,6 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
 
 
 def _fit_alone(frame: ModelFrame, family, options: Options) -> Fit:
-    with computing(), calm():
+    with computing(), calm(), anywhere():
         problem = make_problem(frame, family)
         return Fit.from_training(problem, *estimate_problem(problem, **asdict(options)))

@@ -1,5 +1,8 @@
 """What goes wrong, as types a caller can catch; every message names the culprit and the remedy."""
 
+# How what is said of a search that did not end begins.
+UNFINISHED = "the optimiser stopped"
+
 
 class DataError(ValueError):
     """The data cannot be used as asked: a column, a row or an argument is at fault."""

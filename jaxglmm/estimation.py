@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxglmm.design.factor_products import dense_order
+from jaxglmm.design.sizes import check_held
 from jaxglmm.design.within import check_within
 from jaxglmm.errors import DataError, NotYetError
 from jaxglmm.model.centring import factor_from_columns
@@ -44,7 +45,7 @@ def estimate_problem(
         raise DataError(f"solver must be one of {', '.join(map(repr, SOLVERS))}; found {solver!r}")
     frame, family = problem.frame, problem.family
     term = frame.terms[0] if frame.terms else None
-    factors = None if theta is None else held_factors(theta, frame.terms)
+    factors = None if theta is None else held_factors(theta, frame, family)
     by_rows = len(frame.terms) > 1 and solver not in ("auto", _way_of(problem.cross))
     if problem.cross is not None and not by_rows:
         return _estimate_gaussian(
@@ -269,20 +270,23 @@ def _gaussian_posteriors(problem, found):
     return [normal_posterior(*pair, n) for pair, n in zip(modes, counts, strict=True)]
 
 
-def held_factors(theta: dict, terms) -> tuple[np.ndarray, ...]:
+def held_factors(theta: dict, frame, family) -> tuple[np.ndarray, ...]:
     """Lambda (S, S) of each term's centred columns from the caller's {group: sd, sds or covariance matrix}.
 
     Raises
     ------
     DataError
     """
+    terms = frame.terms
     if not terms or not isinstance(theta, dict) or set(theta) != {term.group for term in terms}:
         expected = ", ".join(repr(term.group) for term in terms) or "no grouping factor"
         raise DataError(
             f"theta must map every grouping factor to its sd or covariance matrix, {{group: sd}}; found {theta!r}, "
             f"and the formula has {expected}"
         )
-    return tuple(factor_from_columns(term.basis, _held_factor(theta, term), Covariance(term.blocks)) for term in terms)
+    factors = [factor_from_columns(term.basis, _held_factor(theta, term), Covariance(term.blocks)) for term in terms]
+    check_held(frame, family, factors)
+    return tuple(factors)
 
 
 def _held_factor(theta, term):

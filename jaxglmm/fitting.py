@@ -1,5 +1,6 @@
 """From a formula and a table to a fitted model: frame, problem, estimate, fit, one after the other."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -7,14 +8,15 @@ import numpy as np
 from jaxglmm.arguments import choice, devices as several_devices, flag, mapping, number, optional, takes, whole
 from jaxglmm.design.aliases import without_aliases
 from jaxglmm.design.checks import values_far_outside
-from jaxglmm.errors import ColumnsError, ConvergenceError, DataError, NotYetError
+from jaxglmm.design.sizes import what_stands_out
+from jaxglmm.errors import UNFINISHED, ColumnsError, ConvergenceError, DataError, NotYetError
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.modes.choice import SOLVERS
 from jaxglmm.objectives.marginal import MOST_NODES
-from jaxglmm.ops.computing import computing
+from jaxglmm.ops.computing import anywhere, computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.problem import is_linear, make_problem
 from jaxglmm.progress import Progress
@@ -24,6 +26,11 @@ METHODS = ("auto", "laplace", "agq", "joint")
 PRECISIONS = ("double", "mixed", "single")
 # Newton decrement at which a fit in single precision stops: a three-hundredth of a standard error.
 _SINGLE_TOLERANCE = 1e-5
+# How a search ended, in words.
+_ENDS = {
+    "limit": "limit of evaluations", "stalled": "no step improves beyond rounding",
+    "not finite": "the log-likelihood, its gradient or its Hessian is no finite number where the search stands",
+}  # fmt: skip
 
 
 # What every function that fits takes alike.
@@ -155,8 +162,7 @@ def fit(
     framed = laid_out = time.perf_counter()
     # Systems are of the columns here; where there are larger ones, `estimate_problem` knows of their order.
     order = np.inf if is_linear(family) or len(frame.terms) > 1 else len(frame.names)
-    trial = np.errstate(over="ignore", invalid="ignore")  # points of a search may lie anywhere
-    with computing(), calm(order), trial, Progress(progress) as line:
+    with computing(), calm(order), anywhere(), Progress(progress) as line, _ended(frame):
         if penalty is not None or prior is not None:
             if devices is not None:
                 raise NotYetError("devices= goes with neither penalty= nor prior= yet: leave one of them out")
@@ -185,28 +191,31 @@ def fit(
     convergence.timings["design"] = framed - began
     convergence.timings["layout"] = laid_out - framed
     convergence.timings["fit"] = time.perf_counter() - laid_out
-    if convergence.reason == "not finite":
-        convergence.reason = _not_finite(frame)
     if throw and not convergence.converged:
-        raise ConvergenceError(
-            f"the optimiser stopped ({convergence.reason}) after {convergence.iterations} evaluations, with a Newton "
-            f"decrement of {convergence.decrement:.2g}. Look for columns that are nearly collinear or "
-            "groups whose responses are all alike; raise max_iterations; or pass throw=False to inspect the fit"
-        )
+        raise _unfinished(
+            frame, _ENDS.get(convergence.reason, convergence.reason), f"after {convergence.iterations} evaluations, "
+            f"with a Newton decrement of {convergence.decrement:.2g}", "raise max_iterations, or pass throw=False to "
+            "inspect the fit",
+        )  # fmt: skip
     return Fit.from_training(problem, estimate, posteriors)
 
 
-def _not_finite(frame) -> str:
-    """Why a search could not begin."""
-    ranges = [
-        f"{name} from {np.min(v):.3g} to {np.max(v):.3g}"
-        for name, v in (("the response", frame.y), ("weights", frame.weights), ("the offset", frame.offset))
-        if np.ptp(v) > 0
-    ]
-    return (
-        "the log-likelihood, its gradient or its Hessian is no finite number where the search stands, with "
-        f"{', '.join(ranges)}: look for values on another scale than the model's, as an exposure without its log"
+def _unfinished(frame, why: str, where: str = "", remedy: str = "") -> ConvergenceError:
+    """What a fit raises whose search did not end."""
+    return ConvergenceError(
+        f"{UNFINISHED} ({why}){where and ' '}{where}: {what_stands_out(frame)}. Look for values on another scale than "
+        "the model's, as an exposure without its log, for columns that are nearly collinear, or groups whose "
+        f"responses are all alike{remedy and '; '}{remedy}"
     )
+
+
+@contextlib.contextmanager
+def _ended(frame):
+    """Where no system of a search can be solved any more, say what of the data may be why."""
+    try:
+        yield
+    except np.linalg.LinAlgError as error:
+        raise _unfinished(frame, str(error)) from error
 
 
 def check_options(family, method, n_agq, reml, penalty, prior, precision, theta):

@@ -17,13 +17,14 @@ from jaxglmm.arguments import (
     takes,
     whole,
 )
+from jaxglmm.design.sizes import what_stands_out
 from jaxglmm.errors import ConvergenceError, DataError
 from jaxglmm.estimation import tell_of_path
 from jaxglmm.fitting import PRECISIONS, RULES, check_options
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.model.families import get_family
 from jaxglmm.model.penalties import ElasticNet, check_alpha
-from jaxglmm.ops.computing import computing
+from jaxglmm.ops.computing import anywhere, computing
 from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.cross_validation import fold_design, summarise_folds
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
@@ -128,7 +129,7 @@ def fit_path(
     if scale == "rss" and frame.terms:
         raise DataError("scale='rss' is for models without random effects: leave it out, or the bar")
     fold = fold_labels(frame, cv, cv_by, seed, frame.total)
-    with computing(), calm(), Progress(progress) as line:
+    with computing(), calm(), anywhere(), Progress(progress) as line:
         laid = lay_out_path(
             frame, family, data, alpha=alpha, factors=factors, standardize=standardize, X=X, X_names=X_names,
             dummies=dummies, estimated=theta is None, precision=precision,
@@ -155,7 +156,8 @@ def fit_path(
                 if bad is not None and throw:
                     raise ConvergenceError(
                         f"at lambda {lam:.4g} (number {step}) the optimiser stopped after {bad.iterations} evaluations "
-                        f"with a KKT residual of {bad.kkt:.2g}; use fewer or larger lambdas (lambda_min_ratio=), raise "
+                        f"with a KKT residual of {bad.kkt:.2g}: {what_stands_out(frame)}. Look for values on another "
+                        "scale than the model's; use fewer or larger lambdas (lambda_min_ratio=), raise "
                         "max_iterations, or pass throw=False"
                     )
             seen = looks_along(solver, found, grid, n_agq) if likelihood.check else {}

@@ -65,7 +65,7 @@ def choose_likelihood(frame, family, scaling, *, method, n_agq, theta, log_phi=N
     term = frame.terms[0] if frame.terms else None
     if term is None:
         return Likelihood(log_phi=log_phi)
-    factor = None if theta is None else scaling.factor_from_columns(held_factors(theta, frame.terms)[0])
+    factor = None if theta is None else scaling.factor_from_columns(held_factors(theta, frame, family)[0])
     if is_linear(family):  # Laplace's approximation is exact
         return Likelihood(determinant=method != "joint", factor=factor, log_phi=log_phi)
     nodes, auto = quadrature_rule(method, n_agq, term)
@@ -137,9 +137,8 @@ def _solve_several(problem, penalty, weights, method, theta, solver, log_prior, 
     frame, design = problem.frame, problem.rows
     factors = None
     if theta is not None:
-        factors = [
-            t.factor_from_columns(f) for t, f in zip(design.terms, held_factors(theta, frame.terms), strict=True)
-        ]
+        held = held_factors(theta, frame, problem.family)
+        factors = [t.factor_from_columns(f) for t, f in zip(design.terms, held, strict=True)]
     return fit_several_penalised(
         problem.family, design, choose_solver(design, solver), float(penalty.lam), weights,
         intercept=problem.scaling.intercept, names=frame.names, groups=[t.group for t in frame.terms], factors=factors,

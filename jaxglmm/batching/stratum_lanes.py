@@ -17,6 +17,7 @@ from jaxglmm.design.batch import Batch, Packing, pack
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, RandomTerm
 from jaxglmm.design.groups import round_up, row_index
+from jaxglmm.design.sizes import LARGEST, RULES, WHOLE, outside
 from jaxglmm.errors import reason_of
 from jaxglmm.estimation import quadrature_rule, tell_of_lanes
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
@@ -95,7 +96,7 @@ class StratumLanes:
     def reasons(self, which: np.ndarray, rows: StratumRows) -> list[str | None]:
         """Why a stratum cannot be fitted: those that look so are checked as a fit alone would be."""
         out: list[str | None] = [self.strata.incomplete.get(int(i)) for i in which]
-        suspect = rows.suspect | self._bad_response(rows)
+        suspect = rows.suspect | self._bad_response(rows) | self._extreme(rows)
         if self.term is not None:
             count, groups, S = self.at.rows[which], self.at.groups[which], len(self.term.z)
             suspect |= (groups < 2) | (self.at.largest[which] < 2)
@@ -108,6 +109,23 @@ class StratumLanes:
     def _bad_response(self, rows: StratumRows) -> bool:
         weights = rows.ones if rows.weights is None else rows.weights
         return reason_of(lambda: self.family.check_response(rows.y, weights, "response")) is not None
+
+    def _extreme(self, rows: StratumRows) -> np.ndarray:
+        """Strata (B,) with numbers whose sizes may be beyond what can be computed with."""
+        full = np.diff(rows.begin) > 0
+        begins = rows.begin[:-1][full]
+        largest = lambda v: np.maximum.reduceat(np.abs(v), begins)
+        out = outside(np.abs(rows.center) + rows.scale).any(1)
+        out[full] |= outside(largest(rows.y), small=self.family.name == "gaussian")
+        if rows.offset is not None:
+            out[full] |= outside(largest(rows.offset), small=False)
+        if rows.z is not None:
+            out |= outside(rows.z_scale).any(1)
+        if rows.weights is not None:
+            high = largest(rows.weights)
+            most = LARGEST if self.family.name == "gaussian" else WHOLE
+            out[full] |= outside(high) | (high > np.minimum(most, RULES * np.minimum.reduceat(rows.weights, begins)))
+        return out
 
     def _refusal(self, i: int) -> str | None:
         if not self.at.rows[i]:

@@ -63,7 +63,7 @@ def check_variances(frame, used: np.ndarray, residual: bool, family) -> None:
         take = used if whole else used & (largest.codes < max(2, levels * most // n))
         rows = slice(None) if take.all() else np.flatnonzero(take)
         gram, size = _gram(terms, frame.weights, rows, residual)
-        values, vectors = np.linalg.eigh(gram / np.outer(size, size))
+        values, vectors = np.linalg.eigh(gram)
         if values[0] > (_NOTHING if whole else _ENOUGH):
             return
         if whole:
@@ -105,13 +105,17 @@ def _entries(terms) -> list[tuple[int, int, int]]:
 
 
 def _gram(terms, weights, rows, residual: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Gram matrix of the map from variances, covariances and the residual variance to V, and roots of its diagonal."""
+    """Gram matrix, of unit diagonal, of the map from variances, covariances and the residual variance to V, and the
+    roots of the diagonal that it had."""
     entries = _entries(terms)
     m = len(entries)
     gram = np.zeros((m + residual,) * 2)
-    w = weights[rows]
+    # In units in which no square of a square is without a value: the roots below are in the columns' own.
+    w_unit = float(np.max(weights[rows], initial=0.0)) or 1.0
+    w = weights[rows] / w_unit
+    units = [np.array([np.max(np.abs(row), initial=0.0) or 1.0 for row in term.z[:, rows]]) for term in terms]
     codes = [np.asarray(term.codes[rows]) for term in terms]
-    z = [term.z[:, rows] for term in terms]
+    z = [term.z[:, rows] / unit[:, None] for term, unit in zip(terms, units, strict=True)]
     of = [np.flatnonzero([t == u for u, *_ in entries]) for t in range(len(terms))]
     for t in range(len(terms)):
         for u in range(t + 1):
@@ -131,7 +135,8 @@ def _gram(terms, weights, rows, residual: bool) -> tuple[np.ndarray, np.ndarray]
     if residual:
         gram[m, m] = len(w)
     size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
-    return gram, size
+    unit = np.array([w_unit * units[t][r] * units[t][c] for t, r, c in entries] + [1.0] * residual)
+    return gram / np.outer(size, size), size * unit
 
 
 def _cells(one, other, term):

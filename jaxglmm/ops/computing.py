@@ -22,6 +22,11 @@ _SETTINGS = (
 _WAYS = ("", "_host_to_device", "_device_to_device", "_device_to_host")
 
 
+def anywhere() -> np.errstate:
+    """Within, NumPy says nothing of numbers without a value: points of a search may lie anywhere."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 @contextlib.contextmanager
 def computing(x64: bool = True) -> Iterator[None]:
     """Within, JAX has what this package needs of it: float64, unless `x64` is False, ranks and types promoted.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jaxglmm.errors import ConvergenceError, DataError
+from jaxglmm.errors import UNFINISHED, ConvergenceError, DataError
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
@@ -416,4 +416,4 @@ class _Fitter:
         out.decrement[i] = max(decrement, 0.0)
         out.evaluations[i] += evaluations
         if not converged:
-            raise ConvergenceError(f"the optimiser stopped ({reason}) with a Newton decrement of {decrement:.2g}")
+            raise ConvergenceError(f"{UNFINISHED} ({reason}) with a Newton decrement of {decrement:.2g}")

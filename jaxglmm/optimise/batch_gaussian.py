@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxglmm.errors import UNFINISHED
 from jaxglmm.objectives.gaussian_lanes import LaneProducts, LaneProfile, profile
 from jaxglmm.ops import gaussian_lanes, lanes
 from jaxglmm.optimise.batch_newton import CONVERGED, REASONS, BatchResult, maximise_many
@@ -101,7 +102,7 @@ def fit_gaussian_lanes(a: LaneProducts, *, reml: bool, tol: float, max_iteration
             evaluations[i] += one.iterations
             decrement[i] = 0.0 if one.result is None else max(one.result.decrement, 0.0)
             if one.result is not None and not one.result.converged:
-                said = f"the optimiser stopped ({one.result.reason}) with a Newton decrement of {decrement[i]:.2g}"
+                said = f"{UNFINISHED} ({one.result.reason}) with a Newton decrement of {decrement[i]:.2g}"
                 reasons[i] = said
     at = profile((x * scale).T, a, reml=reml)
     return _report(at, x * scale, held, a, reml, decrement, evaluations, reasons)

@@ -243,7 +243,7 @@ def _zero_candidates(criterion, x, held, result) -> list[tuple[int, ...]]:
 
     Blocks that lie many standard errors away from zero are left out.
     """
-    if result is None:
+    if result is None or result.reason == "not finite":
         return []
     covariance = np.zeros((len(x),) * 2)
     covariance[np.ix_(~held, ~held)] = inverse_information(-result.hessian)
