@@ -111,13 +111,12 @@ def what_stands_out(frame) -> str:
     -------
     str
     """
+    response = f"the response {frame.spec.response_text!r}"
     ranges = [
         f"{name} from {np.min(v):.3g} to {np.max(v):.3g}"
-        for name, v in (
-            (f"the response {frame.spec.response_text!r}", frame.y), ("weights", frame.weights), ("the offset", frame.offset)
-        )
+        for name, v in ((response, frame.y), ("weights", frame.weights), ("the offset", frame.offset))
         if v is not None and (np.ptp(v) > 0 or np.max(np.abs(v)) > 1)
-    ]  # fmt: skip
+    ]
     sizes = np.maximum(np.abs(frame.moments.low), np.abs(frame.moments.high)) if frame.names else np.zeros(0)
     if sizes.max(initial=0.0) > 1:
         j = int(np.argmax(sizes))
