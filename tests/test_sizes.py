@@ -116,7 +116,8 @@ def test_large_held_standard_deviations_are_computed():
     data = table()
     fit = jg.fit("y ~ x + (1 | g)", data, theta={"g": 1000.0})
     X, y = np.column_stack([np.ones(100), data["x"]]), data["y"]
-    V = fit.dispersion["value"] ** 2 * np.eye(100) + 1e6 * (data["g"][:, None] == data["g"])
+    sigma = fit.state.estimate.dispersion or 0.0
+    V = sigma**2 * np.eye(100) + 1e6 * (data["g"][:, None] == data["g"])
     r = y - X @ np.array(list(fit.fixef.values()))
     dense = -0.5 * (r @ np.linalg.solve(V, r) + np.linalg.slogdet(V)[1] + 100 * np.log(2 * np.pi))
     assert fit.loglik == pytest.approx(dense, abs=1e-7)

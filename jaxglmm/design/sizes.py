@@ -63,7 +63,7 @@ def _check_weights(frame, family) -> None:
         _refuse(frame, "weights", frame.weights, WHOLE, f"so many {kind} are not exact in float64")
 
 
-def outside(largest, *, small: bool = True) -> np.ndarray:
+def outside(largest: np.ndarray, *, small: bool = True) -> np.ndarray:
     """Where the largest sizes of some numbers are such that `check_sizes` may refuse them, bool of the same shape.
 
     Parameters
@@ -72,7 +72,7 @@ def outside(largest, *, small: bool = True) -> np.ndarray:
     small : bool
         Whether numbers may be too small.
     """
-    out = ~(np.asarray(largest) <= LARGEST)
+    out = np.logical_not(largest <= LARGEST)
     return out | ((largest < SMALLEST) & (largest > 0)) if small else out
 
 
