@@ -47,6 +47,7 @@ if _TYPE_CHECKING:  # the table below, for type checkers; tests/test_architectur
         HalfStudentPrior as HalfStudentPrior,
         NormalPrior as NormalPrior,
         StudentPrior as StudentPrior,
+        UniformShrinkagePrior as UniformShrinkagePrior,
     )
     from .objectives.gaussian import GaussianMarginal as GaussianMarginal
     from .objectives.joint import JointLikelihood as JointLikelihood
@@ -81,7 +82,14 @@ _EXPORTS = {  # module -> its public names
     "inference.pool": ("pool",),
     "model.families": ("Bernoulli", "Beta", "Binomial", "Gamma", "Gaussian", "NegativeBinomial", "Poisson"),
     "model.penalties": ("ElasticNet", "Lasso", "Ridge"),
-    "model.priors": ("GammaPrior", "HalfCauchyPrior", "HalfStudentPrior", "NormalPrior", "StudentPrior"),
+    "model.priors": (
+        "GammaPrior",
+        "HalfCauchyPrior",
+        "HalfStudentPrior",
+        "NormalPrior",
+        "StudentPrior",
+        "UniformShrinkagePrior",
+    ),
     "objectives.gaussian": ("GaussianMarginal",),
     "objectives.joint": ("JointLikelihood",),
     "objectives.laplace": ("LaplaceMarginal",),

@@ -110,9 +110,9 @@ def fit(
     prior : dict, optional
         {name: prior}: of a column, or of all fixed effects but the intercept under "beta", a `jg.NormalPrior` or
         `jg.StudentPrior`; of the standard deviations of a grouping factor's effects, or of all under "sd", a
-        `jg.HalfStudentPrior`, `jg.HalfCauchyPrior` or `jg.GammaPrior`, which keeps them from zero. The fit is at the
-        posterior mode of (beta, sds, dispersion), flat in what has no prior, and standard errors come from the
-        curvature there. `fit.loglik` is the log-likelihood alone.
+        `jg.HalfStudentPrior`, `jg.HalfCauchyPrior`, or one that keeps them from zero, `jg.GammaPrior` and
+        `jg.UniformShrinkagePrior`. The fit is at the posterior mode of (beta, sds, dispersion), flat in what has no
+        prior, and standard errors come from the curvature there. `fit.loglik` is the log-likelihood alone.
     theta : dict, optional
         Covariance parameters to hold: {group: sd or covariance matrix}, absolute, on the link scale.
     levels : dict, optional

@@ -154,7 +154,8 @@ def test_replicates(replicates):
 
 OBJECTS = (
     jg.ElasticNet, jg.Ridge, jg.Lasso, jg.NormalPrior, jg.StudentPrior, jg.HalfStudentPrior, jg.HalfCauchyPrior,
-    jg.GammaPrior, jg.Binomial, jg.Poisson, jg.NegativeBinomial, jg.Gamma, jg.Gaussian, jg.Beta,
+    jg.GammaPrior, jg.UniformShrinkagePrior, jg.Binomial, jg.Poisson, jg.NegativeBinomial, jg.Gamma, jg.Gaussian,
+    jg.Beta,
 )  # fmt: skip
 
 

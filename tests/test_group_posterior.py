@@ -216,7 +216,7 @@ def test_few_groups_are_integrated_over_the_parameters():
     # The integral over beta is Laplace's approximation, the mixture's parts the delta method.
     np.testing.assert_allclose(table["sd_eb"], sd, rtol=0.1)
     assert "HalfStudent(3, 2.5)" in table.attrs["sd_eb"]
-    assert "HalfStudent(3, 0.75)" in fit.ranef().attrs["sd_eb"]
+    assert "UniformShrinkage(0.75)" in fit.ranef().attrs["sd_eb"]
 
 
 def test_a_standard_deviation_beyond_numbers_is_left_out():

@@ -200,7 +200,7 @@ def test_the_uncertainty_of_the_sd_is_in_new_members_intervals():
     data = pd.DataFrame({"y": (rng.random(90) < expit(rng.normal(size=30)[g])) * 1.0, "g": g})
     fit = jg.fit("y ~ 1 + (1 | g)", data, family="binomial")
     new = pd.DataFrame({"g": [99]})
-    assert fit.effects_method() == "integrated" and "prior HalfStudent(3, 0.75)" in fit.summary().text
+    assert fit.effects_method() == "integrated" and "prior UniformShrinkage(0.75)" in fit.summary().text
     of = fit._effects(0).mixture
     assert of is not None
     which = rng.choice(len(of.weights), 400_000, p=of.weights)
@@ -214,6 +214,38 @@ def test_the_uncertainty_of_the_sd_is_in_new_members_intervals():
     np.testing.assert_allclose(own.predict(new, kind="link", interval=0.9), wide, rtol=0.1, atol=0.15)
     with pytest.raises(jg.DataError, match="density of a standard deviation"):
         fit.predict(new, interval=0.9, prior=jg.NormalPrior(1.0))
+
+
+@pytest.mark.parametrize(("groups", "tau", "options"), [(20, 1.0, {}), (150, 0.4, {"method": "laplace"})])
+def test_ends_are_quantiles_of_the_exact_posterior(groups, tau, options):
+    """Against integration over (tau, beta, b) on a grid: of groups of 3 binary rows only the events count."""
+    rng = np.random.default_rng(2)
+    g = np.repeat(np.arange(groups), 3)
+    y = (rng.random(len(g)) < expit(-0.5 + tau * rng.normal(size=groups)[g])) * 1.0
+    events = np.bincount(g, y).astype(int)
+    fit = jg.fit("y ~ 1 + (1 | g)", pd.DataFrame({"y": y, "g": g}), family="binomial", **options)
+    assert fit.effects_method() == "integrated"
+    betas = next(iter(fit.fixef.values())) + np.linspace(-1, 1, 41) * 7 / np.sqrt(groups)
+    taus = 0.75 * np.expm1(np.linspace(0.02, 2.5, 60))
+    u, at = np.linspace(-8, 8, 321), np.linspace(-12, 9, 1201)
+    eta = betas[:, None, None] + taus[:, None] * u
+    k = np.arange(4)[:, None, None, None]
+    mass = expit(eta) ** k * expit(-eta) ** (3 - k) * norm.pdf(u)  # (events, beta, tau, u)
+    prior = np.log(taus) - 2 * np.log(0.75**2 + taus**2) + np.log(0.75 + taus)
+    log = np.einsum("k,kbt->bt", np.bincount(events, minlength=4), np.log(mass.sum(-1))) + prior
+    weight = np.exp(log - log.max()) / np.exp(log - log.max()).sum()
+    cdf = np.zeros((5, len(at)))
+    for b, t in np.argwhere(weight > 1e-9):
+        for j in range(4):
+            F = np.cumsum(mass[j, b, t]) - 0.5 * mass[j, b, t]
+            cdf[j] += weight[b, t] * np.interp(at, eta[b, t], F / mass[j, b, t].sum(), 0, 1)
+        cdf[4] += weight[b, t] * norm.cdf(at, betas[b], taus[t])
+    exact = np.array([np.interp([0.025, 0.975], F, at) for F in cdf])
+    rows = [*(int(np.flatnonzero(events == j)[0]) for j in range(4)), groups + 1]
+    found = fit.predict(pd.DataFrame({"g": rows}), kind="link", interval=0.95)[["lower", "upper"]].to_numpy()
+    # What is left: beta normal at each tau.
+    length = exact[:, 1] - exact[:, 0]
+    np.testing.assert_array_less(np.abs(found - exact) / length[:, None], 0.03 if groups == 20 else 0.006)
 
 
 def test_where_the_sd_is_clear_its_logarithm_is_normal():

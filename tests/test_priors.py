@@ -31,6 +31,8 @@ def test_densities(x64):
         (jg.HalfStudentPrior(3.0, 2.5), np.log(2) + stats.t.logpdf(x, 3, 0, 2.5)),
         (jg.HalfCauchyPrior(1.5), stats.halfcauchy.logpdf(x, 0, 1.5)),
         (jg.GammaPrior(2.5, 0.3), stats.gamma.logpdf(x, 2.5, scale=1 / 0.3)),
+        # The shrinkage is uniform, so that (x / scale)^2 has the odds of a uniform variable: beta prime(1, 1).
+        (jg.UniformShrinkagePrior(0.7), stats.betaprime.logpdf((x / 0.7) ** 2, 1, 1) + np.log(2 * x / 0.49)),
     ):
         np.testing.assert_allclose(prior.log_density(x), truth, rtol=1e-12)
 
@@ -46,7 +48,9 @@ def test_a_normal_prior_is_a_ridge(members):
     assert "beta ~ Normal(0.3, 0); estimates are at the posterior mode" in text and text.startswith("Penalised")
 
 
-@pytest.mark.parametrize("density", [jg.HalfStudentPrior(3.0, 0.3), jg.GammaPrior(2.0, 3.0)])
+@pytest.mark.parametrize(
+    "density", [jg.HalfStudentPrior(3.0, 0.3), jg.GammaPrior(2.0, 3.0), jg.UniformShrinkagePrior(0.4)]
+)
 def test_the_mode_in_the_sd(members, density):
     """The profile log-likelihood in the sd, by fits with it held, plus the log density has its maximum there."""
     fit = jg.fit(FORMULA, members, prior={"g": density, "x0": jg.StudentPrior(3.0, 0.5)}, **OPTIONS)

@@ -14,13 +14,16 @@ from jaxglmm.errors import DataError
 
 _PLAIN = "biufcSUmM"  # kinds of numbers, text and dates
 _HEADER = 10_240  # bytes that an array's description may take
-# Shapes of what belongs to a grouping factor: G levels, S effects, K nodes, L of the levels, P fixed effects.
+# Shapes of what belongs to a grouping factor: G levels, S effects, K nodes, L of the levels, P fixed effects,
+# M values of the standard deviation.
 _SHAPES = {
     "mode": "GS", "mean": "GS", "variance": "GS", "mean_eb": "GS", "variance_eb": "GS", "covariance": "GSS",
     "covariance_eb": "GSS", "covariance_mean": "GSS", "n": "G", "levels": "L", "with_beta": "LSP",
     "origin": "GS", "root": "GSS", "points": "SK", "weights": "GK",
+    "mixture.weights": "M", "mixture.sds": "M", "mixture.beta": "MP", "mixture.vcov": "MPP", "mixture.mean": "MG",
+    "mixture.variance": "MG", "mixture.third": "MG", "mixture.with_beta": "MLP",
 }  # fmt: skip
-_OF_TERM = re.compile(r"(?:posterior|effects|rule)(\d+)\.(\w+)")
+_OF_TERM = re.compile(r"(?:posterior|effects|rule)(\d+)\.([\w.]+)")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -101,7 +104,7 @@ def check_shapes(arrays: Mapping[str, np.ndarray], parameters: int, fixed: int, 
             i, axes = int(at[1]), _SHAPES[at[2]]
             sizes = {"G": len(terms[i].levels), "S": len(terms[i].names), "P": fixed}
             if array.ndim == len(axes):
-                sizes |= {a: own.setdefault((i, a), n) for a, n in zip(axes, array.shape, strict=True) if a in "KL"}
+                sizes |= {a: own.setdefault((i, a), n) for a, n in zip(axes, array.shape, strict=True) if a in "KLM"}
             wanted[name] = tuple(sizes.get(axis, -1) for axis in axes)
     for name, shape in wanted.items():
         if name not in arrays or arrays[name].shape != shape or arrays[name].dtype.kind not in "fiub":

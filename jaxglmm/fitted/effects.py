@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxglmm.fitted.history import History, Prior, history_of, is_normal, nodes_for, of_levels, posteriors
+from jaxglmm.fitted.mixtures import Mixtures, quantiles
 from jaxglmm.fitted.rules import Rule
 from jaxglmm.fitted.state import State
 from jaxglmm.model.centring import is_identity
@@ -29,7 +30,7 @@ _CROSS_NUMBERS, _CROSS_SHARE = 4_000_000, 1e-3
 
 @dataclass(frozen=True)
 class Mixture:
-    """Posterior of (tau, beta) for one effect a group: K values of tau, beta given each normal.
+    """Posterior of (tau, beta) and every level's effect, one a group: K values of tau, at each beta and effects.
 
     Attributes
     ----------
@@ -38,12 +39,26 @@ class Mixture:
         Coefficients of the columns in use, (X - center) / scale.
     vcov : (K, p, p)
         Of these.
+    mean, variance, third : (K, G)
+        First three central moments of each level's effect at each tau, the uncertainty of beta in the variance.
+    with_beta : (K, L, p)
+        Covariance with beta of the effects of levels (L,), at each tau.
     """
 
     weights: np.ndarray
     sds: np.ndarray
     beta: np.ndarray
     vcov: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    third: np.ndarray
+    with_beta: np.ndarray
+
+    @property
+    def effects(self) -> Mixtures:
+        """Every level's effect."""
+        variance = np.maximum(self.variance, 1e-300)
+        return Mixtures(self.weights, self.mean.T, variance.T, (self.third / variance**1.5).T)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (p,) and covariance (p, p) of beta."""
@@ -172,11 +187,12 @@ def effects_of(state: State, problem, term: int, prior=None) -> Effects:
     if len(state.terms) > 1 or problem is None:
         posterior = state.posteriors[term]
         return given_effects(posterior.mean, posterior.covariance_mean, "given", p)
-    from jaxglmm.inference.theta_posterior import integrate, needs_integration
+    from jaxglmm.inference.theta_posterior import NODES, integrate, needs_integration
 
     found = conditional(state, problem)
-    levels = _levels_that_matter(state, found)
-    if needs_integration(state):
+    integrated = needs_integration(state)
+    levels = _levels_that_matter(state, found, NODES if integrated else 1)
+    if integrated:
         return integrate(state, problem, found, levels, prior)
     cross = with_fixed(state, problem, levels)
     return Effects(found.mean, found.covariance, found.mean, found.covariance + found.added, "delta", levels, cross)
@@ -190,20 +206,20 @@ class Conditional(NamedTuple):
     added: np.ndarray
 
 
-def _levels_that_matter(state: State, found: Conditional) -> np.ndarray:
-    """Levels whose covariance with the fixed effects is kept.
+def _levels_that_matter(state: State, found: Conditional, copies: int) -> np.ndarray:
+    """Levels whose covariance with the fixed effects is kept, in so many copies.
 
     It adds 2 x'V d to the variance of a prediction, at most 2 (x'V x d'V d)^(1/2); x'V x is as of the mean of the
     columns' squares where predictions are made, for which p times the variance of the predictor's mean stands in.
     """
     (G, S), p = found.mean.shape, len(state.estimate.beta)
-    if G * S * p <= _CROSS_NUMBERS:
+    if G * S * p * copies <= _CROSS_NUMBERS:
         return np.arange(G)
     variance = np.trace(found.covariance, axis1=1, axis2=2)
     added = np.trace(found.added, axis1=1, axis2=2)
     share = 2 * np.sqrt(added * np.max(added)) / np.maximum(variance, 1e-300)
     found_levels = np.flatnonzero(share > _CROSS_SHARE)
-    most = _CROSS_NUMBERS // (S * p)
+    most = _CROSS_NUMBERS // (S * p * copies)
     if len(found_levels) > most:
         found_levels = np.sort(found_levels[np.argpartition(-share[found_levels], most)[:most]])
     return found_levels
@@ -227,7 +243,7 @@ def intervals(state: State, effects: Effects, rule: Rule | None, level: float, u
     """Ends (G, S, 2) of equal-tailed posterior intervals.
 
     With the parameters' uncertainty the posterior given the parameters is moved and stretched to `mean_eb` and
-    `variance_eb`.
+    `variance_eb`; where it is integrated over the ends are quantiles of the mixture.
 
     Parameters
     ----------
@@ -236,8 +252,11 @@ def intervals(state: State, effects: Effects, rule: Rule | None, level: float, u
     uncertain : bool
         With the parameters' uncertainty.
     """
+    uncertain = uncertain and not np.isnan(effects.variance_eb).any()
+    if uncertain and effects.mixture is not None:
+        return quantiles(effects.mixture.effects, (0.5 * (1 - level), 0.5 * (1 + level)))[:, None]
     z = standard_quantiles(state, effects, rule, level)
-    if uncertain and not np.isnan(effects.variance_eb).any():
+    if uncertain:
         return effects.mean_eb[..., None] + np.sqrt(effects.variance_eb)[..., None] * z
     return effects.mean[..., None] + np.sqrt(np.maximum(effects.variance, 0))[..., None] * z
 
@@ -314,6 +333,27 @@ def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None) -> Condi
         found = group_effects(family, design, to_design * x, V * np.outer(to_design, to_design), modes, layout.first)
     mean, variance, added = found.T
     return Conditional(mean[:, None] / unit, variance[:, None, None] / unit**2, added[:, None, None] / unit**2)
+
+
+def third_moments(state: State, problem, x: np.ndarray) -> np.ndarray:
+    """Third central moments (G,) of scalar effects at parameters x, as in `conditional`."""
+    from jaxglmm.inference.likelihood import coordinates
+
+    out, p = np.zeros(len(state.terms[0].levels)), len(state.estimate.beta)
+    tau = x[coordinates(state).p]
+    if is_normal(state.family) or tau == 0:
+        return out
+    beta = state.estimate.scaling.beta_to_columns(x[:p])
+    prior, history = Prior(np.zeros(1), np.array([[tau]])), history_of(problem.frame, 0, beta)
+    nodes = nodes_for(state.family, prior, history, coarse=True)
+    found = posteriors(state.family, float(x[-1]), history, prior, nodes, layout=problem.storage, keep=True)
+    for groups, part in found:
+        # In units of the spacing, about the middle point, in which nothing cancels.
+        weights = np.asarray(part.weights)
+        at = np.arange(len(weights)) - 0.5 * len(weights)
+        mean = at @ weights
+        out[groups] = np.einsum("kg,kg->g", weights, (at[:, None] - mean) ** 3) * part.step**3
+    return out
 
 
 def with_slopes(

@@ -93,10 +93,11 @@ class Fit(Estimates, Refits):
             Level of equal-tailed posterior intervals, such as 0.95: quantiles of the exact posterior for one effect a
             group, normal ones for several.
         uncertainty : bool
-            Whether the intervals hold the uncertainty of the parameters: the posterior is stretched to `sd_eb`.
+            Whether the intervals hold the uncertainty of the parameters: the posterior is stretched to `sd_eb`, or is a
+            mixture over them (see `effects_method`).
         prior : prior of a standard deviation, optional
             Such as `jg.HalfStudentPrior(3, 2.5)`: that which `sd_eb` is integrated under, where it is (see
-            `effects_method`). By default the prior of the fit, or half-t with 3 degrees of freedom and scale 0.75.
+            `effects_method`). By default the prior of the fit, or the default one.
 
         Returns
         -------
@@ -128,9 +129,10 @@ class Fit(Estimates, Refits):
 
         "delta" is Var(b | y, psi) + d'V d, with d the derivatives of the posterior mean in the parameters psi and V
         their covariance. "integrated", where the standard error of the logarithm of the groups' standard deviation is
-        0.22 or more (one effect a group), is the variance over the posterior of the parameters. The prior of that
-        standard deviation is the one that the fit was given, or half-t with 3 degrees of freedom and scale 0.75 (times
-        the standard deviation of the response for the identity link); `summary` names it.
+        0.22 or more (one effect a group), is the variance over the posterior of the parameters, and intervals end at
+        quantiles of the mixture. The prior of that standard deviation is the one that the fit was given, or
+        `UniformShrinkagePrior(0.75)` (times the standard deviation of the response for the identity link), whose median
+        is 0.75; `summary` names it.
         "given": none, several factors. "updated", "approximated": none, see `update`.
         """
         return self._effects(term_index(self.state, group)).how

@@ -1,32 +1,16 @@
 """Intervals of predictions: the distribution of eta in each row, given the data, turned into quantiles."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-from jaxglmm.fitted.effects import standard_quantiles
+from jaxglmm.fitted.effects import Effects, Mixture, standard_quantiles
+from jaxglmm.fitted.mixtures import Mixtures, quantiles
 from jaxglmm.fitted.predict import Rows
 from jaxglmm.fitted.rowwise import rowwise
 
 
 _LOG_NODES = 15  # for the logarithm of a variance that the delta method tells the error of
 _LARGEST_LOG_SD = 1.5  # of that logarithm; beyond, it says no more than that nothing is known
-_BLOCK = 1 << 16  # rows whose mixtures are inverted at once
-_STEPS = 60  # of Newton's method within a bracket, at most
-
-
-class Mixtures(NamedTuple):
-    """eta of each row as a mixture of K normal distributions.
-
-    Attributes
-    ----------
-    weights : (K,)
-    centre, variance : (m, K)
-    """
-
-    weights: np.ndarray
-    centre: np.ndarray
-    variance: np.ndarray
+_BLOCK = 1 << 16  # rows whose covariances are looked up at once
 
 
 def ends(fit, rows: Rows, effects: str, new_levels: str, kind: str, level: float, uncertain: bool, prior=None):
@@ -43,8 +27,9 @@ def ends(fit, rows: Rows, effects: str, new_levels: str, kind: str, level: float
     normals over the posterior of the standard deviation where effects are integrated over it, and else over
     log z'Sigma z, taken as normal by the delta method. Under "population" there are no effects.
 
-    The shape of a known level's part is its posterior's for one effect a group, else normal; the ends on the response
-    scale are those of eta through the inverse link.
+    The shape of a known level's part is its posterior's for one effect a group, else normal; where effects are
+    integrated over the standard deviation the interval's ends are quantiles of the mixture over it. The ends on the
+    response scale are those of eta through the inverse link.
 
     Parameters
     ----------
@@ -63,7 +48,7 @@ def ends(fit, rows: Rows, effects: str, new_levels: str, kind: str, level: float
     Henderson (1975), Biometrics 31, 423, for Gaussian responses; Kass & Steffey (1989), JASA 84, 717; Booth & Hobert
     (1998), JASA 93, 262.
     """
-    probabilities = np.array([0.5 * (1 - level), 0.5 * (1 + level)])
+    probabilities = _tails(level)
     used = () if effects == "population" else rows.effects
     new = [np.full(len(rows.eta), effects == "marginal") | (codes < 0) for _, codes in used]
     drawn = [mask & (effects == "marginal" or new_levels == "integrate") for mask in new]
@@ -91,13 +76,13 @@ def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
     scaling, (z, codes) = fit.state.estimate.scaling, rows.effects[0]
     X, found = scaling.rows(rows.X), fit._effects(0, prior if uncertain else None)
     eb = uncertain and not np.isnan(found.covariance_eb).any()
+    if eb and found.mixture is not None:
+        return _integrated(fit.state, found, found.mixture, rows, level)
     mean, spread = (found.mean_eb, found.covariance_eb) if eb else (found.mean, found.covariance)
     centre = rows.eta + np.einsum("sm,ms->m", z, mean[codes])
     variance = _squares(z.T, spread[codes])
     if uncertain:
         vcov = found.vcov_of_beta(fit.state)
-        if eb and found.mixture is not None:
-            centre += X @ (found.mixture.moments()[0] - scaling.beta_from_columns(fit.state.estimate.beta))
         place = np.full(len(found.mean), -1)
         place[found.levels] = np.arange(len(found.levels))
         at = place[codes]
@@ -115,10 +100,34 @@ def _known(fit, rows: Rows, level: float, uncertain: bool, prior) -> np.ndarray:
     return centre[:, None] + np.sqrt(np.maximum(variance, 0))[:, None] * shape
 
 
+def _integrated(state, found: Effects, of: Mixture, rows: Rows, level: float) -> np.ndarray:
+    """Ends (m, 2) of eta for known levels whose effects are integrated over the posterior of the parameters."""
+    scaling, (z, codes) = state.estimate.scaling, rows.effects[0]
+    away = of.beta - scaling.beta_from_columns(state.estimate.beta)
+    place = np.full(len(found.mean), -1)
+    place[found.levels] = np.arange(len(found.levels))
+    out = np.empty((len(codes), 2))
+    for begin in range(0, len(out), _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        X, scale, at = scaling.rows(rows.X[part]), z[0, part, None], codes[part]
+        centre = rows.eta[part, None] + X @ away.T + scale * of.mean[:, at].T
+        variance = np.einsum("ma,kab,mb->mk", X, of.vcov, X, optimize=True) + scale**2 * of.variance[:, at].T
+        has = np.flatnonzero(place[at] >= 0)
+        variance[has] += 2 * scale[has] * np.einsum("kmp,mp->mk", of.with_beta[:, place[at[has]]], X[has])
+        variance = np.maximum(variance, 1e-300)
+        skewness = scale**3 * of.third[:, at].T / variance**1.5
+        out[part] = quantiles(Mixtures(of.weights, centre, variance, skewness), _tails(level))
+    return out
+
+
+def _tails(level: float) -> tuple[float, float]:
+    return 0.5 * (1 - level), 0.5 * (1 + level)
+
+
 def _normal_quantiles(level: float) -> np.ndarray:
     from scipy.special import ndtri
 
-    return ndtri([0.5 * (1 - level), 0.5 * (1 + level)])
+    return ndtri(_tails(level))
 
 
 def _drawn(fit, rows: Rows, drawn: np.ndarray, uncertain: bool, prior) -> Mixtures:
@@ -200,40 +209,3 @@ def _squares(rows: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     if matrices.ndim == 2:
         return np.einsum("ma,ma->m", rows @ matrices, rows)
     return np.einsum("ma,mab,mb->m", rows, matrices, rows)
-
-
-def quantiles(of: Mixtures, probabilities) -> np.ndarray:
-    """Quantiles (m, Q) of mixtures of normals, to about 1e-10 of their spread; NaN where eta is NaN."""
-    out = np.empty((len(of.centre), len(probabilities)))
-    for begin in range(0, len(out), _BLOCK):
-        rows = slice(begin, begin + _BLOCK)
-        centre, sd = of.centre[rows], np.sqrt(np.maximum(of.variance[rows], 0))
-        for q, p in enumerate(probabilities):
-            out[rows, q] = _quantile(of.weights, centre, sd, p)
-    return out
-
-
-def _quantile(weights, centre, sd, p) -> np.ndarray:
-    """By Newton's method within a bracket: that of the components' own quantiles."""
-    from scipy.special import ndtr, ndtri
-
-    each = centre + sd * ndtri(p)
-    low, high = each.min(1), each.max(1)
-    x = each @ weights
-    if len(weights) == 1:
-        return x
-    sd = np.maximum(sd, 1e-300)
-    for _ in range(_STEPS):
-        t = (x[:, None] - centre) / sd
-        excess = ndtr(t) @ weights - p
-        slope = (np.exp(-0.5 * t * t) / sd) @ weights / np.sqrt(2 * np.pi)
-        low, high = np.where(excess <= 0, x, low), np.where(excess >= 0, x, high)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            step = x - excess / slope
-        inside = (step > low) & (step < high)
-        after = np.where(inside, step, 0.5 * (low + high))
-        done = np.abs(after - x) <= 1e-11 * (np.abs(x) + sd.max(1))
-        x = after
-        if (done | np.isnan(x)).all():
-            break
-    return x

@@ -42,7 +42,16 @@ def updated(fit, data) -> tuple[State, Kept]:
     how = "approximated" if approximate and not is_normal(state.family) else "updated"
     levels, cross = _with_beta(state, effects, state.estimate.scaling.rows(new.X), more, mean, before, touched)
     kept = given_effects(mean, covariance, how, len(state.estimate.beta))
-    kept = replace(kept, levels=levels, with_beta=cross, mixture=effects.mixture, prior=effects.prior)
+    mixture = None
+    if effects.mixture is not None:
+        of = effects.mixture
+        wider = ((0, 0), (0, len(term.levels) - len(old.n)))
+        moments = {name: np.pad(getattr(of, name), wider) for name in ("mean", "variance", "third")}
+        moments["variance"][:, len(old.n) :] = np.square(of.sds)[:, None]
+        cross_each = np.zeros((len(of.weights), len(levels), of.beta.shape[1]))
+        cross_each[:, np.searchsorted(levels, effects.levels)] = of.with_beta
+        mixture = replace(of, **moments, with_beta=cross_each)
+    kept = replace(kept, levels=levels, with_beta=cross, mixture=mixture, prior=effects.prior)
     posterior = _posterior(state, old, history, prior, touched)
     posterior = replace(posterior, n=_grown(old.n, len(term.levels)) + np.bincount(level, minlength=len(term.levels)))
     checksum = fingerprint(new.y, new.weights, state.fingerprint)

@@ -113,8 +113,8 @@ def raw_covariance(state) -> np.ndarray:
 class Likelihood:
     """Log-likelihood with gradient and Hessian: `likelihood(x) -> (value, gradient (m,), hessian (m, m))`.
 
-    Under REML it is the ordinary likelihood, as in lme4's profiles. For quadrature, with the fit's number of nodes.
-    Call with x64 on.
+    Under REML it is the ordinary likelihood, as in lme4's profiles. For quadrature, with the fit's number of nodes
+    unless more are asked for. Call with x64 on.
 
     Parameters
     ----------
@@ -122,9 +122,11 @@ class Likelihood:
         Of the fit.
     first : int, optional
         As in `coordinates`.
+    nodes : int
+        At least so many an effect.
     """
 
-    def __init__(self, state, problem, first: int | None = None):
+    def __init__(self, state, problem, first: int | None = None, nodes: int = 1):
         self.at = coordinates(state, first)
         self.limit = dispersion_limit(problem.family, problem.frame.y, problem.frame.weights)
         if problem.cross is not None:
@@ -139,7 +141,7 @@ class Likelihood:
                 lambda psi: evaluate_glm(problem.family, problem.design, psi)[:3], problem, self.at
             )
         else:
-            self._evaluate = _scaled(_Marginal(state, problem, self.at), problem, self.at)
+            self._evaluate = _scaled(_Marginal(state, problem, self.at, nodes), problem, self.at)
 
     def __call__(self, x):
         x = np.asarray(x, float)
@@ -167,14 +169,14 @@ def _scaled(evaluate_psi, problem, at):
 class _Marginal:
     """Evaluations that begin the search for the modes where the last one ended."""
 
-    def __init__(self, state, problem, at):
+    def __init__(self, state, problem, at, nodes: int):
         self.family, self.design = problem.family, problem.design
         if not is_identity(at.loads):
             scale = problem.scaling.z_scale
             M = np.linalg.inv(at.loads).T * scale / scale[at.order][:, None]
             z = jnp.matmul(M, self.design.terms[0].z, precision="highest")
             self.design = eqx.tree_at(lambda d: d.terms[0].z, self.design, z)
-        self.nodes = padded_nodes(state.estimate.n_agq or 1, len(state.terms[0].names))
+        self.nodes = padded_nodes(max(state.estimate.n_agq or 1, nodes), len(state.terms[0].names))
         self.determinant = state.estimate.method != "joint"
         self.modes = jnp.zeros_like(problem.design.terms[0].z)
 

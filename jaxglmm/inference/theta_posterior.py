@@ -7,6 +7,7 @@ badly: at tau = 0 every interval has length zero. Here the posterior of tau is t
 
 (beta_tau, phi_tau) the maximum at that tau and V_tau its inverse information (Laplace's approximation to the integral
 over them under a flat prior), and group effects are mixtures over it, each with the delta method for (beta, phi).
+Intervals end at quantiles of the mixtures: where little is known of tau, they are far from normal.
 """
 
 import math
@@ -14,18 +15,21 @@ import math
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, with_fixed
+from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, third_moments, with_fixed
 from jaxglmm.inference.likelihood import Likelihood, coordinates
-from jaxglmm.model.priors import AbstractPrior, HalfStudentPrior, prior_from_json
+from jaxglmm.model.priors import AbstractPrior, UniformShrinkagePrior, prior_from_json
 from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.newton import maximise
 from jaxglmm.optimise.report import inverse_information
 
 
 _CLEAR = 0.22  # standard error of log tau below which the delta method serves
-_DF, _SCALE = 3.0, 0.75  # half-t prior of tau
+_SCALE = 0.75  # of the prior of tau, its median
+# Nodes of the likelihood, at least: far from the estimate, and from zero on, those that served there may not do.
+_QUADRATURE = 15
 _POINTS, _NEGLIGIBLE = 24, 10.0  # of the grid; fall of the log posterior at its end
-_LEAST = 1e-6  # share of the posterior below which a point is left out
+NODES = 8  # of the rule that effects are averaged by
+_ENDS = 1e-12  # of the points' range: length below which a measure has no further point
 _FARTHEST = 12.0  # end of the grid in log(1 + tau / c)
 
 
@@ -46,14 +50,16 @@ def needs_integration(state) -> bool:
 
 
 def sd_prior(state, problem) -> AbstractPrior:
-    """Prior of tau: that of the fit, or half-t with 3 degrees of freedom and scale 0.75 on the link scale.
+    """Prior of tau: that of the fit, or of uniform shrinkage with median 0.75 on the link scale.
 
-    Times the standard deviation of the response where the link is the identity (Gelman 2006, Bayesian Anal. 1, 515).
+    Times the standard deviation of the response where the link is the identity. In log tau the density rises as tau^2
+    and falls as tau^-2. Half-t priors, flat at zero, cover less at small tau with many groups; gamma priors, of light
+    tails, at large tau with few.
     """
     penalised = state.estimate.penalised
     if penalised is not None and penalised.get("sd_prior") is not None:
         return prior_from_json(penalised["sd_prior"])
-    return HalfStudentPrior(_DF, _SCALE * _unit(state, problem))
+    return UniformShrinkagePrior(_SCALE * _unit(state, problem))
 
 
 def _unit(state, problem) -> float:
@@ -85,20 +91,24 @@ def integrate(state, problem, given: Conditional, levels: np.ndarray, prior: Abs
         )
     profile = _Profile(state, problem, prior)
     p = profile.at.p
-    weights, points = profile.grid()
-    mixture = Mixture(
-        weights, np.array([abs(x[p]) for x, _, _ in points]), np.stack([x[:p] for x, _, _ in points]),
-        np.stack([V[:p, :p] for _, _, V in points]),
-    )  # fmt: skip
-    beta, _ = mixture.moments()
+    weights, points = profile.rule()
+    beta, vcov = np.stack([x[:p] for x, _, _ in points]), np.stack([V[:p, :p] for _, _, V in points])
     parts = [conditional(state, problem, x, V) for x, _, V in points]
-    mean = np.einsum("k,kgs->gs", weights, np.stack([part.mean for part in parts]))
-    covariance, cross = np.zeros_like(given.covariance), np.zeros((len(levels), 1, p))
-    for weight, part, (x, _, V) in zip(weights, parts, points, strict=True):
-        away = part.mean - mean
-        covariance += weight * (part.covariance + part.added + away[:, :, None] * away[:, None])
-        cross += weight * (with_fixed(state, problem, levels, x, V) + away[levels, :, None] * (x[:p] - beta))
-    return Effects(given.mean, given.covariance, mean, covariance, "integrated", levels, cross, mixture, str(prior))
+    of = Mixture(
+        weights, np.array([abs(x[p]) for x, _, _ in points]), beta, vcov,
+        np.stack([part.mean[:, 0] for part in parts]),
+        np.stack([(part.covariance + part.added)[:, 0, 0] for part in parts]),
+        np.stack([third_moments(state, problem, x) for x, _, _ in points]),
+        np.stack([with_fixed(state, problem, levels, x, V)[:, 0] for x, _, V in points]),
+    )  # fmt: skip
+    mean = weights @ of.mean
+    away = of.mean - mean
+    variance = weights @ (of.variance + away**2)
+    cross = np.einsum("k,klp->lp", weights, of.with_beta + away[:, levels, None] * (beta - weights @ beta)[:, None])
+    return Effects(
+        given.mean, given.covariance, mean[:, None], variance[:, None, None], "integrated", levels, cross[:, None], of,
+        str(prior),
+    )  # fmt: skip
 
 
 class _Profile:
@@ -106,7 +116,7 @@ class _Profile:
 
     def __init__(self, state, problem, prior):
         with computing():
-            self.likelihood = Likelihood(state, problem)
+            self.likelihood = Likelihood(state, problem, nodes=_QUADRATURE)
         self.prior = prior
         self.at = coordinates(state)
         self.best = self.at.x.copy()
@@ -152,17 +162,21 @@ class _Profile:
         self.best = found[0]
         return value, found
 
-    def grid(self):
-        """Weights and maxima at Gauss-Legendre points in log(1 + tau / c), from zero to where the density ends."""
+    def rule(self):
+        """Weights and maxima at the Gauss points of the posterior of v = log(1 + tau / c).
+
+        The density is found at Gauss-Legendre points from zero to where it ends; the rule of fewer points that is exact
+        for the same polynomials in v is the Gauss rule of that discrete measure.
+        """
         estimate = abs(self.best[self.at.p])
         c = max(estimate, self.least)
-        at = lambda v: self.density(c * math.expm1(v))[0]
+        at = lambda v: self.density(c * math.expm1(v))
         step = math.log1p(max(2 * estimate, c) / c)
-        end, best = step, max(at(0.5 * step), at(step))
+        end, best = step, max(at(0.5 * step)[0], at(step)[0])
         while end < _FARTHEST:
-            value = at(min(1.4 * end, _FARTHEST))
+            value = at(min(1.4 * end, _FARTHEST))[0]
             if value == -math.inf:
-                end = self._last_finite(at, end, 1.4 * end)
+                end = self._last_finite(lambda v: at(v)[0], end, 1.4 * end)
                 break
             end, best = min(1.4 * end, _FARTHEST), max(best, value)
             if value < best - _NEGLIGIBLE:
@@ -170,11 +184,11 @@ class _Profile:
         points, weights = np.polynomial.legendre.leggauss(_POINTS)
         v = 0.5 * end * (points + 1)
         self.best = self.at.x.copy()
-        found = [self.density(tau) for tau in (c * np.expm1(v))[::-1]][::-1]
-        log_density = np.array([f[0] for f in found])
-        mass = weights * np.exp(v + log_density - log_density.max())
-        kept = mass > _LEAST * mass.sum()
-        return mass[kept] / mass[kept].sum(), [f[1] for f, k in zip(found, kept, strict=True) if k]
+        log_density = np.array([at(one)[0] for one in v[::-1]])[::-1]
+        v, weights = gauss_rule(v, weights * np.exp(v + log_density - log_density.max()), NODES)
+        found = [at(one) for one in v[::-1]][::-1]
+        kept = [math.isfinite(value) for value, _ in found]
+        return weights[kept] / weights[kept].sum(), [f[1] for f, k in zip(found, kept, strict=True) if k]
 
     @staticmethod
     def _last_finite(at, low, high):
@@ -183,3 +197,27 @@ class _Profile:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if math.isfinite(at(middle)) else (low, middle)
         return low
+
+
+def gauss_rule(points: np.ndarray, mass: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The n points and weights of the Gauss rule of a discrete measure, fewer where the measure has fewer points.
+
+    By the Lanczos process (Golub & Meurant 2010, chapter 3); weights add to 1.
+    """
+    basis, vector = [], np.sqrt(mass / mass.sum())
+    diagonal, beside = [], []
+    for _ in range(n):
+        basis.append(vector)
+        image = points * vector
+        diagonal.append(vector @ image)
+        for _ in range(2):  # twice is enough
+            for one in basis:
+                image = image - (one @ image) * one
+        size = float(np.linalg.norm(image))
+        if size <= _ENDS * np.ptp(points):
+            break
+        beside.append(size)
+        vector = image / size
+    k = len(diagonal)
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside[: k - 1], 1) + np.diag(beside[: k - 1], -1))
+    return values, vectors[0] ** 2

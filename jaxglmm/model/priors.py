@@ -118,9 +118,31 @@ class GammaPrior(AbstractPrior):
         return constant + (self.shape - 1) * jnp.log(x) - self.rate * x
 
 
+class UniformShrinkagePrior(AbstractPrior):
+    """Prior of a standard deviation tau under which the shrinkage scale^2/(scale^2 + tau^2) is uniform on (0, 1).
+
+    The density is 2 tau scale^2 / (scale^2 + tau^2)^2, its median `scale`: linear near zero, so that the mode is not
+    there, with a tail as tau^-3 (Strawderman 1971, Ann. Math. Stat. 42, 385; Daniels 1999, Can. J. Stat. 27, 567).
+
+    Attributes
+    ----------
+    scale : float
+    """
+
+    on_sd: ClassVar[bool] = True
+    scale: float = 0.75
+
+    def __check_init__(self):
+        _positive(self, scale=self.scale)
+
+    def log_density(self, x):
+        return math.log(2) + 2 * jnp.log(self.scale) + jnp.log(x) - 2 * jnp.log(self.scale**2 + jnp.square(x))
+
+
 def prior_from_json(saved: dict) -> AbstractPrior:
     """The prior that `to_json` described."""
-    known = {kind.__name__: kind for kind in (NormalPrior, StudentPrior, HalfStudentPrior, GammaPrior)}
+    kinds = (NormalPrior, StudentPrior, HalfStudentPrior, GammaPrior, UniformShrinkagePrior)
+    known = {kind.__name__: kind for kind in kinds}
     return known[saved["prior"]](**{name: value for name, value in saved.items() if name != "prior"})
 
 
