@@ -169,7 +169,7 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
     if problem.nested is not None and method != "joint" and solver in ("auto", "separable"):
         with calm():
             return _estimate_nested(problem, factors, rule, check=not exact, **options)
-    problem = problem if problem.rows is not None else with_rows(problem)
+    problem = with_rows(problem)
     frame, design = problem.frame, problem.rows
     assert design is not None
     way = choose_solver(design, solver)

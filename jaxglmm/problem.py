@@ -150,8 +150,11 @@ def _problem_of_factors(frame, family, X, found) -> Problem:
 
 
 def with_rows(problem: Problem) -> Problem:
+    """With `rows`, which are laid out unless they are there."""
     from jaxglmm.design.rows import make_rows
 
+    if problem.rows is not None:
+        return problem
     frame = problem.frame
     rows = make_rows(
         frame.y, frame.X, frame.terms, weights=frame.weights, offset=frame.offset, scaling=problem.scaling,

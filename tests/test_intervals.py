@@ -84,19 +84,49 @@ def test_a_correlation_beside_hardly_a_variance_may_be_anything():
     assert of["cor[x,Intercept|g]"] == (-1.0, 1.0) and of["sd[x|g]"][0] == 0
 
 
-def test_what_has_no_profile_says_what_is_known(tmp_path):
-    rng = np.random.default_rng(5)
-    g, h = rng.integers(0, 20, 300), rng.integers(0, 15, 300)
-    fit = jg.fit("y ~ 1 + (1 | g) + (1 | h)", {"y": rng.poisson(np.exp(0.5 * rng.normal(size=20)[g])), "g": g, "h": h},
-                 family="poisson")  # fmt: skip
+def counts():
+    """By two factors, crossed or nested, the second of which says little."""
+    rng = np.random.default_rng(0)
+    a, b, x = rng.integers(0, 12, 400), rng.integers(0, 8, 400), rng.normal(size=400) + 2
+    eta = 0.2 + 0.3 * x + (0.5 * rng.normal(size=12) + 0.3 * rng.normal(size=12) * x[:, None])[np.arange(400), a]
+    return {"y": rng.poisson(np.exp(eta)), "x": x, "a": a, "b": b, "h": a // 4}
+
+
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | a) + (1 | b)", "y ~ x + (1 | h/a)"])
+def test_profiles_of_several_factors(formula):
+    """Ends are where fits with both standard deviations held, the better of the other's, have lost chi-squared / 2."""
+    fit = jg.fit(formula, counts(), family="poisson")
     found, how = limits(fit)
-    assert set(how.values()) == {"wald"}
-    zero = [row for row in fit.varcorr if row["sd"] == 0]
-    assert all(found[f"sd[Intercept|{row['group']}]"][0] == 0 for row in zero)
+    groups = [row["group"] for row in fit.varcorr]
+    held = lambda **theta: jg.fit(formula, counts(), family="poisson", theta=theta, method=fit.method).loglik
+    lost = lambda sd, end, names: fit.loglik - held(**dict(zip(names, (end, sd), strict=True)))
+    for names in (groups, groups[::-1]):
+        lower, upper = found[f"sd[Intercept|{names[0]}]"]
+        assert how[f"sd[Intercept|{names[0]}]"] == "profile"
+        for end in {lower, upper} - {0.0}:
+            least = optimize.minimize_scalar(
+                lost, args=(end, names), bounds=(0, 2), method="bounded", options={"xatol": 1e-3}
+            )
+            assert least.fun == pytest.approx(stats.chi2.ppf(0.95, 1) / 2, abs=2e-4)
+
+
+def test_profiles_of_slopes_beside_another_factor():
+    """The slope's limits do not depend on where its column is zero."""
+    fitted = lambda formula: jg.fit(formula, counts(), family="poisson")
+    found, how = limits(fitted("y ~ x + (1 + x | a) + (1 | b)"))
+    assert how["sd[x|a]"] == how["cor[x,Intercept|a]"] == "profile"
+    moved, _ = limits(fitted("y ~ I(x - 1) + (1 + I(x - 1) | a) + (1 | b)"))
+    assert found["sd[x|a]"] == pytest.approx(moved["sd[I(x - 1)|a]"], rel=1e-3)
+    lower, upper = found["sd[x|a]"]
+    assert 0 < lower < 0.3 < upper < 0.6
+
+
+def test_what_has_no_profile_says_what_is_known(tmp_path):
     singular = first(0.1, True)
     singular.save(tmp_path / "fit")
-    lower, upper = limits(jg.load(tmp_path / "fit"))[0]["sd[Intercept|g]"]
-    assert lower == 0 and np.isnan(upper)
+    found, how = limits(jg.load(tmp_path / "fit"))
+    lower, upper = found["sd[Intercept|g]"]
+    assert lower == 0 and np.isnan(upper) and how["sd[Intercept|g]"] == "boundary" and how["sigma"] == "wald"
 
 
 def test_clear_standard_deviations_take_no_profile():

@@ -446,8 +446,9 @@ class Fit(Estimates, Refits):
             of the ordinary likelihood). "auto": "wald" for fixed effects, and "profile" for sds, correlations and a
             negative binomial's theta, where the log-likelihood is no parabola. Those whose standard error on that scale
             is below 0.05 have Wald limits, which are then close and cost no evaluation of millions of rows; so have
-            fits for which there is no profile: loaded ones, those with a penalty or a prior, and those with several
-            grouping factors unless the response is Gaussian. The column `method` tells.
+            fits for which there is no profile: loaded ones, whose rows are not there, those with a penalty or a prior,
+            and those of several grouping factors by conjugate gradients. The column `method` tells, "boundary" where
+            an end is NaN: fit the rows anew for it, with `method="profile"`.
         level : float
         parameters : list of str, optional
             Names as in the table; all by default.

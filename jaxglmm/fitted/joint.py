@@ -218,7 +218,7 @@ def joint_of(state: State, problem) -> Joint:
     """Of a fit that has its rows."""
     from jaxglmm.problem import with_rows
 
-    design = problem.rows if problem.rows is not None else with_rows(problem).rows
+    design = with_rows(problem).rows
     assert design is not None
     family, estimate, at = state.family, state.estimate, coordinates(state)
     p = len(estimate.beta)

@@ -51,7 +51,7 @@ def cluster_vcov(state, problem) -> np.ndarray:
         raise NotYetError("kind='cluster' takes one grouping factor unless the response is Gaussian; use kind='model'")
     else:
         at = coordinates(state)
-        a = to_scaled(problem, at)
+        a = to_scaled(problem.scaling.z_scale, at)
         nodes = padded_nodes(state.estimate.n_agq or 1, len(state.terms[0].names))
         with computing():
             inner = _meat(

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
-from jaxglmm.inference.likelihood import raw_covariance
+from jaxglmm.inference.likelihood import no_profile, raw_covariance
 from jaxglmm.inference.parameters import Parameter, parameters, slope, value
 
 
@@ -50,9 +50,15 @@ def confint(fit, method: str, level: float, wanted):
             "estimate": np.array([value(parameter, fit.state) for parameter in chosen], float),
             "lower": np.array([pair[0] for pair in limits], float),
             "upper": np.array([pair[1] for pair in limits], float),
-            "method": text_column(["profile" if use else "wald" for use in profiled]),
+            "method": text_column([_told(use, pair) for use, pair in zip(profiled, limits, strict=True)]),
         },
     )
+
+
+def _told(profiled: bool, limits) -> str:
+    if profiled:
+        return "profile"
+    return "boundary" if any(map(math.isnan, limits)) else "wald"
 
 
 def _chosen(state, wanted) -> list[Parameter]:
@@ -72,11 +78,10 @@ def _profiled(fit, parameter: Parameter) -> bool:
     state, problem = fit.state, fit._problem
     if problem is None or fit.penalised is not None or fit.method == "joint" or not fit.convergence.converged:
         return False
-    if len(state.terms) > 1 and problem.cross is None:
-        return False
     if parameter.kind == "dispersion":
-        return state.family.limit is not None
-    return parameter.kind in ("sd", "cor") and not _standard_error(state, parameter) < _CLEAR
+        return state.family.limit is not None and not no_profile(state, problem)
+    wanted = parameter.kind in ("sd", "cor") and not _standard_error(state, parameter) < _CLEAR
+    return wanted and not no_profile(state, problem)
 
 
 def _standard_error(state, parameter: Parameter) -> float:

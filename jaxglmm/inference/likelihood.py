@@ -17,11 +17,13 @@ import numpy as np
 from jaxglmm.design.factor_products import FactorProducts
 from jaxglmm.errors import NotYetError
 from jaxglmm.model.centring import is_identity
+from jaxglmm.modes.choice import choose_solver
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.gaussian_expansion import expand as expand_one
 from jaxglmm.objectives.gaussian_several import Slopes, expand_factors
 from jaxglmm.optimise.dispersion import LARGEST, dispersion_limit
 from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.problem import with_rows
 
 
 # A diagonal entry of Lambda below this share of its row is a zero that rounding has left.
@@ -131,17 +133,15 @@ class Likelihood:
         self.limit = dispersion_limit(problem.family, problem.frame.y, problem.frame.weights)
         if problem.cross is not None:
             self._evaluate = _gaussian(problem, self.at)
+        elif why := no_profile(state, problem):
+            raise NotYetError(f"{why}: use method='wald'")
         elif len(state.terms) > 1:
-            raise NotYetError(
-                "profiles take one grouping factor unless the response is Gaussian: use method='wald' for "
-                f"{' and '.join(repr(term.group) for term in state.terms)}"
-            )
+            self._evaluate = _several(state, problem, self.at)
         elif not state.terms:
-            self._evaluate = _scaled(
-                lambda psi: evaluate_glm(problem.family, problem.design, psi)[:3], problem, self.at
-            )
+            evaluate_psi = lambda psi: evaluate_glm(problem.family, problem.design, psi)[:3]
+            self._evaluate = _scaled(evaluate_psi, problem.scaling.z_scale, self.at)
         else:
-            self._evaluate = _scaled(_Marginal(state, problem, self.at, nodes), problem, self.at)
+            self._evaluate = _scaled(_Marginal(state, problem, self.at, nodes), problem.scaling.z_scale, self.at)
 
     def __call__(self, x):
         x = np.asarray(x, float)
@@ -150,14 +150,30 @@ class Likelihood:
         return self._evaluate(x)
 
 
-def to_scaled(problem, at: Coordinates) -> np.ndarray:
+def no_profile(state, problem) -> str:
+    """Why there are no values of the likelihood to profile; empty where there are."""
+    if len(state.terms) < 2 or problem.cross is not None:
+        return ""
+    if problem.nested is None and not choose_solver(with_rows(problem).rows).exact:
+        return "values by conjugate gradients are estimates, of which there is no profile"
+    return ""
+
+
+def to_scaled(z_scale: np.ndarray, at: Coordinates) -> np.ndarray:
     """a (m,) with psi = a x, of the scaled columns of the effects."""
     rows, _ = at.entries
-    return np.concatenate([np.ones(at.p), problem.scaling.z_scale[at.order[rows]], [1.0]])
+    return np.concatenate([np.ones(at.p), z_scale[at.order[rows]], [1.0]])
 
 
-def _scaled(evaluate_psi, problem, at):
-    a = to_scaled(problem, at)
+def _several(state, problem, at):
+    from jaxglmm.inference.several_likelihood import SeveralLikelihood
+
+    made = SeveralLikelihood(state, problem, at)
+    return _scaled(made, made.z_scale, at)
+
+
+def _scaled(evaluate_psi, z_scale, at):
+    a = to_scaled(z_scale, at)
 
     def evaluate_x(x):
         value, gradient, hessian = evaluate_psi(a * x)
