@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -16,10 +17,10 @@ from jaxglmm.batching.parts import Parts, checksum
 from jaxglmm.batching.responses import ResponseLanes
 from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
-from jaxglmm.design.aliases import without_aliases
+from jaxglmm.design.aliases import left_out, without_aliases
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.sizes import outside, what_stands_out
-from jaxglmm.errors import UNFINISHED, ColumnsError, DataError, NotYetError, reason_of
+from jaxglmm.errors import UNFINISHED, ColumnsError, DataError, DataWarning, NotYetError, reason_of
 from jaxglmm.estimation import estimate_problem
 from jaxglmm.fitted.fit import Fit
 from jaxglmm.fitted.fits import Fits
@@ -137,7 +138,8 @@ def fit_each(
     """Fit one model to every stratum of a table by itself.
 
     Each stratum gets what `jaxglmm.fit` would find for its rows alone, with the columns that the whole table gives
-    (levels of factors, transformations). Strata of like size are fitted together.
+    (levels of factors, transformations); columns of factors for which its rows determine no estimate are left out there
+    (`Fits.dropped`). Strata of like size are fitted together.
 
     Parameters
     ----------
@@ -171,14 +173,24 @@ def fit_each(
     frame, labels = strata.frame, strata.labels
     _one_factor(frame)
     parameters = model_parameters(frame.names, frame.terms, family)
-    solver, solve = _strata_solver(strata, family, options, parameters)
+    solver, solve = _strata_solver(strata, family, options, parameters, fewer=True)
     names = [parameter.name for parameter in parameters]
     parts = Parts(out, lambda: _description(by, formula, family, options, frame, strata.code), labels, names)
     estimates = _solve_all(solver.chunks(), solve, progress, parts, solver)
-    return Fits(
+    fits = Fits(
         by, labels, names, estimates, frame.native, lambda i: _fit_alone(strata.frame_of(i), family, options),
         time.perf_counter() - began,
     )  # fmt: skip
+    if fewer := fits.dropped:
+        label, columns = next(iter(fewer.items()))
+        warnings.warn(
+            f"the fixed effects are rank deficient in {len(fewer)} of {len(fits)} fits by {by!r}: columns of factors "
+            f"left out, for which their data determine no estimate; of {by} {label!r} these are "
+            f"{', '.join(map(repr, columns))} (see `dropped`)",
+            DataWarning,
+            stacklevel=3,
+        )
+    return fits
 
 
 def solver_of_responses(frame: ModelFrame, family, options: Options, parameters):
@@ -195,17 +207,39 @@ def solve_strata(strata: Strata, family, options: Options, parameters) -> LaneEs
     return LaneEstimates.joined([solve(which) for which in chunks], np.concatenate(chunks))
 
 
-def _strata_solver(strata, family, options, parameters):
+def _strata_solver(strata, family, options, parameters, fewer=False):
+    """What fits strata, and a function that does so for some; with `fewer`, columns of factors are left out where
+    that takes it."""
     solver = (GaussianStrata if _is_linear(family) else StratumLanes)(strata, family, options, parameters)
+    P = len(parameters)
 
     def solve(which):
         rows = solver.read(which)
-        reasons = solver.reasons(which, rows)
+        reasons, kept = solver.judge(which, rows, fewer)
+        whole = np.array([k for k in range(len(which)) if k not in kept], int)
         part = lambda good: rows if len(good) == len(which) else solver.read(which[good])
-        found = _solve_rest(reasons, lambda good: solver.solve(which[good], part(good)), len(parameters))
+        found = [
+            _solve_rest(
+                [reasons[k] for k in whole], lambda good: solver.solve(which[whole[good]], part(whole[good])), P
+            )
+        ]
+        order = [whole]
+        for columns in dict.fromkeys(kept.values()):
+            at = np.array([k for k in kept if kept[k] == columns])
+            order.append(at)
+            found.append(_with_fewer(strata.only(which[at], list(columns)), family, options, columns, P))
+        found = LaneEstimates.joined(found, np.concatenate(order))
         return _with_causes(found, lambda k: strata.frame_of(int(which[k])))
 
     return solver, solve
+
+
+def _with_fewer(strata, family, options, columns, n_parameters: int) -> LaneEstimates:
+    """Fits of strata with some of the columns, in their places among all parameters."""
+    frame = strata.frame
+    found = solve_strata(strata, family, options, model_parameters(frame.names, frame.terms, family))
+    others = n_parameters - found.estimate.shape[1] + len(columns)
+    return found.among(np.concatenate([np.array(columns, int), np.arange(others, n_parameters)]), n_parameters)
 
 
 def _is_linear(family) -> bool:
@@ -290,5 +324,9 @@ def _solve_all(chunks: Iterable[np.ndarray], solve: Callable, progress, parts: P
 
 def _fit_alone(frame: ModelFrame, family, options: Options) -> Fit:
     with computing(), calm(), anywhere():
-        problem = make_problem(frame, family)
+        try:
+            problem = make_problem(frame, family)
+        except ColumnsError as error:
+            frame = left_out(frame, error)
+            problem = make_problem(frame, family)
         return Fit.from_training(problem, *estimate_problem(problem, **asdict(options)))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -408,3 +409,43 @@ def test_gaussian_strata(formula):
         np.testing.assert_allclose(fits.se[i, :2], list(alone.fixef_se.values()), rtol=1e-8)
         np.testing.assert_allclose(fits.loglik[i], alone.loglik, rtol=1e-10)
         assert fits.singular[i] == alone.convergence.singular
+
+
+@pytest.mark.parametrize(("family", "response"), [("gaussian", "y"), ("binomial", "b")])
+def test_empty_cells_of_a_stratum_leave_out_columns_there(family, response):
+    """In B a cell of the interaction is empty, in C a level: as `fit` of their rows alone, with the table's levels."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"s": rng.choice(list("ABC"), 600), "f": rng.choice(list("abc"), 600)})
+    data["k"], data["g"], data["x"] = rng.choice(["u", "v"], 600), rng.integers(0, 20, 600), rng.normal(size=600)
+    data["y"] = data["x"] + (data["f"] == "b") + rng.normal(size=20)[data["g"]] + rng.normal(size=600)
+    data["b"] = 1.0 * (data["y"] > 0)
+    empty = ((data["s"] == "B") & (data["f"] == "c") & (data["k"] == "v")) | ((data["s"] == "C") & (data["f"] == "b"))
+    data, formula = data[~empty], f"{response} ~ x + f * k + (1 | g)"
+    with pytest.warns(
+        jg.DataWarning, match=r"rank deficient in 2 of 3 fits by 's'.*of s 'B' these are 'f\[T.c\]:k\[T.v\]'"
+    ):
+        fits = jg.fit_each(formula, data, by="s", family=family)
+    assert fits.failed == {}
+    assert fits.dropped == {"B": ("f[T.c]:k[T.v]",), "C": ("f[T.b]", "f[T.b]:k[T.v]")}
+    for i, stratum in enumerate("AB"):
+        rows = data[data["s"] == stratum]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", jg.DataWarning)
+            alone = jg.fit(formula, rows, family=family, levels={"f": list("abc"), "k": ["u", "v"]})
+        assert fits.loglik[i] == pytest.approx(alone.loglik, abs=1e-9)
+        wanted = [alone.fixef.get(name, np.nan) for name in fits.parameters[:7]]
+        np.testing.assert_allclose(fits.estimate[i, :7], wanted, rtol=1e-8)
+        assert fits[stratum].dropped == alone.dropped == fits.dropped.get(stratum, ())
+    rows = data[data["s"] == "C"]
+    alone = jg.fit(formula, rows, family=family)  # of the levels that it has, the reference is the same
+    assert fits.loglik[2] == pytest.approx(alone.loglik, abs=1e-9)
+    assert fits[2].loglik == pytest.approx(alone.loglik, abs=1e-9)
+
+
+def test_a_number_that_is_constant_in_a_stratum_is_refused_there():
+    rng = np.random.default_rng(1)
+    data = pd.DataFrame({"s": np.arange(60) % 2, "x": rng.normal(size=60), "y": rng.normal(size=60)})
+    data.loc[data["s"] == 1, "x"] = 3.0
+    fits = jg.fit_each("y ~ x", data, by="s")
+    assert list(fits.failed) == [1] and "constant" in fits.failed[1]
+    assert fits.dropped == {}

@@ -95,3 +95,17 @@ class Strata:
             terms=tuple(terms), rows=frame.rows[rows], n_dropped=0, dropped_by={}, unweighted=None,
             spec=replace(frame.spec, terms=tuple(specs)),
         )  # fmt: skip
+
+    def only(self, strata: np.ndarray, columns: list[int]) -> Strata:
+        """Some of the strata, with some of the columns."""
+        order, begin = self.sorted
+        rows = np.concatenate([order[begin[i] : begin[i + 1]] for i in strata])
+        code = np.repeat(np.arange(len(strata)), np.diff(begin)[strata])
+        frame = self.frame.with_columns(columns)
+        frame = replace(
+            frame, y=frame.y[rows], weights=frame.weights[rows], offset=frame.offset[rows],
+            columns=tuple(column[rows] for column in frame.columns), rows=frame.rows[rows], unweighted=None,
+            terms=tuple(replace(term, codes=term.codes[rows], z=term.z[:, rows]) for term in frame.terms),
+        )  # fmt: skip
+        incomplete = {k: self.incomplete[int(i)] for k, i in enumerate(strata) if int(i) in self.incomplete}
+        return Strata(frame, self.labels[strata], code, incomplete)

@@ -13,12 +13,13 @@ from jaxglmm.batching.options import Options
 from jaxglmm.batching.responses import MOST_NUMBERS
 from jaxglmm.batching.rows import constants, group_begins, natively_at_once, row_pieces
 from jaxglmm.batching.strata import Strata
+from jaxglmm.design.aliases import left_out
 from jaxglmm.design.batch import Batch, Packing, pack
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, RandomTerm
 from jaxglmm.design.groups import round_up, row_index
 from jaxglmm.design.sizes import LARGEST, RULES, WHOLE, outside
-from jaxglmm.errors import reason_of
+from jaxglmm.errors import ColumnsError, DataError, reason_of
 from jaxglmm.estimation import quadrature_rule, tell_of_lanes
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
 from jaxglmm.formula.frame import TermFrame
@@ -93,9 +94,14 @@ class StratumLanes:
         """Their rows, with what speaks against fitting them."""
         return gather(self.source, self.at.order[self._places(which)], self.at.rows[which], self.threads)
 
-    def reasons(self, which: np.ndarray, rows: StratumRows) -> list[str | None]:
-        """Why a stratum cannot be fitted: those that look so are checked as a fit alone would be."""
+    def judge(self, which: np.ndarray, rows: StratumRows, fewer: bool) -> tuple[list[str | None], dict]:
+        """Why strata cannot be fitted: those that look so are checked as a fit alone would be.
+
+        With `fewer`, those that can be fitted without some columns of factors, as `jaxglmm.fit` leaves them out, are
+        told by the columns (k,) that they keep.
+        """
         out: list[str | None] = [self.strata.incomplete.get(int(i)) for i in which]
+        kept = {}
         suspect = rows.suspect | self._bad_response(rows) | self._extreme(rows)
         if self.term is not None:
             count, groups, S = self.at.rows[which], self.at.groups[which], len(self.term.z)
@@ -103,8 +109,12 @@ class StratumLanes:
             suspect |= (groups <= len(self.strata.frame.columns)) | ((S > 1) & (count <= groups * S))
         for k in np.flatnonzero(suspect):
             if out[k] is None:
-                out[k] = self._refusal(int(which[k]))
-        return out
+                try:
+                    kept[int(k)] = self._checked(int(which[k]), fewer)
+                except DataError as error:
+                    out[k] = str(error)
+        every = tuple(range(len(self.strata.frame.columns)))
+        return out, {k: columns for k, columns in kept.items() if columns != every}
 
     def _bad_response(self, rows: StratumRows) -> bool:
         weights = rows.ones if rows.weights is None else rows.weights
@@ -115,7 +125,7 @@ class StratumLanes:
         full = np.diff(rows.begin) > 0
         begins = rows.begin[:-1][full]
         largest = lambda v: np.maximum.reduceat(np.abs(v), begins)
-        out = outside(np.abs(rows.center) + rows.scale).any(1)
+        out = np.any(outside(np.abs(rows.center) + rows.scale), axis=1, keepdims=True)[:, 0]
         out[full] |= outside(largest(rows.y), small=self.family.name == "gaussian")
         if rows.offset is not None:
             out[full] |= outside(largest(rows.offset), small=False)
@@ -127,16 +137,27 @@ class StratumLanes:
             out[full] |= outside(high) | (high > np.minimum(most, RULES * np.minimum.reduceat(rows.weights, begins)))
         return out
 
-    def _refusal(self, i: int) -> str | None:
+    def _checked(self, i: int, fewer: bool) -> tuple[int, ...]:
+        """Columns that a stratum can be fitted with.
+
+        Raises
+        ------
+        DataError
+            Where there are none.
+        """
         if not self.at.rows[i]:
-            return "no complete row"
+            raise DataError("no complete row")
         frame = self.strata.frame_of(i)
-
-        def check():
-            self.family.check_response(frame.y, frame.weights, frame.spec.response_text, frame.rows)
+        self.family.check_response(frame.y, frame.weights, frame.spec.response_text, frame.rows)
+        try:
             check_frame(frame, self.family)
-
-        return reason_of(check)
+        except ColumnsError as error:
+            if not fewer:
+                raise
+            rest = left_out(frame, error)
+            check_frame(rest, self.family)
+            return tuple(frame.names.index(name) for name in rest.names)
+        return tuple(range(len(frame.names)))
 
     # --- Fitting -------------------------------------------------------------------------------------------
 

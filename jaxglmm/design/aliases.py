@@ -21,6 +21,25 @@ _SMALL = 1e-9  # coefficients of a combination that are rounding
 
 
 def without_aliases(frame, error: ColumnsError):
+    """A frame without the columns that `left_out` leaves out, with a `DataWarning` that says so.
+
+    Raises
+    ------
+    ColumnsError
+    """
+    kept = left_out(frame, error)
+    dropped = kept.spec.fixed.dropped
+    warnings.warn(
+        f"the fixed effects are rank deficient: {len(dropped)} column{'s' * (len(dropped) > 1)} of factors left out, "
+        f"for which the data determine no estimate: {_listed(list(dropped))} (combinations of levels that no row has, "
+        "or factors that are nested in others)",
+        DataWarning,
+        stacklevel=4,
+    )
+    return kept
+
+
+def left_out(frame, error: ColumnsError):
     """A frame without the columns of factors that are zero, or combinations of the columns before them.
 
     What each column is a combination of goes to `frame.spec.fixed.dropped`: new rows in which it is another one have no
@@ -46,20 +65,10 @@ def without_aliases(frame, error: ColumnsError):
     dropped = {
         frame.names[j]: {frame.names[i]: value for i, value in combination.items()} for j, combination in found.items()
     }
-    warnings.warn(
-        f"the fixed effects are rank deficient: {len(dropped)} column{'s' * (len(dropped) > 1)} of factors left out, "
-        f"for which the data determine no estimate: {_listed(list(dropped))} (combinations of levels that no row has, "
-        "or factors that are nested in others)",
-        DataWarning,
-        stacklevel=4,
-    )
     kept = [j for j in range(len(frame.names)) if j not in found]
     names = tuple(frame.names[j] for j in kept)
-    return replace(
-        frame, names=names, columns=tuple(frame.columns[j] for j in kept),
-        unweighted=None if frame.unweighted is None else frame.unweighted.take(kept),
-        spec=replace(frame.spec, fixed=replace(recipe, names=names, dropped=dropped)),
-    )  # fmt: skip
+    spec = replace(frame.spec, fixed=replace(recipe, names=names, dropped=dropped))
+    return replace(frame.with_columns(kept), spec=spec)
 
 
 def aliases(X: Columns, of_factors) -> dict[int, dict[int, float]]:

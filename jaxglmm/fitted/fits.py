@@ -68,6 +68,17 @@ class Fits:
         return {label: reason for label, reason in pairs if reason is not None}
 
     @property
+    def dropped(self) -> dict[Any, tuple[str, ...]]:
+        """{label: columns of factors that were left out} of the fits that have any, as `Fit.dropped`; their estimates
+        are NaN."""
+        left = np.isnan(self.estimate) & np.array([not name.startswith("cor[") for name in self.parameters])
+        left[[reason is not None for reason in self._reasons]] = False
+        return {
+            self.labels[i : i + 1].tolist()[0]: tuple(self.parameters[j] for j in np.flatnonzero(left[i]))
+            for i in np.flatnonzero(left.any(1))
+        }
+
+    @property
     def warnings(self) -> dict[Any, list[str]]:
         """{label: warnings} of the fits that have any: each is what the fit alone says in its `convergence`."""
         return {label: texts for label, texts in zip(self.labels.tolist(), self._warnings, strict=True) if texts}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -65,6 +65,12 @@ class LaneEstimates:
             wide, wide.copy(), none(), none(), zero, zero, zero, zero, zero.astype(bool), **unlooked(len(reasons)),
             reasons=reasons,
         )  # fmt: skip
+
+    def among(self, places: np.ndarray, n_parameters: int) -> LaneEstimates:
+        """The same, with the parameters at these places of as many, NaN for the others."""
+        wide = np.full((2, len(self.loglik), n_parameters), np.nan)
+        wide[0][:, places], wide[1][:, places] = self.estimate, self.se
+        return replace(self, estimate=wide[0], se=wide[1])
 
     @classmethod
     def joined(cls, parts: list[LaneEstimates], order: np.ndarray) -> LaneEstimates:

@@ -25,6 +25,7 @@ from jaxglmm.ops import lattices
 
 
 _TABLE = 1 << 15  # points of the pooled distribution function, at least
+_FAR = 2.0**60  # spacings that no lattice reaches
 _FINEST = 1 << 20  # spacings in the range of all effects, at most: a narrower posterior is a mass at its mean
 _R_POINTS = 100  # values of alpha for r-values, beside the least
 _R_SAMPLE = 200_000  # groups that give their thresholds
@@ -162,7 +163,7 @@ def _beyond(levels: np.ndarray, K: int, cuts: np.ndarray) -> lattices.Tables:
 
     The kernel about each cut, out to where a window of K points lies on one side of it.
     """
-    place = cuts / levels[:, None]
+    place = np.clip(cuts / levels[:, None], -_FAR, _FAR)
     whole = np.floor(place)
     i = np.arange(-2 * K, 2 * K + 1)
     values = kernel(i - (place - whole)[..., None])

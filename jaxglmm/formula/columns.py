@@ -93,7 +93,14 @@ def read_columns(values: dict[str, Any]) -> dict[str, Column]:
 
     `values` is emptied on the way, so that none of a file's columns is held twice.
     """
-    columns = {name: _converted(name, values.pop(name)) for name in list(values)}
+    columns = {}
+    for name in list(values):
+        try:
+            columns[name] = _converted(name, values.pop(name))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"column {name!r} holds text that is not UTF-8 ({error.reason}); write the table with text in UTF-8"
+            ) from error
     numbers = [column for column in columns.values() if column.kind == "number"]
     if len({len(column) for column in columns.values()}) == 1:
         found = moments(Columns([column.values for column in numbers], len(numbers[0]))) if numbers else None

@@ -117,6 +117,13 @@ class ModelFrame:
         """Rows of the caller's table."""
         return len(self.rows) + self.n_dropped + len(self.weightless)
 
+    def with_columns(self, kept: Sequence[int]) -> ModelFrame:
+        """The frame with some of its columns; the recipe that makes them stays as it is."""
+        return replace(
+            self, names=tuple(self.names[j] for j in kept), columns=tuple(self.columns[j] for j in kept),
+            unweighted=None if self.unweighted is None else self.unweighted.take(kept),
+        )  # fmt: skip
+
     @cached_property
     def moments(self) -> Moments:
         """Of the columns over rows of positive weight."""
