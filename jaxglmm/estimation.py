@@ -254,8 +254,7 @@ def _factor_quadrature(problem, way):
 
 def _estimate_gaussian(problem, *, reml, factors, **options):
     frame = problem.frame
-    if len(frame.terms) == 1:
-        check_within(problem.cross, frame.spec.response_text, frame.terms[0].group)
+    check_within(problem.cross, frame.spec.response_text, [term.group for term in frame.terms])
     found = fit_gaussian(problem.cross, reml=reml, factor=side_by_side(factors) if factors else None, **options)
     estimate = gaussian_estimate(problem, found, reml=reml)
     if not problem.frame.terms:

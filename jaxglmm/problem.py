@@ -127,7 +127,7 @@ def with_noise(cross):
     more = noise**2 * (total if total > 0 else float(cross.n))
     vtv[-1, -1] += more
     cross = replace(cross, vtv=vtv, n=cross.n + 1)
-    if isinstance(cross, CrossProducts) and cross.within is not None:
+    if cross.within is not None:
         rest = np.array(cross.within.rest)
         rest[-1, -1] += more
         cross = replace(cross, within=replace(cross.within, rest=rest))

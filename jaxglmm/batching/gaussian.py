@@ -5,13 +5,16 @@ import numpy as np
 from jaxglmm.batching.options import Options
 from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.checks import PERFECT_FIT, is_perfect_fit
-from jaxglmm.design.crossproducts import cross_products
+from jaxglmm.design.crossproducts import CrossProducts, cross_products
 from jaxglmm.design.design import column_scaling
+from jaxglmm.design.within import LITTLE, check_within
+from jaxglmm.errors import DataError
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, parameter_table, unlooked
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.objectives.gaussian_lanes import LaneProducts
 from jaxglmm.ops.stratum_rows import StratumRows
-from jaxglmm.optimise.batch_gaussian import fit_gaussian_lanes
+from jaxglmm.optimise.batch_gaussian import LaneGaussianFit, fit_gaussian_lanes
+from jaxglmm.optimise.gaussian_fit import fit_gaussian
 
 
 # Fits together at most, and numbers in the largest array that they need.
@@ -31,6 +34,7 @@ class GaussianResponses:
         term = frame.terms[0] if frame.terms else None
         self.scaling = column_scaling(frame.X, frame.weights, None)
         self.groups = 0 if term is None else len(term.levels)
+        self.named = "", () if term is None else (term.group,)
         self.rows = {"weights": frame.weights, "center": self.scaling.center, "scale": self.scaling.scale}
         if term is not None:
             self.rows |= {"codes": term.codes, "z": term.z, "n_groups": self.groups, "blocks": term.blocks}
@@ -63,7 +67,11 @@ class GaussianResponses:
         T = columns_transform(self.scaling.center[None], self.scaling.scale[None], self.scaling.intercept)
         total = np.einsum("bn,bn,n->b", target, target, frame.weights)
         counts = np.full(B, len(frame.X)), np.full(B, self.groups)
-        return _estimates(products, total, self.options, self.parameters, T, *counts)
+
+        def alone(i):
+            return cross_products(Y[i], frame.X, offset=frame.offset, **self.rows)
+
+        return _estimates(products, total, self.options, self.parameters, T, *counts, alone, self.named)
 
 
 class GaussianStrata(StratumLanes):
@@ -116,19 +124,38 @@ class GaussianStrata(StratumLanes):
         groups = at.groups[which] if S else np.zeros(B, int)
         T = columns_transform(rows.center, rows.scale, self.intercept)
         total = by_stratum(weights * target**2)
-        return _estimates(products, total, self.options, self.parameters, T, at.rows[which], groups)
+        named = self.strata.frame.spec.response_text, () if self.term is None else (self.term.group,)
+
+        def alone(i):
+            own = np.flatnonzero(lane == i)
+            codes = at.rank[at.group[self._places(which)[own]]]
+            z, blocks = None if rows.z is None else rows.z[:, own], self.term.blocks if self.term else None
+            return cross_products(target[own], X[own], weights=weights[own], codes=codes, z=z, blocks=blocks)
+
+        return _estimates(products, total, self.options, self.parameters, T, at.rows[which], groups, alone, named)
 
 
-def _estimates(products, total, options: Options, parameters, T, n, groups) -> LaneEstimates:
+def _estimates(products, total, options: Options, parameters, T, n, groups, alone, named) -> LaneEstimates:
     """Fit, and report for the caller's columns.
 
     Parameters
     ----------
     total : (B,)
         Sums of squares of the responses.
+    alone : callable
+        Number of a fit to its `CrossProducts`.
+    named : (str, sequence of str)
+        Response and groups.
     """
-    fit = fit_gaussian_lanes(products, reml=options.reml, tol=options.tol, max_iterations=options.max_iterations)
+    rules = {"reml": options.reml, "tol": options.tol, "max_iterations": options.max_iterations}
+    fit = fit_gaussian_lanes(products, **rules)
     perfect = is_perfect_fit(products.rr, total)
+    if products.covariance.n_effects:
+        # Where groups take up nearly all of a response, its fit alone sees what is left within them.
+        with np.errstate(invalid="ignore"):
+            doubtful = ~(fit.sigma**2 * products.n > 2 * LITTLE * products.rr) & ~perfect
+        for i in np.flatnonzero(doubtful):
+            _fit_alone(fit, i, alone(i), rules, named)
     reasons = [PERFECT_FIT if none else reason for none, reason in zip(perfect, fit.reasons, strict=True)]
     p = T.shape[1]
     J = np.broadcast_to(np.eye(fit.covariance.shape[1]), fit.covariance.shape).copy()
@@ -143,3 +170,26 @@ def _estimates(products, total, options: Options, parameters, T, n, groups) -> L
         value, se, fit.loglik + unit, fit.decrement, fit.evaluations, np.zeros(len(n), int), n, groups, fit.singular,
         **unlooked(len(n)), reasons=reasons,
     )  # fmt: skip
+
+
+def _fit_alone(fit: LaneGaussianFit, i: int, cross: CrossProducts, rules: dict, named) -> None:
+    """Put the fit of a response that hardly varies within groups in the place of one of many."""
+    if cross.within is None:
+        return
+    try:
+        check_within(cross, *named)
+        found = fit_gaussian(cross, **rules)
+    except DataError as error:
+        fit.reasons[i] = str(error)
+        return
+    p, factor = len(found.beta), found.factor
+    assert factor is not None
+    # Of entries of Lambda, not of logarithms of its diagonal.
+    by_entry = np.ones(len(found.covariance))
+    by_entry[p:-1] = np.where(cross.covariance.diagonal, factor[cross.covariance.entries], 1.0)
+    fit.beta[i], fit.factor[i], fit.sigma[i], fit.loglik[i] = found.beta, factor, found.sigma, found.loglik
+    fit.covariance[i] = found.covariance * np.outer(by_entry, by_entry)
+    fit.free[i], fit.singular[i], fit.decrement[i] = ~found.boundary, found.singular, max(found.decrement, 0.0)
+    fit.evaluations[i] += found.iterations
+    said = f"the optimiser stopped ({found.reason}) with a Newton decrement of {found.decrement:.2g}"
+    fit.reasons[i] = None if found.converged else said

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.design.crossproducts import row_products
+from jaxglmm.design.factor_range import FactorRange, apart
 from jaxglmm.model.covariance import Covariance
 
 
@@ -84,6 +85,8 @@ class FactorProducts:
         Factors in the order of elimination.
     n_sparse : int
         How many of these are eliminated level by level; the others together, as a dense matrix.
+    within : FactorRange or None
+        Where the response hardly varies apart from the effects.
     """
 
     ztz: Any
@@ -96,6 +99,7 @@ class FactorProducts:
     structures: tuple[Covariance, ...]
     order: tuple[int, ...]
     n_sparse: int
+    within: FactorRange | None = None
 
     @property
     def p(self) -> int:
@@ -171,10 +175,8 @@ class FactorProducts:
             inside = np.asarray(order)[starts[t] : starts[t + 1]] - starts[t]
             begin, end = self.bounds[place], self.bounds[place + 1]
             where[begin:end] = (np.arange(begin, end, len(inside))[:, None] + inside).ravel()
-        return FactorProducts(
-            self.ztz[where][:, where], self.ztv[where], self.vtv, self.origin, self.n, self.log_weights, self.levels,
-            self.structures, self.order, self.n_sparse,
-        )  # fmt: skip
+        within = None if self.within is None else self.within.taken(where)
+        return replace(self, ztz=self.ztz[where][:, where], ztv=self.ztv[where], within=within)
 
     def combined(self, M: np.ndarray) -> FactorProducts:
         """With columns M z (S,) of the effects in place of z; M (S, S) keeps the factors apart."""
@@ -185,7 +187,8 @@ class FactorProducts:
         K = sparse.block_diag(
             [sparse.kron(sparse.eye(self.levels[t]), M[at, at]) for t, at in zip(self.order, own, strict=True)], "csr"
         )
-        return replace(self, ztz=(K @ self.ztz @ K.T).tocsr(), ztv=K @ self.ztv)
+        within = None if self.within is None else self.within.combined(K)
+        return replace(self, ztz=(K @ self.ztz @ K.T).tocsr(), ztv=K @ self.ztv, within=within)
 
 
 def factor_products(
@@ -235,9 +238,11 @@ def factor_products(
                 blocks[j][i] = blocks[i][j].T
     ztz = sparse.csr_array(sparse.block_array(blocks, format="csr"))
     ztz.sort_indices()
+    ztv = np.concatenate(ztv)
+    within = apart(ztz, ztv, scalars, w, r, column, [terms[t] for t in order])
     return FactorProducts(
-        ztz=ztz, ztv=np.concatenate(ztv), levels=levels,
-        structures=tuple(Covariance(term.blocks) for term in terms), order=order, n_sparse=n_sparse, **scalars,
+        ztz=ztz, ztv=ztv, levels=levels, structures=tuple(Covariance(term.blocks) for term in terms), order=order,
+        n_sparse=n_sparse, within=within, **scalars,
     )  # fmt: skip
 
 

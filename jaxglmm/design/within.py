@@ -9,6 +9,8 @@ those between groups, of which nothing is left where the noise within is a milli
 takes another pass over the rows, so that it serves where a sample says that it matters.
 """
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
@@ -17,7 +19,7 @@ from jaxglmm.errors import ExactFitError
 
 
 # Share of the response's variation that is within groups, below which differences lose too many digits.
-_LITTLE = 1e-5
+LITTLE = 1e-5
 # Share that is rounding.
 _NOTHING = 1e-24
 # Groups and rows of the sample.
@@ -46,7 +48,7 @@ class Within(eqx.Module):
 
     def slopes(self, vtv: np.ndarray) -> np.ndarray:
         """Least-squares coefficients (p,) of the last column within groups; zero for what does not vary there."""
-        return _slopes(np.asarray(self.rest), np.diag(vtv))
+        return slopes_of_last(np.asarray(self.rest), np.diag(vtv))
 
 
 def least_squares(ztz: np.ndarray, ztv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +87,7 @@ def varies_little(w: np.ndarray, z: np.ndarray, codes: np.ndarray, columns, r: n
         return False
     E = V - _fitted(coefficients, z, codes)
     total = w @ np.square(V)
-    return _left(np.einsum("n,ni,nj->ij", w, E, E, optimize=True), total) < _LITTLE * total[-1]
+    return left_given_others(np.einsum("n,ni,nj->ij", w, E, E, optimize=True), total) < LITTLE * total[-1]
 
 
 def within(w: np.ndarray, z: np.ndarray, codes: np.ndarray, columns, r: np.ndarray, ztz, ztv) -> Within:
@@ -101,13 +103,15 @@ def within(w: np.ndarray, z: np.ndarray, codes: np.ndarray, columns, r: np.ndarr
     return Within(rest, blocks(coefficients), blocks(root))
 
 
-def check_within(cross, response: str, group: str) -> None:
+def check_within(cross, response: str, groups: Sequence[str]) -> None:
     """Refuse a response that groups and columns determine.
 
     Parameters
     ----------
-    cross : CrossProducts
-    response, group : str
+    cross : CrossProducts or FactorProducts
+    response : str
+        Empty where it has no name.
+    groups : sequence of str
         Their names.
 
     Raises
@@ -116,17 +120,21 @@ def check_within(cross, response: str, group: str) -> None:
     """
     if cross.within is None:
         return
+    named, what = " and ".join(map(repr, groups)), f"the response {response!r}" if response else "the response"
     rest, coefficients = np.asarray(cross.within.rest), np.append(cross.origin, 1.0)
     total = float(coefficients @ cross.vtv @ coefficients)
     if coefficients @ rest @ coefficients <= _NOTHING * total:
         raise ExactFitError(
-            f"the response {response!r} does not vary within the levels of {group!r}: its residual standard deviation "
-            f"is zero and the likelihood has no maximum; keep one row a level and leave {group!r} out, or check the "
+            f"{what} does not vary within the levels of {named}: its residual standard deviation "
+            f"is zero and the likelihood has no maximum; keep one row a level and leave {named} out, or check the "
             "column"
+            if len(groups) == 1
+            else f"{what} is a sum of what the levels of {named} have in common: its residual "
+            "standard deviation is zero and the likelihood has no maximum; check the column"
         )
-    if _left(rest, np.diag(cross.vtv)) <= _NOTHING * total:
+    if left_given_others(rest, np.diag(cross.vtv)) <= _NOTHING * total:
         raise ExactFitError(
-            f"the levels of {group!r} and the fixed effects fit the response {response!r} perfectly, so that the "
+            f"the levels of {named} and the fixed effects fit {what} perfectly, so that the "
             "likelihood has no maximum: look for a column that determines the response"
         )
 
@@ -136,7 +144,7 @@ def _fitted(coefficients, z, codes):
     return np.einsum("sm,ksm->mk", z, coefficients[:, :, codes])
 
 
-def _slopes(gram: np.ndarray, total: np.ndarray) -> np.ndarray:
+def slopes_of_last(gram: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Of the last column on the others, whose sums of squares over all rows are `total` (p + 1,)."""
     unit = 1 / np.sqrt(np.maximum(total[:-1], 1e-300))
     values, vectors = np.linalg.eigh(gram[:-1, :-1] * unit[:, None] * unit)
@@ -144,6 +152,6 @@ def _slopes(gram: np.ndarray, total: np.ndarray) -> np.ndarray:
     return unit * (vectors @ (inverse * (vectors.T @ (unit * gram[:-1, -1]))))
 
 
-def _left(gram: np.ndarray, total: np.ndarray) -> float:
+def left_given_others(gram: np.ndarray, total: np.ndarray) -> float:
     """What is left of the last column given the others."""
-    return float(gram[-1, -1] - gram[:-1, -1] @ _slopes(gram, total))
+    return float(gram[-1, -1] - gram[:-1, -1] @ slopes_of_last(gram, total))

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxglmm.design.pairs import Pairs
 from jaxglmm.design.rows import RowDesign, RowTerm
+from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Effects
 from jaxglmm.fitted.state import State
 from jaxglmm.inference.likelihood import coordinates, raw_covariance
@@ -32,6 +33,7 @@ from jaxglmm.ops.rows import FamilyRows
 
 
 _AT_ONCE = 8_000_000  # numbers of right-hand sides that are solved for at once
+_LARGEST = 1e14  # entry of a Gaussian model's H, beside which too few digits of its identity are left
 _MOST_LEVELS = 4_000  # whose columns of H^-1 are solved for, where they do not meet in the data
 
 
@@ -234,6 +236,7 @@ def joint_of(state: State, problem) -> Joint:
         modes = find_modes(design, rows, solver, eta, factors, state.log_dispersion, np.concatenate(start))
         d = rows.derivatives(modes.eta, state.log_dispersion)
         H, w = standardised(normal_equations(design, d.w), factors), d.w
+        _check_digits(state, H)
         try:
             found = solver.factorise(design, H)
         except np.linalg.LinAlgError:  # by the expected information, where a density is not log-concave
@@ -255,6 +258,23 @@ def joint_of(state: State, problem) -> Joint:
         (t, u): _bare_pairs(v.first, v.second, terms[t].n_levels, v.n_second) for (t, u), v in design.pairs.items()
     }
     return Joint(_bare_design(terms, design.order, pairs, design.nested), H, *_given(state), tuple(slopes))
+
+
+def _check_digits(state: State, H: Blocks) -> None:
+    """Refuse covariances whose digits are below those of a number.
+
+    Raises
+    ------
+    DataError
+    """
+    largest = max(float(np.abs(D).max(initial=0.0)) for D in H.diagonal)
+    if largest > _LARGEST and state.family.name == "gaussian":
+        raise DataError(
+            f"the residual standard deviation {state.estimate.dispersion:.3g} is so small beside those of the effects "
+            f"of {' and '.join(repr(term.group) for term in state.terms)} that the covariance of several factors' "
+            "effects, which intervals and saved fits need, has no digits in double precision: estimates, effects and "
+            "their sd_mean are right; for intervals fit one grouping factor, or its levels as fixed effects"
+        )
 
 
 def _entries(state: State):

@@ -92,6 +92,11 @@ class Elimination:
             loads = np.concatenate([multiply(stage.factor @ stage.factor.T, U), loads])
         return later, explained
 
+    def moments(self, products: FactorProducts) -> tuple[np.ndarray, np.ndarray]:
+        """U of V and V'V*^-1 V: (q, p + 1), (p + 1, p + 1)."""
+        U, explained = self.solve(products.ztv)
+        return U, products.vtv - explained
+
     def traces(self) -> list[np.ndarray]:
         """Sum over levels of the diagonal blocks of B, (S, S), of each factor in the order of elimination."""
         return [totals for totals, _ in self._backward(blocks=False)]

@@ -18,6 +18,7 @@ from jaxglmm.objectives.elimination import Elimination
 from jaxglmm.objectives.gaussian import Moments
 from jaxglmm.objectives.gaussian_expansion import Expansion
 from jaxglmm.objectives.gaussian_profile import GaussianProfile
+from jaxglmm.objectives.range_elimination import RangeElimination
 
 
 # Relative step of the differences, and the least size, for effects of unit mean square, that it is taken of.
@@ -39,10 +40,10 @@ class Slopes:
     def __init__(self, raw: np.ndarray, products: FactorProducts):
         self.products, self.raw = products, np.asarray(raw, float)
         self.factors = split(raw, products)
-        self.elimination = Elimination(self.factors, products)
-        U, explained = self.elimination.solve(products.ztv)
+        self.elimination = (Elimination if products.within is None else RangeElimination)(self.factors, products)
+        U, left = self.elimination.moments(products)
         self.U = U
-        value = Moments(np.asarray(self.elimination.log_det), products.vtv - explained)
+        value = Moments(np.asarray(self.elimination.log_det), left)
         log_det, gram = [], []
         self.traces = self.elimination.traces()
         for t, T in enumerate(self.factors):
