@@ -1,6 +1,6 @@
 """Rows and columns of penalised fits: a formula's columns, a further matrix, and categoricals kept as their codes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,14 +159,18 @@ def measure(frame) -> tuple[Scaling, Moments]:
     return column_scaling(X, frame.weights, frame.terms[0].z if len(frame.terms) == 1 else None, found), found
 
 
-def lay_out_rows(frame, family, scaling, unpenalised, *, estimated: bool, precision="double") -> Problem:
+def lay_out_rows(
+    frame, family, scaling, unpenalised, *, estimated: bool, informed: Collection[str] = (), precision="double"
+) -> Problem:
     """Check the unpenalised columns (k,), and lay the rows out: in slots, or as they are for several factors.
+
+    Standard deviations by the groups `informed` have a prior.
 
     Raises
     ------
     DataError, NotYetError
     """
-    check_frame(frame, family, estimated=estimated, columns=unpenalised)
+    check_frame(frame, family, estimated=estimated, columns=unpenalised, informed=informed)
     if len(frame.terms) > 1:
         if precision != "double":
             raise NotYetError("precision='mixed' takes one grouping factor with penalty= or prior=: leave it out")

@@ -55,7 +55,11 @@ def lay_out(frame, family, penalty: ElasticNet, terms=(), *, estimated: bool, pr
     informed = np.concatenate([term.at for term in terms if not term.prior.on_sd] or [np.zeros(0, int)])
     if penalty.lam == 0:
         f[informed[np.isfinite(f[informed])]] = 1.0
-    problem = lay_out_rows(frame, family, scaling, np.flatnonzero(f == 0), estimated=estimated, precision=precision)
+    owners = np.repeat([term.group for term in frame.terms], [len(term.names) for term in frame.terms])
+    groups = {str(owners[at]) for term in terms if term.prior.on_sd for at in term.at}
+    problem = lay_out_rows(
+        frame, family, scaling, np.flatnonzero(f == 0), estimated=estimated, informed=groups, precision=precision
+    )
     unit = penalty_unit(scaling.scale, np.sqrt(found.variance), penalty.standardize)
     return problem, Weights(float(penalty.alpha), f, unit)
 

@@ -100,3 +100,59 @@ def test_random_effects_in_the_span_of_the_fixed_ones(family):
                 jg.fit(formula, data, family=family, **options)
     jg.fit("y ~ habitat + (1 | site)", data, family=family)
     jg.fit("y ~ habitat + (1 | habitat)", data, family=family, theta={"habitat": 1.0})
+
+
+HALF_T = jg.HalfStudentPrior(3, 1.0)
+
+
+def habitats() -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    habitat = np.repeat(list("abcdef"), 20)
+    eta = rng.normal(size=6)[np.arange(120) // 20]
+    data = pd.DataFrame({"habitat": habitat, "x": rng.normal(size=120), "row": np.arange(120), "one": "same"})
+    data["site"] = habitat + (np.arange(120) % 4).astype(str)
+    data["two"] = 1.0 * (np.arange(120) >= 60)  # constant within sites
+    return data.assign(y=eta + rng.normal(size=120), c=rng.poisson(np.exp(eta)), b=1.0 * (rng.random(120) < 0.5))
+
+
+@pytest.mark.parametrize("response, family", [("y", "gaussian"), ("c", "poisson"), ("b", "binomial")])
+def test_what_a_prior_a_penalty_or_the_caller_tells_is_fitted(response, family):
+    """A factor in the span of the fixed effects, rows as levels, a single level: rows alone tell nothing of them."""
+    data = habitats()
+    fit = lambda formula, **options: jg.fit(f"{response} ~ {formula}", data, family=family, **options)
+    told = [{"prior": {"habitat": HALF_T}}, {"prior": {"sd": HALF_T}}, {"theta": {"habitat": 0.7}}]
+    for options in (*told, {"penalty": jg.Ridge(0.05)}, {"prior": {"habitat": jg.NormalPrior(1.0)}}):
+        assert fit("habitat + x + (1 | habitat)", **options).convergence.converged
+    for group in ("row", "one"):
+        for options in ({"prior": {group: HALF_T}}, {"theta": {group: 0.5}}):
+            assert fit(f"x + (1 | {group})", **options).convergence.converged
+    # A prior of something else tells nothing of it.
+    with pytest.raises(jg.DataError, match="tell the levels of 'habitat' apart already"):
+        fit("habitat + (1 | habitat) + (1 | site)", prior={"site": HALF_T})
+    with pytest.raises(jg.DataError, match="are the same groups of rows"):
+        jg.fit(f"{response} ~ x + (1 | site) + (1 | twin)", data.assign(twin=data["site"]), family=family,
+               prior={"twin": HALF_T})  # fmt: skip
+    if family == "gaussian":
+        with pytest.raises(jg.DataError, match="tell the levels of 'habitat' apart already"):
+            fit("habitat + x + (1 | habitat)", reml=True)
+        # y ~ N(X beta, sigma^2 + theta^2): least squares, whatever theta is.
+        held, plain = fit("x + (1 | row)", theta={"row": 0.5}), fit("x")
+        assert held.dispersion is not None and plain.dispersion is not None
+        assert held.loglik == pytest.approx(plain.loglik, abs=1e-9)
+        assert held.dispersion["value"] ** 2 + 0.25 == pytest.approx(plain.dispersion["value"] ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("response, family", [("y", "gaussian"), ("c", "poisson"), ("b", "binomial")])
+def test_effects_of_a_column_that_varies_between_levels_alone(response, family):
+    """Var(b0 + b1 z) at two values of z: two numbers for three parameters, however the model is fitted."""
+    data, said = habitats(), "the rows cannot tell apart the covariance of 'two' and 'Intercept' of 'site'"
+    for run in (
+        lambda: jg.fit(f"{response} ~ x + (two | site)", data, family=family),
+        lambda: jg.fit_many("~ x + (two | site)", data, responses=[response], family=family),
+        lambda: jg.fit_path(f"{response} ~ x + (two | site)", data, family=family),
+    ):
+        with pytest.raises(jg.DataError, match=said):
+            run()
+    strata = pd.concat([data.assign(s="first"), data.assign(s="second", two=np.arange(120) % 7)])
+    failed = jg.fit_each(f"{response} ~ x + (two | site)", strata, by="s", family=family).failed
+    assert list(failed) == ["first"] and said in failed["first"]

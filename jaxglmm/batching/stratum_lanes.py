@@ -107,6 +107,8 @@ class StratumLanes:
             count, groups, S = self.at.rows[which], self.at.groups[which], len(self.term.z)
             suspect |= (groups < 2) | (self.at.largest[which] < 2)
             suspect |= (groups <= len(self.strata.frame.columns)) | ((S > 1) & (count <= groups * S))
+            if S > 1:
+                suspect |= ~self._varies_in_levels(which, rows)
         for k in np.flatnonzero(suspect):
             if out[k] is None:
                 try:
@@ -115,6 +117,13 @@ class StratumLanes:
                     out[k] = str(error)
         every = tuple(range(len(self.strata.frame.columns)))
         return out, {k: columns for k, columns in kept.items() if columns != every}
+
+    def _varies_in_levels(self, which: np.ndarray, rows: StratumRows) -> np.ndarray:
+        """Whether some column of the effects varies within some level of a stratum."""
+        assert rows.z is not None
+        first = np.flatnonzero(self.at.within[self._places(which)] == 0)
+        varies = np.minimum.reduceat(rows.z, first, axis=1) < np.maximum.reduceat(rows.z, first, axis=1)
+        return np.bincount(rows.lane[first], varies.any(0), minlength=len(which)) > 0
 
     def _bad_response(self, rows: StratumRows) -> bool:
         weights = rows.ones if rows.weights is None else rows.weights

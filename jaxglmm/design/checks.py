@@ -1,5 +1,7 @@
 """What a table must be for a fit to make sense; every refusal names the columns and the remedy."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from jaxglmm.design.crossproducts import small_products
@@ -27,7 +29,7 @@ PERFECT_FIT = (
 
 def check_frame(
     frame, family, *, estimated: bool = True, columns: np.ndarray | None = None, found: Moments | None = None,
-    exact: bool = False,
+    exact: bool = False, informed: Collection[str] = (),
 ) -> None:  # fmt: skip
     """Refuse data from which the model cannot be estimated.
 
@@ -44,6 +46,8 @@ def check_frame(
         Of all columns, where they have been measured.
     exact : bool
         Let a constant response pass.
+    informed : collection of str
+        Groups of whose standard deviations there is a prior, which tells what the rows do not.
 
     Raises
     ------
@@ -72,10 +76,10 @@ def check_frame(
         )
     check_columns(X, names, frame.weights, found)
     for term in frame.terms:
-        _check_term(term, used, frame, family, estimated)
+        _check_term(term, used, frame, family, estimated and term.group not in informed)
     if estimated and frame.terms:
-        check_variances(frame, used, (family.name, family.link) == ("gaussian", "identity"), family)
-        check_span(frame.terms, X, names, used)
+        check_variances(frame, used, (family.name, family.link) == ("gaussian", "identity"), family, informed)
+        check_span([term for term in frame.terms if term.group not in informed], X, names, used)
 
 
 def _check_response(y, family, frame):

@@ -18,6 +18,7 @@ References
 Rothenberg (1971), Econometrica 39, 577. Demidenko (2013), Mixed Models, section 3.2 (identifiability of covariances).
 """
 
+from collections.abc import Collection
 from itertools import combinations
 
 import numpy as np
@@ -36,7 +37,7 @@ _ENOUGH, _NOTHING = 1e-6, 1e-10
 _PART, _COLLINEAR = 1e-4, 1e-11
 
 
-def check_variances(frame, used: np.ndarray, residual: bool, family) -> None:
+def check_variances(frame, used: np.ndarray, residual: bool, family, informed: Collection[str] = ()) -> None:
     """Refuse covariances of random effects that the rows cannot tell apart.
 
     Parameters
@@ -47,6 +48,8 @@ def check_variances(frame, used: np.ndarray, residual: bool, family) -> None:
     residual : bool
         Whether the residual variance is one of the parameters (Gaussian, identity link).
     family : AbstractFamily
+    informed : collection of str
+        Groups of whose standard deviations there is a prior: it tells combinations apart that change these.
 
     Raises
     ------
@@ -55,6 +58,8 @@ def check_variances(frame, used: np.ndarray, residual: bool, family) -> None:
     terms = frame.terms
     if not terms or (len(terms) == 1 and len(terms[0].z) == 1 and not residual):
         return
+    if informed and any(_same_groups(one, other) for one, other in combinations(terms, 2)):
+        informed = ()  # two names of one thing, whatever is known of it
     largest = max(terms, key=lambda term: len(term.levels))
     n, levels = len(used), len(largest.levels)
     most = _SAMPLE
@@ -63,7 +68,9 @@ def check_variances(frame, used: np.ndarray, residual: bool, family) -> None:
         take = used if whole else used & (largest.codes < max(2, levels * most // n))
         rows = slice(None) if take.all() else np.flatnonzero(take)
         gram, size = _gram(terms, frame.weights, rows, residual)
-        values, vectors = np.linalg.eigh(gram)
+        told = _of_standard_deviations(terms, informed)[:, : len(size)] / size
+        told /= np.sqrt(np.square(told).sum(1, keepdims=True))
+        values, vectors = np.linalg.eigh(gram + told.T @ told)
         if values[0] > (_NOTHING if whole else _ENOUGH):
             return
         if whole:
@@ -137,6 +144,19 @@ def _gram(terms, weights, rows, residual: bool) -> tuple[np.ndarray, np.ndarray]
     size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
     unit = np.array([w_unit * units[t][r] * units[t][c] for t, r, c in entries] + [1.0] * residual)
     return gram / np.outer(size, size), size * unit
+
+
+def _of_standard_deviations(terms, informed) -> np.ndarray:
+    """The variances, of the columns as written, of effects of which something else tells, as combinations of those of
+    the centred ones and the residual variance: (k, m)."""
+    entries = _entries(terms)
+    rows = [(t, k) for t, term in enumerate(terms) if term.group in informed for k in range(len(term.z))]
+    out = np.zeros((len(rows), len(entries) + 1))
+    for i, (t, k) in enumerate(rows):
+        of = terms[t].basis[k]
+        for j, (u, r, c) in enumerate(entries):
+            out[i, j] = (1 + (r != c)) * of[r] * of[c] if u == t else 0.0
+    return out
 
 
 def _cells(one, other, term):
