@@ -9,6 +9,7 @@ from scipy import optimize, stats
 
 import jaxglmm as jg
 from jaxglmm.inference import boundary
+from jaxglmm.inference.beside_zeros import Cone, beside_zeros
 from jaxglmm.inference.boundary import Component, WorkingModel, reference
 
 
@@ -126,6 +127,72 @@ def test_information_by_random_vectors(monkeypatch):
     monkeypatch.setattr(boundary, "_DENSE", 0)
     found, size = model.information(components), np.sqrt(np.diag(exact))
     np.testing.assert_allclose(found / np.outer(size, size), exact / np.outer(size, size), atol=0.03)
+
+
+# --- A smaller model at a boundary of its own --------------------------------------------------------------
+
+
+def lengths(metric, z, free):
+    """Squared lengths of projections of z (d, N) onto non-negative numbers, those of `free` any: over active sets."""
+    d, whole = len(metric), np.einsum("an,ab,bn->n", z, metric, z)
+    best = np.zeros(z.shape[1])
+    for mask in range(2**d):
+        at = [i for i in range(d) if mask >> i & 1]
+        own = metric[np.ix_(at, at)]
+        x = np.linalg.solve(own, metric[at] @ z) if at else np.zeros((0, z.shape[1]))
+        inside = (x[[k for k, i in enumerate(at) if i not in free]] >= 0).all(0)
+        best = np.where(inside, np.maximum(best, np.einsum("an,ab,bn->n", x, own, x)), best)
+    assert (best <= whole * (1 + 1e-9)).all()
+    return best
+
+
+@pytest.mark.parametrize("correlation", [-0.6, 0.0, 0.8])
+def test_a_variance_at_zero_beside_the_added_one(correlation):
+    """Differences of squared projections, drawn and projected by brute force."""
+    metric = np.array([[1.0, correlation], [correlation, 1.0]])  # of the smaller model's variance, and the added one's
+    z = np.linalg.solve(np.linalg.cholesky(metric).T, np.random.default_rng(0).normal(size=(2, 200_000)))
+    own = np.maximum(metric[:1] @ z, 0)[0] ** 2  # onto the first axis
+    drawn = lengths(metric, z, ()) - own
+    # An added covariance, free to move, and the variance of the smaller model.
+    moving = lengths(metric, z, (0,)) - np.maximum(metric[1:] @ z, 0)[0] ** 2
+    for t in (0.5, 3.0):
+        found = beside_zeros(t, 0, 0, [Cone([], 1, (1,)), Cone([], 1, ())], metric).p
+        assert found == pytest.approx(np.mean(drawn > t), abs=0.012)
+        assert beside_zeros(t, 0, 1, [Cone([], 1, (1,))], metric).p == pytest.approx(np.mean(moving > t), abs=0.012)
+    if correlation == 0:
+        assert found == pytest.approx(0.5 * stats.chi2.sf(3.0, 1), abs=0.005)
+    assert beside_zeros(3.0, 2, 0, [Cone([], 1, (1,))], np.eye(1)).p == pytest.approx(stats.chi2.sf(3.0, 2))
+
+
+def test_a_smaller_model_at_zero():
+    """Fixed effects: chi-squared as ever. A variance: the larger of two p-values, that at zero by brute force."""
+    g = np.repeat(np.arange(60), 4)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        data = pd.DataFrame({"y": rng.normal(size=240), "x": rng.normal(size=240), "g": g, "h": g // 3})
+        smaller = jg.fit("y ~ x + (1 | h)", data)
+        row = jg.anova(smaller, jg.fit("y ~ x + (1 | h) + (1 | g)", data)).iloc[1]
+        if smaller.convergence.singular and row["chisq"] > 0.2:
+            break
+    else:
+        raise AssertionError("no such data")
+    X = np.column_stack([np.ones(240), data["x"]])
+    M = np.eye(240) - X @ np.linalg.solve(X.T @ X, X.T)
+    same = [M @ np.equal.outer(*[data[k].to_numpy()] * 2) @ M for k in ("h", "g")]
+    I = np.array([[np.sum(a * b) for b in (*same, M)] for a in (*same, M)])
+    I = I[:2, :2] - np.outer(I[:2, 2], I[:2, 2]) / I[2, 2]
+    z = np.linalg.solve(np.linalg.cholesky(I).T, np.random.default_rng(0).normal(size=(2, 100_000)))
+    drawn = lengths(I, z, ()) - np.maximum(I[0] @ z, 0) ** 2 / I[0, 0]
+    usual, there = 0.5 * stats.chi2.sf(row["chisq"], 1), np.mean(drawn > row["chisq"])
+    first, second = (there, usual) if there > 1.1 * usual else (usual, there)
+    assert row["p"] == pytest.approx(first, abs=0.015)
+    assert "1 variance of the smaller model at zero" in row["reference"]
+    told = float(row["reference"].split("the other is p = ")[1].split(" by ")[0])
+    assert told == pytest.approx(second, abs=0.015)
+    row = compared(data, "y ~ 1 + (1 | h)", "y ~ x + (1 | h)")
+    assert row["p"] == pytest.approx(stats.chi2.sf(row["chisq"], 1))
+    slopes = compared(data, "y ~ x + (1 | h)", "y ~ x + (1 + x | h)")  # its covariance matrix is zero altogether
+    assert 0 < slopes["p"] <= 1 and "of the smaller model at zero" in slopes["reference"]
 
 
 @pytest.mark.slow

@@ -9,11 +9,14 @@ import numpy as np
 from jaxglmm.arguments import a_fit
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
+from jaxglmm.inference.beside_zeros import Cone, beside_zeros, split
 from jaxglmm.inference.boundary import Component, WorkingModel, reference
 from jaxglmm.inference.parameters import parameters
 from jaxglmm.ops.computing import computing
 
 
+# What is simulated counts as larger than what is not from this factor on.
+_LARGER = 1.1
 # Share of the largest working weight below which rows say nothing, so that their variance is finite.
 _LEAST = 1e-10
 
@@ -35,7 +38,10 @@ def anova(*fits) -> Any:
         one; fixed effects and correlations between effects that vary already are not. With f parameters inside of
         their range and one variance at zero, its covariances with other effects among the f, the reference is half
         chi2(f), half chi2(f + 1); with several variances, a mixture with weights from the information at the smaller
-        fit (see `jaxglmm.inference.boundary`). NaN where the models are not nested.
+        fit (see `jaxglmm.inference.boundary`). Where the smaller model itself has a variance at zero, or a correlation
+        at +-1, there are two references: of a model that is there (see `jaxglmm.inference.beside_zeros`), and of one
+        whose variance is positive and only its estimate zero. `p` is the larger, `reference` tells both.
+        NaN where the models are not nested.
 
     Raises
     ------
@@ -91,7 +97,16 @@ def _reference(smaller, larger, statistic, extra) -> tuple[float, str]:
     information = _information(smaller, larger, added) if rows and added.sizes and added.sizes != [1] else None
     found = reference(statistic, added.free, added.sizes, information)
     if smaller.convergence.singular:
-        note += "; a variance of the smaller model is itself at its boundary, which this leaves out"
+        try:
+            there = _beside_zeros(smaller, larger, statistic, added) if rows else None
+        except np.linalg.LinAlgError:  # there the rows tell nothing of some entry
+            there = None
+        if there is None:
+            note += "; a variance of the smaller model is itself at its boundary, which this leaves out"
+        else:
+            first, second = (there, found) if there.p > _LARGER * found.p else (found, there)
+            beside = f"; the larger of two, the other is p = {second.p:.3g} by {second.text}"
+            found = first if first.p == second.p else replace(first, text=first.text + beside)
     return found.p, found.text + note
 
 
@@ -109,13 +124,15 @@ def _estimated(fit) -> bool:
 class _Block:
     """Effects of the larger model that covary, in a basis whose first `old` effects vary in the smaller one too.
 
-    The basis is `combinations` (S, S of the block) of the effects' columns.
+    The basis is `combinations` (S, S of the block) of the effects' columns; `names` are those of the `old` effects,
+    where both models write them alike.
     """
 
     term: int
     effects: tuple[int, ...]
     combinations: np.ndarray
     old: int
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +186,8 @@ def _blocks(smaller, larger, k, effects) -> list[_Block] | str:
         names = [term.names[a] for a in block]
         order = sorted(range(len(block)), key=lambda j, names=names: names[j] not in effects)
         written = np.linalg.inv(term.basis[np.ix_(block, block)]).T  # the columns as written, of the centred ones
-        out.append(_Block(k, block, written[order], sum(name in effects for name in names)))
+        old = [names[j] for j in order if names[j] in effects]
+        out.append(_Block(k, block, written[order], len(old), tuple(old)))
         lost -= set(names)
     own = next((t for t in smaller.state.terms if t.group == term.group), None)
     known = () if own is None else own.names
@@ -195,8 +213,49 @@ def _blocks(smaller, larger, k, effects) -> list[_Block] | str:
 
 def _information(smaller, larger, added: _Added) -> np.ndarray:
     """On the entries of covariance matrices that are zero under the smaller model, given all other parameters."""
+    new, other = _overdispersion(smaller, larger, added), []
+    for block in added.blocks:
+        term = larger._problem.frame.terms[block.term]
+        z = list(block.combinations @ term.z[list(block.effects)])
+        for c in range(len(z)):
+            for r in range(c, len(z)):
+                (new if c >= block.old else other).append(Component(term.codes, z[c], z[r]))
+    return _given_others(smaller, larger, new, other)
+
+
+def _beside_zeros(smaller, larger, statistic, added: _Added):
+    """Reference of a smaller model at a boundary itself; None where the models write its effects differently."""
+    moving, other, cones = [], [], [Cone(_overdispersion(smaller, larger, added), 1, ())] * added.overdispersion
+    for block in added.blocks:
+        group = larger.state.terms[block.term].group
+        own = next((t for t, known in enumerate(smaller.state.terms) if block.old and known.group == group), None)
+        if block.old and (block.names is None or own is None):
+            return None
+        term = larger._problem.frame.terms[block.term]
+        z = block.combinations @ term.z[list(block.effects)]
+        before = []
+        if own is not None:
+            known, covariance = smaller.state.terms[own], smaller.state.column_covariances[own]
+            at = {name: i for i, name in enumerate(block.names)}
+            for part in known.blocks:
+                names = [known.names[a] for a in part]
+                if set(names) <= set(at):
+                    before.append(([at[name] for name in names], covariance[np.ix_(part, part)]))
+        inside, kept, cone = split(term.codes, z, block.old, before)
+        moving, other, cones = moving + inside, other + kept, [*cones, cone]
+    free = len(larger.names) - len(smaller.names)
+    information = _given_others(smaller, larger, moving + [v for cone in cones for v in cone.entries], other)
+    return beside_zeros(statistic, free, len(moving), cones, information)
+
+
+def _overdispersion(smaller, larger, added: _Added) -> list[Component]:
+    n = len(larger._problem.frame.y)
+    return [Component(np.arange(n), np.ones(n), np.ones(n))] if added.overdispersion else []
+
+
+def _given_others(smaller, larger, wanted, other) -> np.ndarray:
+    """Information on some components given others, a Gaussian residual variance and the fixed effects."""
     frame, state = larger._problem.frame, smaller.state
-    n, family = len(frame.y), larger.family
     with computing():
         eta = smaller.predict(kind="link", effects="mode")
         weights = np.asarray(smaller.family.expected(eta, frame.weights, state.log_dispersion))
@@ -205,23 +264,13 @@ def _information(smaller, larger, added: _Added) -> np.ndarray:
         (term.codes, term.z, np.asarray(factor))
         for term, factor in zip(smaller._problem.frame.terms, state.estimate.factors, strict=True)
     ]
-    rows = np.arange(n)
-    new, other = [], []
-    if added.overdispersion:
-        one = np.ones(n)
-        new.append(Component(rows, one, one))
-    for block in added.blocks:
-        term = frame.terms[block.term]
-        z = list(block.combinations @ term.z[list(block.effects)])
-        for c in range(len(z)):
-            for r in range(c, len(z)):
-                (new if c >= block.old else other).append(Component(term.codes, z[c], z[r]))
-    if family.name == "gaussian":
+    if larger.family.name == "gaussian":
         scale = 1 / np.sqrt(frame.weights)
-        other.append(Component(rows, scale, scale))
-    total = WorkingModel(weights, larger.state.estimate.scaling.rows(frame.X), effects).information([*new, *other])
-    inner, cross = total[len(new) :, len(new) :], total[: len(new), len(new) :]
-    return total[: len(new), : len(new)] - cross @ np.linalg.pinv(inner, hermitian=True) @ cross.T
+        other = [*other, Component(np.arange(len(frame.y)), scale, scale)]
+    X, m = larger.state.estimate.scaling.rows(frame.X), len(wanted)
+    total = WorkingModel(weights, X, effects).information([*wanted, *other])
+    inner, cross = total[m:, m:], total[:m, m:]
+    return total[:m, :m] - cross @ np.linalg.pinv(inner, hermitian=True) @ cross.T
 
 
 def _check(first, other):

@@ -220,7 +220,7 @@ def _orthant_weights(information) -> np.ndarray:
         both = math.acos(float(np.clip(unit[0, 1], -1, 1))) / (2 * math.pi)
         return np.array([0.5 - both, 0.5, both])
     z = np.linalg.solve(np.linalg.cholesky(unit).T, np.random.default_rng(_SEED).standard_normal((d, _DRAWS)))
-    positive = np.sum(_project(z, unit, [1] * d) > 0, 0)
+    positive = np.sum(projected(z, unit, [1] * d) > 0, 0)
     return np.bincount(positive, minlength=d + 1) / _DRAWS
 
 
@@ -228,21 +228,32 @@ def _simulated(statistic, free, sizes, information) -> float:
     """P(chi2(free) + |projection|^2 > statistic), averaged over directions."""
     if statistic <= 0:
         return 1.0
-    from scipy.special import chdtrc
+    g, z, unit, rest = draws(information, sizes, free)
+    x = projected(z, unit, sizes)
+    length = np.einsum("an,ab,bn->n", x, unit, x)
+    return tail(statistic, free + len(unit), rest + length, rest + np.sum(np.square(g), 0))
 
+
+def draws(information, sizes, free):
+    """Standard normal g (d, draws), Z ~ N(0, unit^-1), the information with entries off the diagonals of matrices of
+    these sizes times sqrt(2) and of a trace of d, and chi-squared numbers with `free` degrees of freedom."""
     # Entries off the diagonal count twice in the length of a matrix.
     off = np.concatenate([[1.0 if r == c else math.sqrt(0.5) for c in range(s) for r in range(c, s)] for s in sizes])
     unit = information * np.outer(off, off)
-    size = np.trace(unit) / len(unit)
-    unit = unit / size
-    rng, d = np.random.default_rng(_SEED), len(unit)
-    g = rng.standard_normal((d, _DRAWS))
+    unit = unit / (np.trace(unit) / len(unit))
+    rng = np.random.default_rng(_SEED)
+    g = rng.standard_normal((len(unit), _DRAWS))
     rest = rng.chisquare(free, _DRAWS) if free else 0.0
-    factor = np.linalg.cholesky(unit)
-    x = _project(np.linalg.solve(factor.T, g), unit, sizes)
-    share = (rest + np.sum(np.square(factor.T @ x), 0)) / (rest + np.sum(np.square(g), 0))
+    return g, np.linalg.solve(np.linalg.cholesky(unit).T, g), unit, rest
+
+
+def tail(statistic, df, part, whole) -> float:
+    """P(chi2(df) part / whole > statistic), averaged over draws of the two squared lengths."""
+    from scipy.special import chdtrc
+
+    share = part / whole
     kept = share > 0
-    return float(np.sum(chdtrc(free + d, statistic / share[kept])) / _DRAWS)
+    return float(np.sum(chdtrc(df, statistic / share[kept])) / _DRAWS)
 
 
 def _unit(information):
@@ -250,7 +261,7 @@ def _unit(information):
     return information * np.outer(scale, scale)
 
 
-def _project(z, metric, sizes) -> np.ndarray:
+def projected(z, metric, sizes) -> np.ndarray:
     """The points (d, draws) of a product of cones that are nearest to z (d, draws) in a metric (d, d).
 
     By alternating directions: x near z, y in the cone, their difference summed up in u.
