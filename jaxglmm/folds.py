@@ -13,13 +13,13 @@ import numpy as np
 
 from jaxglmm.design.crossproducts import cross_products
 from jaxglmm.estimation import estimate_problem
-from jaxglmm.fitted.history import Prior, history_of, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.history import Prior, history_of, moments
 from jaxglmm.fitted.leave_one_out import without_each_row
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
-from jaxglmm.optimise.estimate import Estimate, Posterior
+from jaxglmm.optimise.estimate import Estimate
 from jaxglmm.optimise.refit import refit_marginal
-from jaxglmm.optimise.report import marginal_estimate, marginal_posterior
+from jaxglmm.optimise.report import marginal_estimate
 from jaxglmm.problem import Problem
 
 
@@ -27,8 +27,7 @@ from jaxglmm.problem import Problem
 class GroupEffects:
     """Posterior of each level's intercept given the parameters, link scale.
 
-    By the fit's own quadrature rule, of at least 15 nodes, which leaves about 1e-5 of a posterior standard deviation;
-    `Fit.ranef` integrates further.
+    As `Fit.ranef` and `Fit.predict` have it.
 
     Attributes
     ----------
@@ -95,8 +94,8 @@ def group_effects(problem: Problem, weights: np.ndarray | None = None, **options
     with computing(), calm():
         if weights is not None:
             problem = reweighted(problem, weights)
-        estimate, (posterior,) = estimate_problem(problem, **options)
-    return _effects(problem, estimate, posterior)
+        estimate, _ = estimate_problem(problem, **options)
+    return _effects(problem, estimate)
 
 
 def effects_near(problem: Problem, weights: np.ndarray, near: Estimate | None, *, held: bool) -> GroupEffects | None:
@@ -118,16 +117,21 @@ def effects_near(problem: Problem, weights: np.ndarray, near: Estimate | None, *
         solution = refit_marginal(problem, near, held=held)
         if solution is None:
             return None
-        posterior = marginal_posterior(problem, solution, brief=True)
-        return _effects(problem, marginal_estimate(problem, solution), posterior)
+        return _effects(problem, marginal_estimate(problem, solution))
 
 
-def _effects(problem: Problem, estimate: Estimate, posterior: Posterior) -> GroupEffects:
+def _effects(problem: Problem, estimate: Estimate) -> GroupEffects:
     tau, frame = float(estimate.factors[0][0, 0]), problem.frame
-    counts = np.bincount(frame.terms[0].codes[frame.weights > 0], minlength=len(posterior.n))
-    variance = posterior.covariance_mean[:, 0, 0]
+    counts = np.bincount(frame.terms[0].codes[frame.weights > 0], minlength=len(frame.terms[0].levels))
+    history, prior = history_of(frame, 0, estimate.beta), Prior(np.zeros(1), estimate.factors[0])
+    mean, covariance = moments(problem.family, _log_dispersion(estimate), history, prior, layout=problem.storage)
+    variance = covariance[:, 0, 0]
     reliability = np.clip(1 - variance / tau**2, 0.0, 1.0) if tau > 0 else np.zeros_like(variance)
-    return GroupEffects(posterior.mean[:, 0], np.sqrt(variance), reliability, counts, abs(tau), estimate)
+    return GroupEffects(mean[:, 0], np.sqrt(variance), reliability, counts, abs(tau), estimate)
+
+
+def _log_dispersion(estimate: Estimate) -> float:
+    return 0.0 if estimate.dispersion is None else float(np.log(estimate.dispersion))
 
 
 def effects_without_each_row(problem: Problem, estimate: Estimate) -> tuple[np.ndarray, np.ndarray]:
@@ -144,15 +148,11 @@ def effects_without_each_row(problem: Problem, estimate: Estimate) -> tuple[np.n
     NotYetError
         For levels of more than 2,000 rows.
     """
-    family, frame = problem.family, problem.frame
+    frame = problem.frame
     mean, sd = np.zeros(len(frame.y)), np.zeros(len(frame.y))
     prior = Prior(np.zeros(1), estimate.factors[0])
     if prior.factor.any():
-        log_phi = 0.0 if estimate.dispersion is None else float(np.log(estimate.dispersion))
         for rows, without in without_each_row(history_of(frame, 0, estimate.beta)):
-            nodes = nodes_for(family, prior, without)
-            for groups, p in posteriors(family, log_phi, without, prior, nodes):
-                normal = is_normal(family)
-                mean[rows[groups]] = (p.mode if normal else p.mean)[0]
-                sd[rows[groups]] = np.sqrt((p.curvature if normal else p.covariance)[0, 0])
+            found, covariance = moments(problem.family, _log_dispersion(estimate), without, prior)
+            mean[rows], sd[rows] = found[:, 0], np.sqrt(covariance[:, 0, 0])
     return mean, sd

@@ -142,6 +142,21 @@ def posteriors(
     yield from in_order(piece, _pieces(index, max(_PIECE * _POINTS // max(nodes.points.shape[1], _POINTS), 1)))
 
 
+def moments(
+    family, log_phi: float, history: History, prior: Prior, *, n_agq: int | None = None,
+    layout: tuple[GroupIndex, Layout] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Posterior mean (G, S) and covariance (G, S, S) of the effects of all groups; arguments as in `posteriors`."""
+    normal, (G, S) = is_normal(family), (history.n_groups, history.z.shape[0])
+    mean, covariance = np.zeros((G, S)), np.zeros((G, S, S))
+    if prior.factor.any():
+        nodes = nodes_for(family, prior, history, n_agq=n_agq)
+        for groups, p in posteriors(family, log_phi, history, prior, nodes, layout=layout):
+            mean[groups] = (p.mode if normal else p.mean).T
+            covariance[groups] = np.moveaxis(p.curvature if normal else p.covariance, -1, 0)
+    return mean, covariance
+
+
 def _native(family, log_phi, history, prior, wide, start, keep):
     """Posteriors of scalar effects by `ops.lattices`, groups of like size together."""
     rows = lattices.sort_rows(history.codes, history.y, history.weights, history.eta, history.z[0], history.n_groups)

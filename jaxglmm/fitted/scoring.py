@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import DataError, NotYetError
-from jaxglmm.fitted.history import History, Prior, is_normal, nodes_for, posteriors
+from jaxglmm.fitted.history import History, Prior, is_normal, moments, nodes_for, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.state import State
 from jaxglmm.fitted.tables import text_column
@@ -104,14 +104,7 @@ def _sortable(label: np.ndarray) -> np.ndarray:
 
 def posterior_moments(state: State, history: History, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
     """Mean (G, S) and covariance (G, S, S) of the effects of all members."""
-    normal, (G, S) = is_normal(state.family), (history.n_groups, history.z.shape[0])
-    mean, covariance = np.zeros((G, S)), np.zeros((G, S, S))
-    if prior.factor.any():
-        nodes = nodes_for(state.family, prior, history, n_agq=state.estimate.n_agq)
-        for groups, p in posteriors(state.family, state.log_dispersion, history, prior, nodes):
-            mean[groups] = (p.mode if normal else p.mean).T
-            covariance[groups] = np.moveaxis(p.curvature if normal else p.covariance, -1, 0)
-    return mean, covariance
+    return moments(state.family, state.log_dispersion, history, prior, n_agq=state.estimate.n_agq)
 
 
 def score_columns(state: State, history: History, prior: Prior, interval: float | None = None) -> dict[str, np.ndarray]:

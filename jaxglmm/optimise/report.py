@@ -99,12 +99,8 @@ def marginal_parameters(names, term, family) -> tuple[str, ...]:
     return (*names, *Covariance(term.blocks).names(term.names, term.group), *log_dispersion_name(family))
 
 
-def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
-    """Posterior of every level's effects given the estimates.
-
-    A `brief` one is for its means and covariances: where native code is there it comes from modes that are a step of
-    the parameters old, since moments do not depend on where exactly the nodes lie.
-    """
+def marginal_posterior(problem, solution) -> Posterior:
+    """Posterior of every level's effects given the estimates."""
     frame, layout, scaling = problem.frame, problem.layout, problem.scaling
     covariance = problem.design.terms[0].covariance
     S, p, q = covariance.n_effects, len(frame.names), len(covariance.diagonal)
@@ -116,7 +112,7 @@ def marginal_posterior(problem, solution, *, brief: bool = False) -> Posterior:
     scaled[covariance.entries] = solution.psi[p : p + q]
     factor = scaling.factor_to_columns(scaled)
     with computing():
-        moments = _moments_of_levels(problem, solution, nodes, brief)
+        moments = _moments_of_levels(problem, solution, nodes)
     root = np.einsum("ab,bcg->gac", factor, moments.root)
     spread = np.einsum("ab,bcg->gac", factor, moments.covariance)
     return Posterior(
@@ -142,16 +138,15 @@ def marginal_modes(problem, solution) -> np.ndarray:
     return (problem.scaling.factor_to_columns(factor) @ u).T
 
 
-def _moments_of_levels(problem, solution, nodes, brief) -> Moments:
+def _moments_of_levels(problem, solution, nodes) -> Moments:
     """Moments of u with the levels, in their order, along the last axis."""
     family, design, first = problem.family, problem.design, problem.layout.first
     if not native_moments.covers(family, design):
         found = posterior_moments(family, design, nodes, solution.psi, solution.modes)
         return Moments(*(np.asarray(v)[..., first] for v in found))
-    modes = solution.modes
-    if not brief:  # with the program of the fit's own evaluations: nothing is compiled for the modes at the very end
-        determinant = solution.convergence.n_agq is not None
-        modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, modes, determinant=determinant).modes
+    # With the program of the fit's own evaluations: nothing is compiled for the modes at the very end.
+    determinant = solution.convergence.n_agq is not None
+    modes = evaluate(family, design, padded_nodes(1, 1), solution.psi, solution.modes, determinant=determinant).modes
     moments, weights = native_moments.group_moments(family, design, nodes, solution.psi, modes, first, keep=False)
     root, mean, variance = np.asarray(moments).T
     return Moments(
