@@ -325,3 +325,28 @@ def test_the_command_line_gives_intervals(tmp_path):
     pd.testing.assert_frame_equal(found[["prediction", "lower", "upper"]], expected, rtol=1e-9)
     assert np.all(found["upper"] - found["lower"] > given["upper"] - given["lower"])
     assert main([*arguments[:4], "80", "--out", str(tmp_path / "p.csv")]) == 2
+
+
+@pytest.mark.parametrize("family", ["poisson", "gaussian"])
+def test_by_conjugate_gradients_intervals_are_the_dense_ones(family, monkeypatch):
+    """Crossed factors whose covariances are too many for a dense matrix, levels that meet in the data and others."""
+    from jaxglmm.fitted import joint
+
+    rng = np.random.default_rng(0)
+    a, b, x = rng.integers(0, 40, 600), rng.integers(0, 25, 600), rng.normal(size=600)
+    eta = 0.2 + 0.3 * x + 0.6 * rng.normal(size=40)[a] + 0.4 * rng.normal(size=25)[b]
+    y = rng.poisson(np.exp(eta)) if family == "poisson" else eta + rng.normal(size=600)
+    data = pd.DataFrame({"y": y, "a": a, "b": b, "x": x})
+    apart = next((i, j) for i in range(40) for j in range(25) if not ((a == i) & (b == j)).any())
+    new = pd.DataFrame({"a": [a[0], apart[0], 5, 999], "b": [b[0], apart[1], 999, 2], "x": 0.5})
+
+    def found():
+        fit = jg.fit("y ~ x + (1 | a) + (1 | b)", data, family=family)
+        tables = [fit.predict(new, kind="link", interval=0.95, uncertainty=u) for u in (True, False)]
+        return [table[["lower", "upper"]].to_numpy() for table in (*tables, fit.ranef("a", interval=0.9))]
+
+    dense, asked, choose = found(), [], joint.choose_solver
+    monkeypatch.setattr(joint, "choose_solver", lambda design: asked.append(1) or choose(design, "krylov"))
+    for ours, theirs in zip(found(), dense, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-7)
+    assert asked
