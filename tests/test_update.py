@@ -23,11 +23,13 @@ def test_an_update_is_exact_where_the_rows_are_there(tmp_path):
     updated = fit.update(more)
     assert updated.effects_method() == "updated" and updated.groups == {"member": 41} and updated.n == fit.n + len(more)
     together = fit.score(pd.concat([data, more]), interval=0.9).set_index("level")
-    found = updated.ranef(interval=0.9).set_index("level")
+    found = updated.ranef(interval=0.9, uncertainty=False).set_index("level")
     for name in [*COLUMNS, "lower", "upper"]:
         np.testing.assert_allclose(found[name], together.loc[found.index, name], rtol=1e-7, atol=1e-9)
     twice = fit.update(more.iloc[:3]).update(more.iloc[3:])
-    pd.testing.assert_frame_equal(twice.ranef(), updated.ranef(), rtol=1e-9)
+    without = lambda fit: fit.ranef().drop(columns="sd_eb")  # in which rows weigh as at the mean of their time
+    pd.testing.assert_frame_equal(without(twice), without(updated), rtol=1e-9)
+    np.testing.assert_allclose(twice.ranef()["sd_eb"], updated.ranef()["sd_eb"], rtol=1e-3)
     fit.save(tmp_path / "rows", rows=True)
     pd.testing.assert_frame_equal(jg.load(tmp_path / "rows").update(more).ranef(), updated.ranef(), rtol=1e-12)
     updated.save(tmp_path / "updated", rows=True)
@@ -148,3 +150,66 @@ def test_new_combinations_of_columns_are_named():
     assert fit.update(data.head(3)).groups == fit.groups
     with pytest.raises(jg.DataError, match="'a:b' gets no new combinations yet, such as 'u:9'"):
         fit.update(data.head(3).assign(b=9))
+
+
+def test_the_parameters_stay_as_uncertain_as_they_were():
+    """Gaussian responses: the posterior mean of all rows as a function of (beta, tau, sigma), by differences."""
+    rng = np.random.default_rng(2)
+    g, x = np.repeat(np.arange(60), 12), rng.normal(size=720) + 3
+    data = pd.DataFrame({"y": 1 + x + rng.normal(size=60)[g] + rng.normal(size=720), "x": x, "g": g})
+    first = np.arange(720) % 12 < 8
+    fit = jg.fit("y ~ x + (1 | g)", data[first])
+    assert fit.effects_method() == "delta" and fit.dispersion is not None
+    updated = fit.update(data[~first])
+    found, scaling = updated.ranef(), fit.state.estimate.scaling
+    X, y = scaling.rows(np.column_stack([np.ones(720), x])), data["y"].to_numpy()
+    beta = scaling.beta_from_columns(np.array(list(fit.fixef.values())))
+    at = np.array([*beta, np.log(fit.varcorr[0]["sd"]), np.log(fit.dispersion["value"])])
+
+    def mean(v):
+        s2, t2 = np.exp(2 * v[3]), np.exp(2 * v[2])
+        return np.bincount(g, y - X @ v[:2]) * t2 / (s2 + 12 * t2)
+
+    D = np.stack([(mean(at + h) - mean(at - h)) / 2e-5 for h in 1e-5 * np.eye(4)], 1)
+    V = fit.state.estimate.covariance
+    spread = np.sqrt(np.square(found["sd_mean"]) + np.einsum("ia,ab,ib->i", D, V, D))
+    np.testing.assert_allclose(found["sd_eb"], spread, rtol=1e-6)
+    # Of rows: with the covariance of effects and fixed effects, the sds' part of it included.
+    rows = data.iloc[::12]
+    ends = updated.predict(rows, interval=0.95)
+    to_eta = D + np.pad(X[::12], ((0, 0), (0, 2)))
+    half = 1.959964 * np.sqrt(np.square(found["sd_mean"]) + np.einsum("ia,ab,ib->i", to_eta, V, to_eta))
+    np.testing.assert_allclose((ends["upper"] - ends["lower"]) / 2, half, rtol=1e-5)
+
+
+def test_an_integrated_posterior_is_updated_part_by_part(tmp_path):
+    """Against integration over (beta, tau), whose posterior stays that of the first rows, and b given all rows."""
+    rng = np.random.default_rng(5)
+    g = np.repeat(np.arange(25), 4)
+    y = (rng.random(100) < 1 / (1 + np.exp(0.5 - rng.normal(size=25)[g]))) * 1.0
+    fit = jg.fit("y ~ 1 + (1 | g)", pd.DataFrame({"y": y, "g": g}), family="binomial")
+    assert fit.effects_method() == "integrated"
+    more = pd.DataFrame({"y": [1.0, 1, 0, 1, 0, 0], "g": [3, 3, 3, 3, 99, 99]})
+    updated = fit.update(more)
+    fit.save(tmp_path / "fit")
+    updated.save(tmp_path / "updated")
+    betas = next(iter(fit.fixef.values())) + np.linspace(-1.5, 1.5, 41)
+    taus = 0.75 * np.expm1(np.linspace(0.02, 2.2, 50))
+    u, at = np.linspace(-8, 8, 321), np.linspace(-12, 12, 1201)
+    eta = betas[:, None, None] + taus[:, None] * u
+    of = lambda events, rows: events * eta - rows * np.logaddexp(0, eta) - 0.5 * u * u
+    events = np.bincount(g, y)
+    marginal = {k: np.log(np.exp(of(k, 4)).sum(-1)) for k in range(5)}
+    log = sum(marginal[int(k)] for k in events) + np.log(taus * (0.75 + taus) / (0.75**2 + taus**2) ** 2)
+    weight = np.exp(log - log.max()) / np.exp(log - log.max()).sum()
+    new = pd.DataFrame({"g": [3, 99, 0]})
+    ends_of = lambda fit: fit.predict(new, kind="link", interval=0.9)[["lower", "upper"]].to_numpy()
+    ends, rough = ends_of(updated), ends_of(jg.load(tmp_path / "fit").update(more))
+    for found, near, (k, rows) in zip(ends, rough, [(events[3] + 3, 8), (0, 2), (events[0], 4)], strict=True):
+        mass = np.exp(of(k, rows) - of(k, rows).max(-1, keepdims=True))
+        F = (np.cumsum(mass, -1) - 0.5 * mass) / mass.sum(-1, keepdims=True)
+        cdf = sum(weight[b, t] * np.interp(at, eta[b, t], F[b, t], 0, 1) for b, t in np.argwhere(weight > 1e-8))
+        exact = np.interp([0.05, 0.95], cdf, at)
+        np.testing.assert_allclose(found, exact, atol=0.03 * (exact[1] - exact[0]))
+        np.testing.assert_allclose(near, exact, atol=0.08 * (exact[1] - exact[0]))  # without the first rows
+    np.testing.assert_array_equal(ends_of(jg.load(tmp_path / "updated")), ends)

@@ -19,8 +19,8 @@ from jaxglmm.ops.moments import covers, group_effects
 HOW = {
     "delta": "delta method: posterior variance + d'V d, V the covariance of the parameters",
     "integrated": "integrated over the posterior of the parameters, {prior} on the sd between groups",
-    "updated": "not available: after update() posteriors are given the parameters",
-    "approximated": "not available: after update() posteriors are given the parameters and N(mode, curvature)",
+    "updated": "given all rows, with the parameters' uncertainty before update()",
+    "approximated": "given N(mode, curvature) and the further rows, with the parameters' uncertainty before update()",
     "given": "not available: with several grouping factors posteriors are normal and given the parameters",
 }
 # Effects' covariances with the fixed effects are kept for all levels while they are so many numbers; beyond, for those
@@ -54,6 +54,13 @@ class Mixture:
     third: np.ndarray
     with_beta: np.ndarray
 
+    def of_levels(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean and variance (G,), (G,) of every level's effect, covariance (L, p) of those of `levels` with beta."""
+        mean = self.weights @ self.mean
+        away, moved = self.mean - mean, self.beta - self.weights @ self.beta
+        cross = self.with_beta + away[:, levels, None] * moved[:, None]
+        return mean, self.weights @ (self.variance + away**2), np.einsum("k,klp->lp", self.weights, cross)
+
     @property
     def effects(self) -> Mixtures:
         """Every level's effect."""
@@ -81,8 +88,9 @@ class Effects:
         With the parameters' uncertainty.
     how : str
         "delta": covariance_eb = covariance + d'V d. "integrated": over the posterior of the parameters. "given":
-        several grouping factors, normal posteriors given the parameters, no covariance_eb (NaN); nor is there one after
-        an update of an exact posterior ("updated") or of a normal one ("approximated").
+        several grouping factors, normal posteriors given the parameters, no covariance_eb (NaN). "updated",
+        "approximated": after further rows of an exact posterior or of a normal one, the parameters' uncertainty that of
+        before.
     levels : int (L,)
         Levels whose covariance with the fixed effects is known: all, or of very many those where it matters.
     with_beta : (L, S, p)
@@ -333,27 +341,6 @@ def _native(state: State, problem, V: np.ndarray, x: np.ndarray | None) -> Condi
         found = group_effects(family, design, to_design * x, V * np.outer(to_design, to_design), modes, layout.first)
     mean, variance, added = found.T
     return Conditional(mean[:, None] / unit, variance[:, None, None] / unit**2, added[:, None, None] / unit**2)
-
-
-def third_moments(state: State, problem, x: np.ndarray) -> np.ndarray:
-    """Third central moments (G,) of scalar effects at parameters x, as in `conditional`."""
-    from jaxglmm.inference.likelihood import coordinates
-
-    out, p = np.zeros(len(state.terms[0].levels)), len(state.estimate.beta)
-    tau = x[coordinates(state).p]
-    if is_normal(state.family) or tau == 0:
-        return out
-    beta = state.estimate.scaling.beta_to_columns(x[:p])
-    prior, history = Prior(np.zeros(1), np.array([[tau]])), history_of(problem.frame, 0, beta)
-    nodes = nodes_for(state.family, prior, history, coarse=True)
-    found = posteriors(state.family, float(x[-1]), history, prior, nodes, layout=problem.storage, keep=True)
-    for groups, part in found:
-        # In units of the spacing, about the middle point, in which nothing cancels.
-        weights = np.asarray(part.weights)
-        at = np.arange(len(weights)) - 0.5 * len(weights)
-        mean = at @ weights
-        out[groups] = np.einsum("kg,kg->g", weights, (at[:, None] - mean) ** 3) * part.step**3
-    return out
 
 
 def with_slopes(

@@ -133,7 +133,7 @@ class Fit(Estimates, Refits):
         quantiles of the mixture. The prior of that standard deviation is the one that the fit was given, or
         `UniformShrinkagePrior(0.75)` (times the standard deviation of the response for the identity link), whose median
         is 0.75; `summary` names it.
-        "given": none, several factors. "updated", "approximated": none, see `update`.
+        "given": none, several factors. "updated", "approximated": with the parameters as uncertain as before `update`.
         """
         return self._effects(term_index(self.state, group)).how
 
@@ -230,8 +230,8 @@ class Fit(Estimates, Refits):
         -------
         Fit
             With the posteriors given all rows, to predict, rank, save and update again. Parameters, standard errors and
-            log-likelihood are those of this fit; it has no training rows for what needs these (residuals, profiles),
-            and no `sd_eb`.
+            log-likelihood are those of this fit, and so is the parameters' uncertainty in `sd_eb` and intervals; it has
+            no training rows for what needs these (residuals, profiles).
 
         Raises
         ------

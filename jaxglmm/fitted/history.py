@@ -157,6 +157,21 @@ def moments(
     return mean, covariance
 
 
+def third_moments(family, log_phi: float, history: History, prior: Prior, *, layout=None) -> np.ndarray:
+    """Third central moments (G,) of scalar effects; arguments as in `posteriors`."""
+    out = np.zeros(history.n_groups)
+    if is_normal(family) or not prior.factor.any():
+        return out
+    nodes = nodes_for(family, prior, history, coarse=True)
+    for groups, p in posteriors(family, log_phi, history, prior, nodes, layout=layout, keep=True):
+        # In units of the spacing, about the middle point, in which nothing cancels.
+        weights = np.asarray(p.weights)
+        at = np.arange(len(weights)) - 0.5 * len(weights)
+        mean = at @ weights
+        out[groups] = np.einsum("kg,kg->g", weights, (at[:, None] - mean) ** 3) * p.step**3
+    return out
+
+
 def _native(family, log_phi, history, prior, wide, start, keep):
     """Posteriors of scalar effects by `ops.lattices`, groups of like size together."""
     rows = lattices.sort_rows(history.codes, history.y, history.weights, history.eta, history.z[0], history.n_groups)

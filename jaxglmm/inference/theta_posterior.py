@@ -15,7 +15,8 @@ import math
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, third_moments, with_fixed
+from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, with_fixed
+from jaxglmm.fitted.history import Prior, history_of, third_moments
 from jaxglmm.inference.likelihood import Likelihood, coordinates
 from jaxglmm.model.priors import AbstractPrior, UniformShrinkagePrior, prior_from_json
 from jaxglmm.ops.computing import computing
@@ -98,17 +99,21 @@ def integrate(state, problem, given: Conditional, levels: np.ndarray, prior: Abs
         weights, np.array([abs(x[p]) for x, _, _ in points]), beta, vcov,
         np.stack([part.mean[:, 0] for part in parts]),
         np.stack([(part.covariance + part.added)[:, 0, 0] for part in parts]),
-        np.stack([third_moments(state, problem, x) for x, _, _ in points]),
+        np.stack([_third(state, problem, x, p) for x, _, _ in points]),
         np.stack([with_fixed(state, problem, levels, x, V)[:, 0] for x, _, V in points]),
     )  # fmt: skip
-    mean = weights @ of.mean
-    away = of.mean - mean
-    variance = weights @ (of.variance + away**2)
-    cross = np.einsum("k,klp->lp", weights, of.with_beta + away[:, levels, None] * (beta - weights @ beta)[:, None])
+    mean, variance, cross = of.of_levels(levels)
     return Effects(
         given.mean, given.covariance, mean[:, None], variance[:, None, None], "integrated", levels, cross[:, None], of,
         str(prior),
     )  # fmt: skip
+
+
+def _third(state, problem, x, p) -> np.ndarray:
+    """Third central moments (G,) at parameters x."""
+    prior = Prior(np.zeros(1), x[None, [p]])
+    history = history_of(problem.frame, 0, state.estimate.scaling.beta_to_columns(x[:p]))
+    return third_moments(state.family, float(x[-1]), history, prior, layout=problem.storage)
 
 
 class _Profile:
