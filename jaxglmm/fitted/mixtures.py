@@ -41,21 +41,31 @@ def quantiles(of: Mixtures, probabilities) -> np.ndarray:
     for begin in range(0, len(out), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         centre, sd = of.centre[rows], np.sqrt(np.maximum(of.variance[rows], 0))
-        shape = None if of.skewness is None else _Lognormal(of.skewness[rows])
+        shape = None if of.skewness is None else _Lognormal.of_skewness(of.skewness[rows])
         for q, p in enumerate(probabilities):
             out[rows, q] = _quantile(of.weights, centre, sd, shape, p)
     return out
 
 
-class _Lognormal:
+class _Lognormal(NamedTuple):
     """Standardised shifted lognormal distributions (m, K): the normal number that goes with each, and back."""
 
-    def __init__(self, skewness: np.ndarray):
-        self.sign = np.where(skewness < 0, -1.0, 1.0)
+    sign: np.ndarray
+    a: np.ndarray
+    w: np.ndarray
+    straight: np.ndarray
+
+    @classmethod
+    def of_skewness(cls, skewness: np.ndarray) -> "_Lognormal":
+        """With this skewness (m, K)."""
         a = 2 * np.sinh(np.arcsinh(0.5 * np.abs(skewness)) / 3)
-        self.straight = a < _STRAIGHT
-        self.a = np.where(self.straight, 1.0, a)
-        self.w = np.sqrt(np.log1p(self.a**2))
+        straight = a < _STRAIGHT
+        a = np.where(straight, 1.0, a)
+        return cls(np.where(skewness < 0, -1.0, 1.0), a, np.sqrt(np.log1p(a**2)), straight)
+
+    def of_rows(self, rows: np.ndarray) -> "_Lognormal":
+        """Those of some rows."""
+        return _Lognormal(*(v[rows] for v in self))
 
     def value(self, z):
         """(x - mean)/sd at a normal number z."""
@@ -72,27 +82,32 @@ class _Lognormal:
 
 
 def _quantile(weights, centre, sd, shape: _Lognormal | None, p) -> np.ndarray:
-    """By Newton's method within a bracket: that of the components' own quantiles."""
+    """By Newton's method on the normal scale, where distribution functions are nearly straight, within a bracket: that
+    of the components' own quantiles."""
     from scipy.special import ndtr, ndtri
 
-    each = centre + sd * (ndtri(p) if shape is None else shape.value(ndtri(p)))
+    target = ndtri(p)
+    each = centre + sd * (target if shape is None else shape.value(target))
     low, high = each.min(1), each.max(1)
     x = each @ weights
     if len(weights) == 1:
         return x
     sd = np.maximum(sd, 1e-300)
+    rest = np.flatnonzero(np.isfinite(x))
     for _ in range(_STEPS):
-        t = (x[:, None] - centre) / sd
-        z, turn = (t, 1.0) if shape is None else shape.normal(t)
-        excess = ndtr(z) @ weights - p
-        slope = (np.exp(-0.5 * z * z) * turn / sd) @ weights / np.sqrt(2 * np.pi)
-        low, high = np.where(excess <= 0, x, low), np.where(excess >= 0, x, high)
+        at, s = x[rest], sd[rest]
+        t = (at[:, None] - centre[rest]) / s
+        z, turn = (t, 1.0) if shape is None else shape.of_rows(rest).normal(t)
+        share = ndtr(z) @ weights
+        slope = (np.exp(-0.5 * z * z) * turn / s) @ weights
+        low[rest] = np.where(share <= p, at, low[rest])
+        high[rest] = np.where(share >= p, at, high[rest])
+        straight = ndtri(share)
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = x - excess / slope
-        inside = (step > low) & (step < high)
-        after = np.where(inside, step, 0.5 * (low + high))
-        done = np.abs(after - x) <= 1e-11 * (np.abs(x) + sd.max(1))
-        x = after
-        if (done | np.isnan(x)).all():
+            after = at - (straight - target) * np.exp(-0.5 * straight * straight) / slope
+        inside = (after > low[rest]) & (after < high[rest])
+        x[rest] = after = np.where(inside, after, 0.5 * (low[rest] + high[rest]))
+        rest = rest[np.abs(after - at) > 1e-11 * (np.abs(at) + s.max(1))]
+        if not len(rest):
             break
     return x

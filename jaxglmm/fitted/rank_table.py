@@ -32,6 +32,9 @@ def rank_table(
 ) -> Any:  # fmt: skip
     """Levels of a grouping factor in order, the largest effects first.
 
+    Posteriors are given the parameters, as in the references: errors of the fixed effects and standard deviations move
+    and stretch all levels together.
+
     Parameters
     ----------
     fit : Fit
