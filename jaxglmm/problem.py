@@ -90,7 +90,7 @@ def make_problem(
     if len(frame.terms) > 1 and (not linear or dense_order(frame.terms) > DENSE_LIMIT):
         return _problem_of_factors(frame, family, X, found)
     if len(frame.terms) > 1:
-        scaling = column_scaling(X, frame.weights, None, found)
+        scaling = column_scaling(X, frame.weights, None, found, spanned=True)
         cross = factor_products(
             frame.y, frame.X, terms=frame.terms, weights=frame.weights, offset=frame.offset, center=scaling.center,
             scale=scaling.scale,
@@ -98,7 +98,7 @@ def make_problem(
         return Problem(frame, family, scaling, cross=with_noise(cross) if exact else cross)
     term = frame.terms[0] if frame.terms else None
     z = None if term is None else term.z
-    scaling = column_scaling(X, frame.weights, z, found)
+    scaling = column_scaling(X, frame.weights, z, found, spanned=True)
     rows = {"weights": frame.weights, "offset": frame.offset}
     if term is not None:
         rows |= {"codes": term.codes, "n_groups": len(term.levels), "z": z, "blocks": term.blocks}
@@ -137,7 +137,7 @@ def with_noise(cross):
 def _problem_of_factors(frame, family, X, found) -> Problem:
     from jaxglmm.design.nesting import nested_design
 
-    scaling = column_scaling(X, frame.weights, None, found)
+    scaling = column_scaling(X, frame.weights, None, found, spanned=True)
     problem = Problem(frame, family, scaling)
     if fused.covers_family(family) and not is_linear(family):
         nested = nested_design(

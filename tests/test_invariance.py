@@ -156,6 +156,19 @@ def test_units_of_columns(data, plain, model, means, tmp_path):
         np.testing.assert_allclose(again.loglik + units, fit.loglik, rtol=1e-9)
 
 
+@pytest.mark.parametrize("response, family", [("y", "gaussian"), ("count", "poisson")])
+def test_units_without_an_intercept(data, response, family, tmp_path):
+    """The dummies of a factor have a constant in their span: a column's mean is theirs to take up."""
+    formula = f"{response} ~ 0 + c + x + (1 | g)"
+    other = data.assign(x=250 * (1e6 + data["x"]))
+    one, two = (jg.fit(formula, rows, family=family) for rows in (data, other))
+    wanted, found = numbers(one, data), numbers(two, other)
+    assert_same(found, wanted, ("fixef", "se"))
+    np.testing.assert_allclose(two.fixef["x"] * 250, one.fixef["x"], rtol=1e-8)
+    two.save(tmp_path / "model")
+    assert_same(numbers(jg.load(tmp_path / "model"), other), found, tolerance={"rtol": 1e-13, "atol": 1e-13})
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_of_weight_zero(data, plain, model):
     _, wanted = plain(model)

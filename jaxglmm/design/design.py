@@ -17,6 +17,11 @@ from jaxglmm.ops.measure import Moments, all_ones, moments
 from jaxglmm.ops.memory import aligned_empty, aligned_zeros
 
 
+# A mean of so many standard deviations is large; by how much a constant may differ from 1.
+_LARGE, _EXACT = 100.0, 1e-12
+_PLACES = 256, 16  # of the sample that such a constant is looked for in, and rows of each
+
+
 class RandomTerm(eqx.Module):
     """One grouping factor: its index, its effects' columns and their covariance.
 
@@ -78,28 +83,35 @@ class Scaling:
     ----------
     center, scale : (p,)
     intercept : int or None
-        The column that takes up the centres; None when nothing is centred.
+        A column that is constant, which takes up the centres.
     z_scale : (S,)
+    constant : (p,) or None
+        Without such a column, coefficients whose combination of columns is 1, as dummies of all levels of a factor give
+        it: these take up the centres. Where there is neither nothing is centred.
     """
 
     center: np.ndarray
     scale: np.ndarray
     intercept: int | None
     z_scale: np.ndarray
+    constant: np.ndarray | None = None
+
+    @property
+    def _one(self) -> np.ndarray | None:
+        """Coefficients (p,) of a column of ones, of the columns as written."""
+        if self.intercept is None:
+            return self.constant
+        return np.where(np.arange(len(self.scale)) == self.intercept, 1 / self.scale[self.intercept], 0.0)
 
     def to_columns(self) -> np.ndarray:
         """T (p, p) with beta = T beta_scaled."""
         T = np.diag(1.0 / self.scale)
-        if self.intercept is not None:
-            T[self.intercept] -= self.center / self.scale / self.scale[self.intercept]
-        return T
+        return T if (one := self._one) is None else T - np.outer(one, self.center / self.scale)
 
     def beta_to_columns(self, beta: np.ndarray) -> np.ndarray:
         """T beta, without T: (..., p) -> (..., p)."""
         out = beta / self.scale
-        if self.intercept is not None:
-            out[..., self.intercept] -= out @ self.center / self.scale[self.intercept]
-        return out
+        return out if (one := self._one) is None else out - (out @ self.center)[..., None] * one
 
     def factor_to_columns(self, factor: np.ndarray) -> np.ndarray:
         """Lambda for z as given from Lambda for scaled z."""
@@ -110,26 +122,31 @@ class Scaling:
 
     def beta_from_columns(self, beta: np.ndarray) -> np.ndarray:
         """T^-1 beta: (..., p) -> (..., p)."""
-        out = beta * self.scale
-        if self.intercept is not None:
-            out[..., self.intercept] += (beta @ self.center) * self.scale[self.intercept]
-        return out
+        one = self._one
+        return (beta if one is None else beta + (beta @ self.center)[..., None] * one) * self.scale
 
     def rows(self, X: np.ndarray) -> np.ndarray:
         """The columns in use of rows X (..., p): X T, without the cancellation of that product."""
         return (X - self.center) / self.scale
 
 
-def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments | None = None) -> Scaling:
+def column_scaling(
+    X, weights: np.ndarray, z: np.ndarray | None, found: Moments | None = None, *, spanned: bool = False
+) -> Scaling:
     """Weighted mean and standard deviation of each column; the root mean square of each effect's column.
 
-    `found` are the moments of X, where they have been measured.
+    `found` are the moments of X, where they have been measured. Without a constant column, large means are taken off
+    where others' span contains one, if `spanned` allows that their coefficients take up the centres.
     """
     found = moments(X, weights) if found is None else found
     constant = np.flatnonzero(found.constant & (found.low != 0))
     intercept = int(constant[0]) if len(constant) else None
     center, scale = found.mean.copy(), np.sqrt(found.variance)
-    if intercept is None:
+    one = _constant_in_span(X, weights, found) if intercept is None and spanned else None
+    if one is not None:
+        center = np.where(one != 0, 0.0, center)
+        scale = np.where(one != 0, np.sqrt(found.variance + found.mean**2), scale)
+    elif intercept is None:
         scale = np.sqrt(found.variance + center**2)
         center = np.zeros_like(center)
     else:
@@ -140,7 +157,27 @@ def column_scaling(X, weights: np.ndarray, z: np.ndarray | None, found: Moments 
     if z is not None:
         z_scale = np.sqrt([np.mean(np.square(row)) if row.strides[0] else row[0] ** 2 for row in z])
         z_scale = np.where(z_scale > 0, z_scale, 1.0)
-    return Scaling(center, scale, intercept, z_scale)
+    return Scaling(center, scale, intercept, z_scale, one)
+
+
+def _constant_in_span(X, weights, found: Moments) -> np.ndarray | None:
+    """Coefficients (p,) of columns that add up to 1 in every row, where other columns have large means; else None."""
+    large = np.abs(found.mean) > _LARGE * np.sqrt(found.variance)
+    if not large.any() or large.all():
+        return None
+    X, others = Columns.of(X), np.flatnonzero(~large)
+    some = X.only(others)
+    count, size = _PLACES
+    parts = some.places(count, size) if len(X) > 2 * count * size else some.pieces()
+    sample = np.concatenate([values[weights[rows] > 0] for rows, values in parts])
+    solved = np.linalg.lstsq(sample, np.ones(len(sample)), rcond=None)[0]
+    solved = np.where(np.abs(solved) > _EXACT, solved, 0.0)
+    for rows, values in some.pieces():
+        if np.abs(values @ solved - 1)[weights[rows] > 0].max(initial=0.0) > _EXACT:
+            return None
+    one = np.zeros(X.shape[1])
+    one[others] = solved
+    return one
 
 
 def make_design(

@@ -191,7 +191,9 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
     """Write a fit's two files into an existing folder, behind what else there is to be in it; `rows` as in `save`."""
     state, estimate = fit.state, fit.state.estimate
     arrays = {f"estimate.{name}": getattr(estimate, name) for name in _ESTIMATE}
-    arrays |= {f"scaling.{name}": getattr(estimate.scaling, name) for name in ("center", "scale", "z_scale")}
+    arrays |= {
+        f"scaling.{name}": getattr(estimate.scaling, name) for name in ("center", "scale", "z_scale", "constant")
+    }
     for i, factor in enumerate(estimate.factors):
         arrays[f"estimate.factor{i}"] = factor
         arrays[f"effect_squares{i}"] = state.effect_squares[i]
@@ -245,7 +247,8 @@ def _state(saved, arrays) -> State:
     kept["parameters"] = tuple(kept["parameters"])
     kept["convergence"] = Convergence(**{k: _unnumber(v) for k, v in kept["convergence"].items()})
     intercept = kept.pop("intercept")
-    kept["scaling"] = Scaling(arrays["scaling.center"], arrays["scaling.scale"], intercept, arrays["scaling.z_scale"])
+    scaling = {name: arrays[f"scaling.{name}"] for name in ("center", "scale", "z_scale")}
+    kept["scaling"] = Scaling(intercept=intercept, constant=arrays.get("scaling.constant"), **scaling)
     factors = tuple(arrays[f"estimate.factor{i}"] for i in range(len(terms)))
     estimate = Estimate(factors=factors, **kept, **{name: arrays.get(f"estimate.{name}") for name in _ESTIMATE})
     posteriors = tuple(
