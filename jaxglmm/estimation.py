@@ -15,6 +15,7 @@ from jaxglmm.modes.choice import DENSE_LIMIT, SOLVERS
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.threads import calm
+from jaxglmm.optimise.elsewhere import MOST_ROWS, look_elsewhere
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
 from jaxglmm.optimise.marginal_fit import Solution, fit_glm, fit_marginal
@@ -185,7 +186,7 @@ def _estimate_several(problem, method, n_agq, factors, solver, **options):
             **options,
         )  # fmt: skip
     estimate = several_estimate(problem, design.terms, solution, joint=method == "joint")
-    tell_of_factors(estimate, solution, frame.terms[design.order[0]], rule, why_not)
+    tell_of_factors(estimate, solution, frame.terms, design.order, rule, why_not)
     if exact:
         estimate = replace(estimate, method="ml", n_agq=None)
     return estimate, Posteriors(lambda: several_posteriors(problem, solution))
@@ -198,11 +199,26 @@ def _several_rule(method, n_agq) -> Rule:
     return {"auto": Rule(1, True, True), "agq": Rule(1, True)}.get(method, LAPLACE)
 
 
-def tell_of_factors(estimate, solution, term, rule: Rule, why_not=""):
-    """Keep with a fit of several factors what more nodes for the largest say, and warn where it matters."""
+def tell_of_factors(estimate, solution, terms, order, rule: Rule, why_not=""):
+    """Keep with a fit of several factors what more nodes say, and warn where it matters.
+
+    Parameters
+    ----------
+    terms : sequence of TermFrame
+    order : sequence of int
+        The largest first.
+    """
+    names, convergence = estimate.parameters, estimate.convergence
+    largest, *others = [repr(terms[t].group) for t in order]
+    apart = ", each with the others at their modes,"
+    every = " and ".join([largest, *others]) + apart if convergence.n_agq == 1 and solution.summed else largest
     care = f"{why_not}: read the standard deviations with care"
-    remedy = care if why_not else "method='agq' integrates them by quadrature"
-    tell(estimate.convergence, solution.look, estimate.parameters, repr(term.group), climbed=rule.climbs, remedy=remedy)
+    remedy = care if why_not else "method='agq' integrates those of the largest factor by quadrature"
+    tell(convergence, solution.look, names, every, climbed=rule.climbs, remedy=remedy)
+    if solution.elsewhere is not None:
+        care = "quadrature is over the factor with most levels: read these standard deviations with care"
+        text = warning(1, solution.elsewhere, names, " and ".join(others) + apart, climbed=False, remedy=care)
+        convergence.warnings += [] if text is None else [text]
 
 
 def _estimate_nested(problem, factors, rule, **options):
@@ -215,8 +231,20 @@ def _estimate_nested(problem, factors, rule, **options):
         factors=_scaled_factors(factors, design.terms), rule=rule, **options,
     )  # fmt: skip
     estimate = several_estimate(problem, design.terms, solution)
-    tell_of_factors(estimate, solution, frame.terms[design.order[0]], rule)
+    if options["check"] and len(frame.y) <= MOST_ROWS and solution.look is not None:
+        solution = replace(solution, elsewhere=_look_at_parents(problem, solution, effects()))
+    tell_of_factors(estimate, solution, frame.terms, design.order, rule)
     return estimate, Posteriors(lambda: nested_posteriors(problem, effects))
+
+
+def _look_at_parents(problem, solution, effects):
+    """What nodes for the coarser of two nested factors say, the finer one's effects at their modes."""
+    rows = with_rows(problem).rows
+    u = [mode.ravel() / max(float(f[0, 0]), 1e-300) for mode, f in zip(effects.modes, solution.factors, strict=True)]
+    return look_elsewhere(
+        problem.family, rows, solution.psi, solution.free, solution.factors, np.concatenate(u), solution.value,
+        solution.hessian,
+    )  # fmt: skip
 
 
 def _way_of(cross) -> str:

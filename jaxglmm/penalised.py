@@ -111,8 +111,14 @@ def estimate_penalised(
             problem, penalty, weights, method, theta, solver, log_prior, max_iterations=max_iterations
         )
         estimate = several_estimate(problem, laid.terms, solution, joint=method == "joint")
-        largest = frame.terms[laid.order[0]]
-        tell_of_factors(estimate, solution, largest, LAPLACE, "with a penalty or a prior there is no other for several")
+        tell_of_factors(
+            estimate,
+            solution,
+            frame.terms,
+            laid.order,
+            LAPLACE,
+            "with a penalty or a prior there is no other for several",
+        )
         return problem, _reported(estimate, penalty, prior, weights, found), several_posteriors(problem, solution)
     likelihood = choose_likelihood(
         frame, family, problem.scaling, method=method, n_agq=n_agq, theta=theta, log_phi=log_phi

@@ -106,7 +106,14 @@ def test_rare_events_in_nested_groups():
     assert sd(laplace) > 5 and (laplace.convergence.gap or 0.0) < -100
     (text,) = laplace.convergence.warnings
     assert "lower" in text and "log_sd[Intercept|hospital:member] down" in text
-    assert sd(default) < 3 and default.method == "agq" and not default.convergence.warnings
+    assert sd(default) < 3 and default.method == "agq"
+    # Of members nothing is left, and the 15 events in 50 hospitals are few for Laplace's approximation over these: as
+    # the fit of hospitals alone has it.
+    (text,) = default.convergence.warnings
+    (hospitals,) = (row["sd"] for row in default.varcorr if row["group"] == "hospital")
+    call = {"family": "binomial", "method": "laplace", "theta": {"hospital": hospitals}}
+    alone = jg.fit("y ~ x + (1 | hospital)", data, **call).convergence
+    assert "effect of 'hospital', each" in text and f"is {abs(alone.gap or 0.0):.3g} lower" in text
     assert asked.loglik == pytest.approx(default.loglik, abs=1e-3)
 
 

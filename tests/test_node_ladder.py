@@ -254,3 +254,67 @@ def test_a_path_is_silent_where_its_nodes_are_enough():
     for options in ({}, {"method": "laplace"}):
         path = jg.fit_path("y ~ x + (1 | g)", data, family="binomial", n_lambdas=3, **options)
         assert not path.warnings and "warnings" not in repr(path)
+
+
+# --- Factors that quadrature does not reach ----------------------------------------------------------------
+
+
+def crossed(sd):
+    """150 levels of h with three rows each, crossed with 160 levels of g that hardly vary."""
+    rng = np.random.default_rng(0)
+    g, h = rng.permutation(np.arange(450) % 160), rng.permutation(np.arange(450) % 150)
+    x = rng.normal(size=450)
+    eta = 0.5 * x + 0.05 * rng.normal(size=160)[g] + sd * rng.normal(size=150)[h]
+    return {"y": (rng.random(450) < 1 / (1 + np.exp(-eta))).astype(int), "x": x, "g": g, "h": h}
+
+
+def test_laplace_over_a_second_factor_is_told():
+    data, call = crossed(1.8), {"family": "binomial"}
+    fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data, **call)
+    (text,) = fit.convergence.warnings
+    assert "'g' and 'h', each with the others at their modes" in text and "log_sd[Intercept|h] up" in text
+    # With next to nothing of g the likelihood is that of h alone, whose integrals a grid knows.
+    held = jg.fit("y ~ x + (1 | g) + (1 | h)", data, theta={"g": 1e-3, "h": 1.8}, method="laplace", **call)
+    alone = jg.fit("y ~ x + (1 | h)", data, theta={"h": 1.8}, method="laplace", **call)
+    order = np.argsort(data["h"], kind="stable")
+    rows = {"y": data["y"][order], "x": data["x"][order], "g": data["h"][order]}
+    assert seen(held)[0] == pytest.approx(brute(rows, alone) - alone.loglik, abs=2e-3)
+
+
+def test_where_the_largest_factor_is_integrated_the_second_is_looked_at():
+    rng = np.random.default_rng(2)
+    data = crossed(1.8)
+    eta = 0.5 * data["x"] + 1.5 * rng.normal(size=160)[data["g"]] + 1.5 * rng.normal(size=150)[data["h"]]
+    data["y"] = (rng.random(450) < 1 / (1 + np.exp(-eta))).astype(int)
+    fit = jg.fit("y ~ x + (1 | g) + (1 | h)", data, family="binomial", method="agq")
+    assert fit.n_agq is not None and fit.n_agq > 1
+    (text,) = fit.convergence.warnings
+    assert "effect of 'h', each" in text and "higher" in text and "most levels" in text
+
+
+def test_a_second_factor_with_many_rows_a_level_is_silent():
+    rng = np.random.default_rng(3)
+    g, h = np.arange(2000) % 100, np.arange(2000) // 100
+    eta = 0.5 * rng.normal(size=100)[g] + 0.5 * rng.normal(size=20)[h]
+    y = (rng.random(2000) < 1 / (1 + np.exp(-eta))).astype(int)
+    fit = jg.fit("y ~ 1 + (1 | g) + (1 | h)", {"y": y, "g": g, "h": h}, family="binomial")
+    assert not fit.convergence.warnings
+
+
+def test_laplace_over_parents_with_few_rows_is_told():
+    rng = np.random.default_rng(0)
+    member = np.repeat(np.arange(300), 2)
+    parent = member % 150
+    eta = 0.1 * rng.normal(size=300)[member] + 1.8 * rng.normal(size=150)[parent]
+    data = {"y": (rng.random(600) < 1 / (1 + np.exp(-eta))).astype(int), "m": member, "h": parent}
+    fit = jg.fit("y ~ 1 + (1 | h / m)", data, family="binomial")
+    assert any("effect of 'h', each" in text and "higher" in text for text in fit.convergence.warnings)
+
+
+def test_laplace_that_was_not_looked_at_is_said_in_the_summary():
+    data = simulated(2, groups=60, rows=-40, sd=0.7, intercept=0.0)
+    fit, text = fitted(data, method="laplace"), "was not looked at with quadrature nodes"
+    assert text not in str(fit.summary())
+    fit.convergence.checked_nodes = None  # as of a fit with more effects than are looked at
+    assert text in str(fit.summary())
+    assert text not in str(jg.fit("x ~ 1 + (1 | g)", data).summary())

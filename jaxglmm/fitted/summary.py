@@ -222,6 +222,8 @@ def _convergence_lines(fit) -> list[str]:
     ]
     if c.loglik_se:
         lines.append(f"The log-likelihood is an estimate, Monte-Carlo standard error {c.loglik_se:.2g} ({c.solver})")
+    if fit.method == "laplace" and c.checked_nodes is None and not c.warnings:
+        lines.append("Laplace's approximation was not looked at with quadrature nodes")
     if c.gap is not None:
         nodes = c.checked_nodes if c.n_agq == 1 else c.n_agq
         lines.append(

@@ -18,8 +18,10 @@ from jaxglmm.ops import fused
 from jaxglmm.ops.programs import program
 
 
-def level_gap(family, design: RowDesign, beta, factors, log_phi, u, few: int, many: int) -> SeveralEvaluation:
-    """Log-likelihood with many nodes per effect of the largest factor minus that with few, and its gradient.
+def level_gap(
+    family, design: RowDesign, beta, factors, log_phi, u, few: int, many: int, *, which: int | None = None
+) -> SeveralEvaluation:
+    """Log-likelihood with many nodes per effect of one factor minus that with few, and its gradient.
 
     Parameters
     ----------
@@ -28,13 +30,15 @@ def level_gap(family, design: RowDesign, beta, factors, log_phi, u, few: int, ma
         Lambda of each term, in formula order.
     log_phi : float
     u : (q,)
-        Standardised modes of all effects; those of the largest factor are not read.
+        Standardised modes of all effects; those of the factor itself are not read.
     few, many : int
         1 is Laplace's approximation.
+    which : int, optional
+        The factor; the largest by default.
     """
-    largest = design.order[0]
-    own, parts = design.terms[largest], design.split(u)
-    others = [np.zeros_like(f) if t == largest else f for t, f in enumerate(factors)]
+    own_term = design.order[0] if which is None else which
+    own, parts = design.terms[own_term], design.split(u)
+    others = [np.zeros_like(f) if t == own_term else f for t, f in enumerate(factors)]
     eta = linear_predictor(design, design.offset + design.X @ beta, others, u)
     n, z = len(design.y), np.stack([np.ones(len(design.y)) if v is None else v for v in own.z])
     tiles, layout = make_design(
@@ -44,13 +48,13 @@ def level_gap(family, design: RowDesign, beta, factors, log_phi, u, few: int, ma
 
     def at(count):
         rule = gauss_hermite(count, own.n_effects)
-        found = _by_eta(family, int(rule.count), native, tiles, rule, factors[largest], log_phi, layout.scatter(eta))
+        found = _by_eta(family, int(rule.count), native, tiles, rule, factors[own_term], log_phi, layout.scatter(eta))
         return [np.asarray(v) for v in found]
 
     value, by_eta, by_factor, by_phi = (above - below for above, below in zip(at(many), at(few), strict=True))
     by_eta = by_eta[layout.slot]
     gradients = [
-        by_factor if t == largest else term.sums(by_eta).T @ part
+        by_factor if t == own_term else term.sums(by_eta).T @ part
         for t, (term, part) in enumerate(zip(design.terms, parts, strict=True))
     ]
     return SeveralEvaluation(float(value), design.X.T @ by_eta, gradients, float(by_phi), u)

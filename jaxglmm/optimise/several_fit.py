@@ -14,6 +14,7 @@ from jaxglmm.errors import SeparationError
 from jaxglmm.modes.solver import AbstractSolver
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.several import SeveralEvaluation
+from jaxglmm.optimise.elsewhere import look_elsewhere
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Look, Rule, climb_ladder, nodes_above
@@ -49,7 +50,11 @@ class SeveralSolution:
         By Laplace's approximation, whatever was maximised; None from `optimise.nested_fit`.
     convergence : Convergence
     look : Look or None
-        What more nodes say at the optimum.
+        What more nodes say at the optimum; by Laplace's approximation, those of the other factors too.
+    elsewhere : Look or None
+        Where the largest factor is integrated: what nodes for the others say.
+    summed : bool
+        Whether `look` is about all factors.
     """
 
     psi: np.ndarray
@@ -60,6 +65,8 @@ class SeveralSolution:
     evaluation: SeveralEvaluation | None
     convergence: Convergence
     look: Look | None = None
+    elsewhere: Look | None = None
+    summed: bool = False
 
 
 def fit_several(
@@ -138,7 +145,14 @@ def fit_several(
     psi, back = search.psi(result.x), np.linalg.inv(search.jacobian)
     free[-1] &= not family.at_limit(psi[-1])
     hessian = back.T @ hessian @ back
-    solution = SeveralSolution(psi, free, hessian, search.factors(result.x), value, e, convergence, seen)
+    found, elsewhere = search.factors(result.x), None
+    if check and determinant:
+        plus = search.gap if used == 1 and seen is not None else None
+        elsewhere = look_elsewhere(family, design, psi, free, found, e.u, value, hessian, plus)
+    summed = elsewhere is not None and used == 1 and seen is not None
+    if summed:
+        seen, elsewhere = elsewhere, None
+    solution = SeveralSolution(psi, free, hessian, found, value, e, convergence, seen, elsewhere, summed)
     if not result.converged or may_diverge(-hessian[: search.p, : search.p], len(design.y), tol):
         check_separation(family, design, psi[: search.p], names=names, intercept=intercept)
     if factors is None:

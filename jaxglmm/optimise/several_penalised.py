@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.errors import NotYetError
+from jaxglmm.optimise.elsewhere import look_elsewhere
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
 from jaxglmm.optimise.node_ladder import Place, nodes_above
@@ -141,7 +142,11 @@ def fit_several_penalised(
     seen, above = None, nodes_above(1, design.terms[design.order[0]].n_effects)
     if check and determinant and above is not None:
         seen = search.look(1, above, Place(psi, e.value, hessian), active)
-    solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence, seen)
+    every = None
+    if seen is not None:
+        every = look_elsewhere(family, design, psi, active, search.factors(psi), e.u, e.value, hessian, search.gap)
+    seen, summed = (seen, False) if every is None else (every, True)
+    solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence, seen, summed=summed)
     if factors is None:
         check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
     return solution, {"df": df, "kkt": found.kkt}

@@ -69,6 +69,7 @@ class Search:
         self._model: _Model | None = None
         self.refining = False
         self.quadrature: FactorQuadrature | None = None
+        self.gap: SeveralEvaluation | None = None  # of the last look
 
     # --- Coordinates -------------------------------------------------------------------------------------------
 
@@ -255,6 +256,7 @@ class Search:
         u = u if self.quadrature is None else self.quadrature.all_effects(u)
         gap = level_gap(self.family, self.design, psi[: self.p], self.matrices(psi), psi[-1], u, used, nodes)
         self.evaluations += 1
+        self.gap = gap
         return look(nodes, result, self._movable(result, free), result.value + gap.value, self.gradient(gap))
 
     def _movable(self, result, free):
