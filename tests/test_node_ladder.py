@@ -318,3 +318,14 @@ def test_laplace_that_was_not_looked_at_is_said_in_the_summary():
     fit.convergence.checked_nodes = None  # as of a fit with more effects than are looked at
     assert text in str(fit.summary())
     assert text not in str(jg.fit("x ~ 1 + (1 | g)", data).summary())
+
+
+def test_comparisons_say_what_more_nodes_change(wide):
+    """A statistic whose two likelihoods are approximated is off by twice the difference of their errors."""
+    note = "more quadrature nodes at the same parameters change chisq by"
+    call = {"family": "binomial", "n_agq": 9}
+    few = jg.fit("y ~ 1 + (1 | g)", wide, **call), jg.fit("y ~ x + (1 | g)", wide, **call)
+    (text,) = [text for text in jg.anova(*few)["reference"] if note in text]
+    assert f"{2 * (seen(few[1])[0] - seen(few[0])[0]):+.2g}" in text
+    auto = jg.fit("y ~ 1 + (1 | g)", wide, family="binomial"), fitted(wide)
+    assert not any(note in text for text in jg.anova(*auto)["reference"])

@@ -19,6 +19,8 @@ from jaxglmm.ops.computing import computing
 _LARGER = 1.1
 # Share of the largest working weight below which rows say nothing, so that their variance is finite.
 _LEAST = 1e-10
+# Change of the statistic by more quadrature nodes that is said.
+_NOTED = 0.1
 
 
 def anova(*fits) -> Any:
@@ -93,6 +95,9 @@ def _reference(smaller, larger, statistic, extra) -> tuple[float, str]:
         return np.nan, f"none: the models are not nested ({added})"
     missing = [name for name in smaller.names if name not in larger.names]
     note = f"; are the models nested? {missing[0]!r} is only in the smaller one" if missing else ""
+    gaps = [fit.convergence.checked_gap or 0.0 for fit in (smaller, larger)]
+    if abs(change := 2 * (gaps[1] - gaps[0])) > _NOTED:
+        note += f"; more quadrature nodes at the same parameters change chisq by {change:+.2g}"
     rows = larger._problem is not None and smaller._problem is not None
     information = _information(smaller, larger, added) if rows and added.sizes and added.sizes != [1] else None
     found = reference(statistic, added.free, added.sizes, information)
