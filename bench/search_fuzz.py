@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import digamma, expit, gammaln, log_ndtr, xlog1py, xlogy
+from scipy.special import digamma, expit, gammaln, log_ndtr, xlogy
 
 import jaxglmm as jg
 from jaxglmm.errors import ConvergenceError, DataError, FormulaError
@@ -162,8 +162,8 @@ class Dense:
         elif self.family == "poisson":
             l = y * eta - np.exp(eta) if self.link == "log" else 2 * xlogy(y, eta) - eta * eta
         elif self.family == "negativebinomial":
-            mu = np.exp(eta)
-            l = gammaln(y + phi) - gammaln(phi) + y * eta - xlogy(y, mu + phi) - xlog1py(phi, mu / phi)
+            mu, more = np.exp(eta), eta - np.log(phi)
+            l = gammaln(y + phi) - gammaln(phi) + y * (more - np.logaddexp(0, more)) - phi * np.logaddexp(0, more)
             if phi > 1e8:
                 l = y * eta - mu + (y * (y - 1) / 2 - y * mu + mu * mu / 2) / phi
         elif self.family == "gamma":
@@ -176,16 +176,17 @@ class Dense:
         return float(np.sum(w * l))
 
     def score(self, eta, phi):
-        """Derivative in eta of each row; of complex eta too, for its own derivative."""
+        """Derivative in eta of each row; of complex eta too, for its own derivative. Nothing overflows."""
         y, w = self.y, self.weights
+        eta = np.clip(np.real(eta), -690, 690) + (1j * np.imag(eta) if np.iscomplexobj(eta) else 0)
         if self.family == "binomial":
             if self.link == "logit":
                 return w * (y - 1 / (1 + np.exp(-eta)))
             if self.link == "probit":
                 log_phi = -0.5 * eta * eta - 0.5 * np.log(2 * np.pi)
                 return w * (y * np.exp(log_phi - log_ndtr(eta)) - (1 - y) * np.exp(log_phi - log_ndtr(-eta)))
-            mu = np.exp(eta)
-            return w * (y * mu / np.expm1(mu) - (1 - y) * mu)
+            mu, rare = np.exp(eta), np.exp(np.where(np.real(eta) > 6, 6 + 0 * eta, eta))  # e^-403 of what it is not
+            return w * (y * rare / np.expm1(rare) - (1 - y) * mu)
         if self.family == "poisson":
             return w * (y - np.exp(eta)) if self.link == "log" else w * 2 * (y / eta - eta)
         if self.family == "negativebinomial":
@@ -221,7 +222,7 @@ class Dense:
         f = joint(u)
         if not np.isfinite(f):
             return None
-        for _ in range(100):
+        for _ in range(400):
             eta = fixed + V @ u
             s, w = self.score(eta, phi), -np.imag(self.score(eta + 1e-30j, phi)) / 1e-30
             g, H = V.T @ s - u, eye + V.T @ (w[:, None] * V)
@@ -235,14 +236,17 @@ class Dense:
                 except np.linalg.LinAlgError:
                     return None
             step = np.linalg.solve(L.T, np.linalg.solve(L, g)) if len(u) else u
-            shrink = 1.0
+            shrink, gain, longest = 1.0, step @ g, np.max(np.abs(step), initial=0.0)
             while not (joint(u + shrink * step) >= f - 1e-12 * (1 + abs(f))):
                 shrink *= 0.5
-                if shrink < 1e-10:
-                    return None
-            u = u + shrink * step
+                if shrink * longest < 1e-10:
+                    break
+            ended = shrink * longest < 1e-10 and shrink < 1  # the mode up to rounding, or none
+            if ended and gain > 1e-9 * (1 + abs(f)):
+                return None
+            u = u if ended else u + shrink * step
             f = joint(u)
-            if step @ g < 1e-16:
+            if ended or gain < 1e-16 * (1 + abs(f)):
                 self.u = u
                 w = -np.imag(self.score(fixed + V @ u + 1e-30j, phi)) / 1e-30
                 sign, log_det = np.linalg.slogdet(eye + V.T @ (w[:, None] * V))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.search_fuzz import run
+from bench.search_fuzz import draw, run
 
 
 # Of two thousand, the seeds whose offsets once ended in errors from linear algebra, and some others.
@@ -19,6 +19,18 @@ def test_converged_fits_are_not_beaten_by_a_dense_optimiser(seed):
     told = []
     counts = run([seed], check=1, tell=told.append)
     assert counts["compared"] == 1 and not told
+
+
+@pytest.mark.parametrize(("seed", "best"), [
+    (485, -21.577613), (1365, -28.571989),  # a maximum of large effects behind one at zero
+    (1345, -1324.835117),  # one row has most of the information
+    (1485, -32201.485806),  # modes that overflow from those of other deviations
+    (18, -308668.838129), (113, -642.208506),  # effects and dispersions that offsets make large
+])  # fmt: skip
+def test_extreme_optima_are_those_of_a_dense_optimiser(seed, best):
+    """`best` by scipy's BFGS and Nelder & Mead from five starts on the dense objective."""
+    fit = draw(seed).fit(method="laplace")
+    assert fit.loglik == pytest.approx(best, abs=2e-6)
 
 
 @pytest.mark.slow

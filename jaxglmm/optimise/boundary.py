@@ -7,18 +7,27 @@ a maximum that is higher than the boundary, a search begins between them. Other 
 by a number of evaluations: a certificate is of a local maximum.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxglmm.ops import lanes
+from jaxglmm.optimise.newton import NewtonResult
 
 
 # Standard deviations that are looked at, in units of the information in a row: from a level of ten thousand rows to one
 # of a single row whose effect moves any mean to its bound.
 MULTIPLES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+# Standard deviations of the predictor, on links where these have a size of their own: from effects that are hardly seen
+# to such as turn any mean into its bound. Where one row of many has most of the information, its unit says nothing.
+PREDICTOR_SIZES = (0.3, 1.0, 3.0, 10.0, 30.0)
+# Sizes from which several effects of a level begin together, in the same unit, and rows up to which they do.
+_TOGETHER, SMALL = (1.0, 5.0, 20.0), 20_000
 # What is looked at may be that much higher than it seems, since the other parameters are not quite at their best.
 _MARGIN = 0.1
+# Logarithm of the ratio of neighbours that leaves room for a look in between; share of a size that is little.
+_ROOM, _LITTLE = 0.4, 0.05
 # Share of an effect's deviation that is its own where another start has its correlation turned round.
 INSIDE = 0.3
 # A maximum is higher than another by more than this.
@@ -33,6 +42,44 @@ class LinePoint(NamedTuple):
     size: float
     value: float
     slope: float
+
+
+def sizes_along(unit: float = math.nan) -> list[float]:
+    """Standard deviations to look at, ascending; `unit` is that of a predictor's deviation of one, NaN where none is.
+
+    Those in between the neighbours of which there is hardly room are left out.
+    """
+    sizes = list(MULTIPLES)
+    for size in PREDICTOR_SIZES if math.isfinite(unit) and unit > 0 else ():
+        if min(abs(math.log(size * unit / known)) for known in sizes) > _ROOM:
+            sizes.append(size * unit)
+    return sorted(sizes)
+
+
+def together(places: dict[tuple[int, int], int], units: np.ndarray) -> list[dict[int, float]]:
+    """Where to begin with several effects of a level: all of a size, or one of them and the others small.
+
+    Parameters
+    ----------
+    places : dict of (int, int) to int
+        Of the entries of R.
+    units : (S,)
+        Entries of its diagonal by which the predictor has a standard deviation of one.
+    """
+    n = len(units)
+    if not np.isfinite(units).all():
+        units = np.ones(n)
+    return [
+        {places[c, c]: float(units[c] * size * (_LITTLE if which not in (c, None) else 1.0)) for c in range(n)}
+        for size in _TOGETHER
+        for which in (None, *range(n))
+    ]
+
+
+def above(ends: list[NewtonResult], best: float, most: int = 2) -> list[NewtonResult]:
+    """Loose climbs that end, or are on their way, higher than the best maximum that is known; the highest first."""
+    reach = lambda end: end.value + (end.decrement if math.isfinite(end.decrement) else 0.0)
+    return sorted((end for end in ends if reach(end) > best + HIGHER), key=reach, reverse=True)[:most]
 
 
 def promising(looks: list[LinePoint], best: float, known: float = 0.0) -> list[float]:

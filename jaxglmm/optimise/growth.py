@@ -3,11 +3,12 @@
 import numpy as np
 
 
-# On these links an effect of this size turns any mean into its bound, or into e^100 times itself.
-BOUNDED_LINKS, LARGEST_SD = ("logit", "probit", "cloglog", "log"), 100.0
+# On these links an effect of this size turns any mean into its bound, or into e^100 times itself; beside offsets that
+# do so themselves effects may be of so many times their range.
+BOUNDED_LINKS, LARGEST_SD, _BESIDE = ("logit", "probit", "cloglog", "log"), 100.0, 3.0
 
 
-def check_growth(family, factors, columns, weights, groups, convergence) -> None:
+def check_growth(family, factors, columns, design, groups, convergence) -> None:
     """Say that a fit did not converge when a factor's effects are of no finite size in most of its rows.
 
     Parameters
@@ -16,8 +17,8 @@ def check_growth(family, factors, columns, weights, groups, convergence) -> None
         Lambda of each grouping factor.
     columns : sequence of sequences of S arrays (n,)
         Of each: its effects' columns, in the coordinates of Lambda.
-    weights : (n,)
-        Rows of weight 0 do not count.
+    design
+        With `weights` (n,), rows of weight 0 do not count, and `offset` (n,).
     groups : sequence of str or None
         Names of the factors.
     convergence : Convergence
@@ -25,12 +26,19 @@ def check_growth(family, factors, columns, weights, groups, convergence) -> None
     if family.link not in BOUNDED_LINKS or convergence.reason == "not finite":
         return
     for factor, z, group in zip(factors, columns, groups, strict=True):
-        if (size := _usual_size(np.asarray(factor), z, weights)) > LARGEST_SD:
+        size = _usual_size(np.asarray(factor), z, design.weights)
+        if size > LARGEST_SD and size > LARGEST_SD + _BESIDE * _range(design):
             convergence.converged = False
             convergence.reason = (
                 f"the variance of the {'random effects' if group is None else f'effects of {group!r}'} grows without "
                 f"bound, their standard deviation is {size:.3g} so far: within groups the responses are all alike"
             )
+
+
+def _range(design) -> float:
+    """Of the offsets in the rows that count."""
+    offset = np.asarray(design.offset)[np.asarray(design.weights) > 0]
+    return float(np.ptp(offset)) if len(offset) else 0.0
 
 
 def _usual_size(factor, z, weights) -> float:

@@ -20,17 +20,20 @@ from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_zeros
 from jaxglmm.optimise.boundary import (
     HIGHER,
-    MULTIPLES,
+    SMALL,
     LinePoint,
+    above,
     few_rule,
     profiled,
     promising,
+    sizes_along,
+    together,
     turned_round,
     with_values,
 )
 from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
 from jaxglmm.optimise.estimate import Convergence
-from jaxglmm.optimise.growth import check_growth
+from jaxglmm.optimise.growth import BOUNDED_LINKS, check_growth
 from jaxglmm.optimise.newton import NewtonResult, least_squares, maximise
 from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above, nothing_to_see
 from jaxglmm.optimise.separation import check_separation, may_diverge
@@ -191,7 +194,10 @@ def _maximise_free(at, x0, free, even, part, **options) -> NewtonResult:
         return over_free
 
     sampled = None if part is None else restricted(part)
-    r = maximise(restricted(at), x0[kept], log_coordinates=even[kept], part=sampled, **options)
+    logarithms = kept == len(x0) - 1
+    r = maximise(
+        restricted(at), x0[kept], log_coordinates=even[kept], logarithms=logarithms, part=sampled, **options
+    )  # fmt: skip
     gradient, hessian, *extra = r.extra
     hessian = np.array(hessian)
     hessian[block] = r.hessian
@@ -316,7 +322,7 @@ def fit_marginal(
     if fixed_factor is None:
         factor = np.zeros((S, S))
         factor[covariance.entries] = psi[p : p + q]
-        check_growth(family, [factor], [np.asarray(design.terms[0].z)], design.weights, [None], convergence)
+        check_growth(family, [factor], [np.asarray(design.terms[0].z)], design, [None], convergence)
     convergence.iterations = state.evaluations
     convergence.passes = float(state.passes() + (0 if glm is None else glm.iterations + 1 + extra) + passes)
     # What is held at zero in R is so in Lambda: a column of zeros stays one.
@@ -325,7 +331,7 @@ def fit_marginal(
     if not look_along or fixed_factor is not None or not determinant:
         return solution
     before = state.evaluations
-    starts = state.starts_along(result, free, nodes, groups)
+    starts = state.starts_along(result, free, nodes, groups, glm)
     evaluations, passes = convergence.iterations, convergence.passes + state.evaluations - before
     evaluations += state.evaluations - before
     for start in starts:
@@ -410,10 +416,10 @@ class Search:
         self.covariance = design.terms[0].covariance
         self.part = slice(design.X.shape[1], -1)
         self.limit = dispersion_limit(family, design.y, design.weights)
-        start = aligned_zeros(design.terms[0].z.shape, design.terms[0].z.dtype)
-        self.modes = jax.device_put(start, may_alias=True)
+        self.modes = self._no_modes()
         self.evaluations, self.sample = 0, sample
         # Entries of Lambda_0 R are linear in those of R.
+        self.base = base
         rows, columns = self.covariance.entries
         self.jacobian = np.eye(len(free))
         self.jacobian[self.part, self.part] = base[np.ix_(rows, rows)] * (columns[:, None] == columns[None, :])
@@ -421,12 +427,25 @@ class Search:
     def psi(self, x):
         return self.jacobian @ x
 
+    def _no_modes(self):
+        z = self.design.terms[0].z
+        return jax.device_put(aligned_zeros(z.shape, z.dtype), may_alias=True)
+
     def at(self, x, nodes):
         """Value, gradient and Hessian in x."""
-        J = self.jacobian
-        e = evaluate(self.family, self.design, nodes, J @ x, self.modes, determinant=self.determinant)
+        J, at = (
+            self.jacobian,
+            lambda modes: evaluate(
+                self.family, self.design, nodes, self.jacobian @ x, modes, determinant=self.determinant
+            ),
+        )
+        e = at(self.modes)
         self.evaluations += 1
         value = float(e.value)
+        if not math.isfinite(value):  # from modes of another Lambda the search for these may overflow
+            e = at(self._no_modes())
+            self.evaluations += 1
+            value = float(e.value)
         if math.isfinite(value):
             self.modes = e.modes
         return value, J.T @ np.asarray(e.gradient), J.T @ np.asarray(e.hessian) @ J
@@ -483,7 +502,7 @@ class Search:
                 result = self.climb(x, nodes, free=free)
         return result, free
 
-    def starts_along(self, result, free, nodes, groups) -> list[np.ndarray]:
+    def starts_along(self, result, free, nodes, groups, glm) -> list[np.ndarray]:
         """Where higher maxima may be found from (`optimise.boundary`), x each.
 
         A fit that began at that of a sample began at the highest maximum which the sample's own look found: it takes no
@@ -494,23 +513,39 @@ class Search:
             (r, c): self.part.start + k for k, (r, c) in enumerate(zip(*map(list, covariance.entries), strict=True))
         }
         ruled = self._ruled_by_few(groups)
-        if not ruled and (self.sample is not None or (covariance.n_effects == 1 and free_part.all())):
+        inside = free_part.all() and result.converged
+        if not ruled and (self.sample is not None or (covariance.n_effects == 1 and inside)):
             return []
-        starts, x = [], np.abs(result.x[self.part.start]) if covariance.n_effects == 1 else 0.0
+        units, starts = self._units(), []
+        x = np.abs(result.x[self.part.start]) if covariance.n_effects == 1 else 0.0
+        if covariance.n_effects > 1 and (ruled or not inside) and len(self.design.y) <= SMALL:
+            begin = result.x if glm is None else np.concatenate([glm.x[:-1], np.zeros(len(free_part)), glm.x[-1:]])
+            ends = [self.climb(with_values(begin, sizes), nodes, loose=True) for sizes in together(places, units)]
+            starts += [end.x for end in above(ends, result.value)]
         for c in range(covariance.n_effects):
             j = places[c, c]
             if covariance.n_effects > 1 and free[j]:
                 continue
-            sizes = promising(self._looks(result, j, nodes), result.value, float(x))
+            sizes = promising(self._looks(result, j, nodes, units[c]), result.value, float(x))
             starts += [with_values(result.x, {j: size}) for size in sizes[:2]]
             if covariance.n_effects > 1:
                 starts += [with_values(result.x, turned) for turned in turned_round(result.x, places, c)]
         return starts
 
-    def _looks(self, result, j, nodes) -> list[LinePoint]:
+    def _units(self) -> np.ndarray:
+        """Entries (S,) of R's diagonal by which the predictor has a standard deviation of one; NaN where that is none.
+
+        Of links on which effects have a size of their own.
+        """
+        if self.family.link not in BOUNDED_LINKS:
+            return np.full(self.covariance.n_effects, np.nan)
+        size = np.sqrt(np.square(self.base.T @ _counting(self.design)).mean(1))
+        return np.divide(1.0, size, out=np.full(len(size), np.nan), where=size > 0)
+
+    def _looks(self, result, j, nodes, unit) -> list[LinePoint]:
         others = np.flatnonzero(self.free & (np.arange(len(self.free)) != j))
         looks = []
-        for size in MULTIPLES:
+        for size in sizes_along(unit):
             value, gradient, hessian = self.at(with_values(result.x, {j: size}), nodes)
             if math.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all():
                 value, slope = profiled(value, gradient, hessian, j, others)

@@ -134,7 +134,7 @@ def fit_nested(
         check_separation(family, tiles, psi[:p], names=names, intercept=intercept)
     if factors is None:  # of an intercept each, which is a column of ones
         ones = [[np.broadcast_to(1.0, len(tiles.y))]] * 2
-        check_growth(family, matrices, ones, tiles.weights, groups, convergence)
+        check_growth(family, matrices, ones, tiles, groups, convergence)
     return solution, effects
 
 

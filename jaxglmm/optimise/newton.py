@@ -76,6 +76,7 @@ def maximise(
     tol: float = 1e-12,
     max_iterations: int = 100,
     log_coordinates: np.ndarray | None = None,
+    logarithms: np.ndarray | None = None,
     callback: Callable | None = None,
     part: Callable | None = None,
     stop: Callable | None = None,
@@ -92,6 +93,8 @@ def maximise(
     max_iterations : int
     log_coordinates : bool (m,), optional
         Parameters of which the function is even, that step in the logarithm of their size.
+    logarithms : bool (m,), optional
+        Parameters that are logarithms themselves: their steps are no longer.
     callback : callable, optional
         Called with (iteration, value, decrement, x) after each accepted evaluation.
     part : callable, optional
@@ -109,7 +112,7 @@ def maximise(
     """
     x = np.array(x0, float)
     even = np.zeros(x.shape, bool) if log_coordinates is None else np.asarray(log_coordinates, bool)
-    any_even = bool(even.any())
+    any_even, bounded = bool(even.any()), np.zeros(x.shape, bool) if logarithms is None else logarithms
     value, gradient, hessian, extra = _checked(evaluate, x)
     radius, iterations, reason = math.inf, 0, "limit"
     move, correction = np.zeros_like(x), None
@@ -131,7 +134,7 @@ def maximise(
         share = math.inf if correction is None else error_share(correction, decrement, hessian)
         correction = None
         if part is not None and math.isinf(radius) and model.definite:
-            trial = _moved(x, _shortened(model.step(radius), logged), logged)
+            trial = _moved(x, _shortened(model.step(radius), logged | bounded), logged)
             correction = correct(part, x, (value, gradient, hessian), trial)
         if correction is not None and math.isfinite(share):
             bound, apart = foretold(correction, share, hessian)
@@ -146,7 +149,7 @@ def maximise(
         rounding = 1e-14 * (abs(value) + 1.0)
         accepted = False
         while iterations < max_iterations:
-            step = _shortened(model.step(radius), logged)
+            step = _shortened(model.step(radius), logged | bounded)
             predicted = model.gain(step)
             trial = _moved(x, step, logged) if correction is None else correction.x
             move = trial - x
@@ -174,7 +177,9 @@ def maximise(
             radius = RADIUS_GROWS * radius
         x, (value, gradient, hessian, extra) = trial, new
     # At the limit of rounding no step can be seen to improve; a decrement this small is then the answer.
+    # So it is where the steps ran out among values that differ by rounding.
     stalled = reason == "stalled" and decrement <= 1e4 * max(tol, np.finfo(float).eps * (1 + abs(value)))
+    stalled |= reason == "limit" and decrement <= 1e-14 * (1 + abs(value))
     return NewtonResult(
         x, value, gradient, hessian, decrement, iterations, reason == "converged" or stalled, reason, move, extra
     )

@@ -156,7 +156,7 @@ def fit_several(
     if not result.converged or may_diverge(-hessian[: search.p, : search.p], len(design.y), tol):
         check_separation(family, design, psi[: search.p], names=names, intercept=intercept)
     if factors is None:
-        check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
+        check_growth(family, solution.factors, effects_columns(design), design, groups, convergence)
     return solution
 
 

@@ -148,5 +148,5 @@ def fit_several_penalised(
     seen, summed = (seen, False) if every is None else (every, True)
     solution = SeveralSolution(psi, active, hessian, search.factors(psi), e.value, e, convergence, seen, summed=summed)
     if factors is None:
-        check_growth(family, solution.factors, effects_columns(design), design.weights, groups, convergence)
+        check_growth(family, solution.factors, effects_columns(design), design, groups, convergence)
     return solution, {"df": df, "kkt": found.kkt}
