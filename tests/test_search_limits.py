@@ -32,6 +32,20 @@ def test_paths_of_large_counts(level):
     assert path.coef[-1] == pytest.approx(list(plain.fixef.values()), rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("noise", ["overdispersed", "poisson"])
+def test_paths_of_large_negative_binomial_counts(noise):
+    """Where the gradient in log theta is known up to the rounding of counts of 1e8."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1000, 3))
+    mean = np.exp(18 + X @ [1, -0.5, 0])
+    y = rng.poisson(mean) if noise == "poisson" else rng.negative_binomial(2.0, 2 / (2 + mean))
+    data = {"y": y * 1.0, **dict(zip("abc", X.T, strict=True))}
+    path = jg.fit_path("y ~ a + b + c", data, family="negativebinomial", lambdas=[0.5, 1e-2, 1e-4, 0.0])
+    plain = jg.fit("y ~ a + b + c", data, family="negativebinomial")
+    assert path.converged.all() and path.kkt.max() <= 1e-6
+    assert path.coef[-1] == pytest.approx(list(plain.fixef.values()), rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_paths_do_not_depend_on_the_response_s_unit(scale):
     rng = np.random.default_rng(0)

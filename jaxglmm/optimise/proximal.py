@@ -26,6 +26,9 @@ _SHIFTS = (_LEAST_SHIFT, 1e-8, 1e-5, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3)
 _SMALLEST_STEP = 1e-7
 # Where no step can be seen to improve any more, a residual this small is the answer.
 _ROUNDING = 1e-8
+# So is one this small that so many steps have not halved: the gradient in a dispersion is a sum of terms of the size of
+# the responses, of which it keeps that much.
+_SETTLED, _IDLE = 1e-6, 8
 # A step that is expected to gain less is judged by the slopes at its ends: losses' difference may be rounding, whose
 # size is that of the terms that a loss is summed of, not its own.
 _FLAT = 1e-6
@@ -122,8 +125,10 @@ def proximal_newton(
     else:
         loss, gradient = known
     kkt = float(np.max(penalised.violations(x, gradient), initial=0.0))
-    fresh, iterations = known is None, 0
+    fresh, iterations, best, idle = known is None, 0, kkt, 0
     while kkt > tol and iterations < max_iterations and np.isfinite(loss):
+        if idle >= _IDLE and kkt <= min(_SETTLED, 2 * best):
+            break
         target = minimise_model(curvature.matrix, gradient, x, penalised)
         step = target - x
         longest = np.max(np.abs(step) / penalised.longest(x), initial=0.0)
@@ -156,7 +161,8 @@ def proximal_newton(
         previous, kkt = kkt, float(np.max(penalised.violations(x, gradient), initial=0.0))
         curvature.rate = kkt / previous if share == 1 else 1.0
         fresh = second
-    limit = tol if iterations >= max_iterations else max(tol, _ROUNDING)
+        best, idle = (kkt, 0) if kkt < 0.5 * best else (best, idle + 1)
+    limit = tol if iterations >= max_iterations else max(tol, _ROUNDING if idle < _IDLE else _SETTLED)
     return ProximalResult(x, loss, gradient, kkt, iterations, kkt <= limit)
 
 
