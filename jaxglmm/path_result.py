@@ -136,7 +136,9 @@ def along(frame, family, laid, found, gamma, scale) -> dict:
     loglik, df = np.array([s.loglik for s in found]), np.array([s.df for s in found])
     rest = np.array([s.rest for s in found])
     n = len(frame.y)
-    dispersion = np.exp(rest[:, -1]) if family.dispersion_name is not None else None
+    dispersion = None
+    if family.dispersion_name is not None:
+        dispersion = np.array([np.inf if family.at_limit(v) else np.exp(v) for v in rest[:, -1]])
     if scale == "rss":
         # L was that at sigma 1, where -2 L is the residual sum of squares and a constant.
         used = frame.weights > 0

@@ -122,3 +122,18 @@ def test_overdispersed_groups_may_hide_that_rows_are_not():
         assert np.asarray(fits.loglik) == pytest.approx([fit.loglik for fit in alone], abs=1e-7)
         infinite = [fit.family.at_limit(fit.state.log_dispersion) for fit in alone]
         assert np.isinf(np.asarray(fits.estimate)[:, -1]).tolist() == infinite and 0 < sum(infinite) < 12
+
+
+def test_penalised_fits_and_paths_tell_the_poisson_limit():
+    """Theta is infinite, and the value that of the Poisson family, as without a penalty."""
+    formula, data = "y ~ a + b + (1 | g)", underdispersed()
+    plain = jg.fit(formula, data, family="negativebinomial")
+    assert plain.dispersion["value"] == math.inf
+    fit = jg.fit(formula, data, family="negativebinomial", penalty=jg.Ridge(1e-9))
+    assert fit.dispersion["value"] == math.inf and fit.loglik == pytest.approx(plain.loglik, abs=1e-7)
+    options = {"lambdas": [0.1, 1e-3]}
+    path = jg.fit_path(formula, data, family="negativebinomial", **options)
+    poisson = jg.fit_path(formula, data, family="poisson", **options)
+    assert (path.dispersion == math.inf).all()
+    assert path.loglik == pytest.approx(poisson.loglik, abs=1e-6)
+    assert path.df == pytest.approx(poisson.df + 1)

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from jaxglmm.model.family import AT_LIMIT
+from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.marginal_fit import padded_nodes
 from jaxglmm.optimise.node_ladder import Look, Place, look
 from jaxglmm.optimise.path_evaluations import Evaluations
@@ -199,9 +201,12 @@ class PathSolver:
                     continue
                 kkt = max(found.kkt, float(outside.max(initial=0.0)))
                 point = self.points[i]
+                rest = point.rest.copy()
+                if found.converged and self._at_limit(i):
+                    rest[-1] = AT_LIMIT
                 out[i] = Solution(
-                    point.beta.copy(), point.rest.copy(), self.loglik(i), self._df(i, found.x, lam), kkt,
-                    iterations[i], found.converged,
+                    point.beta.copy(), rest, self.loglik(i), self._df(i, found.x, lam), kkt, iterations[i],
+                    found.converged,
                 )  # fmt: skip
             which = again
         return out
@@ -374,6 +379,17 @@ class PathSolver:
         self.points[i].rest[0] = _AGAIN * self.spread[i][0]
         self.restart(i)
         return True
+
+    def _at_limit(self, i) -> bool:
+        """Whether the limit of the dispersion is as good as where it stands (`optimise.dispersion`)."""
+        model, point = self.models[i], self.points[i]
+        limit = dispersion_limit(model.family, model.design.y, model.design.weights) if model.free[-1] else None
+        if limit is None or not limit.beyond(point.rest):
+            return False
+        x = self._x(i)
+        x[-1] = AT_LIMIT
+        loss = self._at({i: x}, False)[i][0]
+        return bool(loss <= point.loss + 1e-10 * (1 + abs(point.loss)))
 
     def _df(self, i, x, lam) -> float:
         penalised, _, _ = self._local(i, lam)
