@@ -23,6 +23,7 @@ def test_converged_fits_are_not_beaten_by_a_dense_optimiser(seed):
 
 @pytest.mark.parametrize(("seed", "best"), [
     (485, -21.577613), (1365, -28.571989),  # a maximum of large effects behind one at zero
+    (1210, -25.178193),  # of two maxima with large effects the higher
     (1345, -1324.835117),  # one row has most of the information
     (1485, -32201.485806),  # modes that overflow from those of other deviations
     (18, -308668.838129), (113, -642.208506),  # effects and dispersions that offsets make large

@@ -47,6 +47,8 @@ NOTHING = 1e-4
 LITTLE, _FIRST_STEPS = 0.02, 40
 # No unit of effects is made of an information in a row beyond these.
 INFORMATION = 1e-60, 1e60
+# Standard deviation of the predictor beyond which most means are at their bounds.
+_LARGE = 5.0
 # A start's diagonal of R is at least this: zero itself is stationary, and no start should lie on it.
 _LEAST_FIRST = 0.05
 
@@ -513,7 +515,7 @@ class Search:
             (r, c): self.part.start + k for k, (r, c) in enumerate(zip(*map(list, covariance.entries), strict=True))
         }
         ruled = self._ruled_by_few(groups)
-        inside = free_part.all() and result.converged
+        inside = free_part.all() and result.converged and not self._large_effects(result)
         if not ruled and (self.sample is not None or (covariance.n_effects == 1 and inside)):
             return []
         units, starts = self._units(), []
@@ -531,6 +533,13 @@ class Search:
             if covariance.n_effects > 1:
                 starts += [with_values(result.x, turned) for turned in turned_round(result.x, places, c)]
         return starts
+
+    def _large_effects(self, result) -> bool:
+        """Whether, in a small problem, several effects are of a size beside which there may be many maxima."""
+        if self.covariance.n_effects == 1 or len(self.design.y) > SMALL:
+            return False
+        size = np.sqrt(np.square(self.factor(result.x)).sum(1)) / self._units()
+        return bool((size > _LARGE).any())  # of links without such a size none is
 
     def _units(self) -> np.ndarray:
         """Entries (S,) of R's diagonal by which the predictor has a standard deviation of one; NaN where that is none.
