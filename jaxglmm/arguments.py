@@ -154,7 +154,8 @@ def text(name: str, value) -> None:
 def names(name: str, value) -> None:
     """A name, or a list of names."""
     several = isinstance(value, list | tuple | np.ndarray) or hasattr(value, "to_list")
-    if not (isinstance(value, str) or (several and all(isinstance(v, str) for v in value))):
+    given = list(value) if several else [value]
+    if not all(isinstance(v, str) and v for v in given):
         refuse(name, "a name or a list of names", value)
 
 
@@ -164,8 +165,25 @@ def numbers(name: str, value) -> None:
         array = np.asarray(value, float)
     except (TypeError, ValueError, OverflowError):
         array = np.array(np.nan)
-    if value is None or isinstance(value, str | bytes) or not array.size or not np.isfinite(array).all():
+    truth = isinstance(value, bool | np.bool_) or _kind(value) == "b"
+    if value is None or truth or isinstance(value, str | bytes) or not array.size or not np.isfinite(array).all():
         refuse(name, "a number, or an array of numbers", value)
+
+
+def floats(name: str, value) -> None:
+    """An array of floating numbers, of NumPy's or JAX's, which may be traced."""
+    if _kind(value) != "f" and getattr(getattr(value, "dtype", None), "name", "") != "bfloat16":
+        refuse(name, "an array of floating numbers", value)
+
+
+def floating(name: str, value) -> None:
+    """A floating type of NumPy's."""
+    try:
+        good = isinstance(value, type | np.dtype | str) and np.dtype(value).kind == "f"
+    except TypeError:
+        good = False
+    if not good:
+        refuse(name, "a floating type, such as numpy.float64", value)
 
 
 def seed(name: str, value) -> None:
@@ -232,6 +250,9 @@ def instance(cls: str, expected: str) -> Rule:
     return rule
 
 
+a_prior = instance("AbstractPrior", "a prior, such as jg.HalfStudentPrior()")
+a_design = instance("Design", "a design, as jaxglmm.make_design returns it")
+a_family = instance("AbstractFamily", "a family, such as jg.Binomial()")
 a_fit = instance("Fit", "a fitted model, as jaxglmm.fit returns it")
 
 

@@ -1,6 +1,7 @@
 """Group effects as features of a next-stage model, without leakage: a scikit-learn transformer."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import narwhals as nw
@@ -10,12 +11,13 @@ from sklearn.model_selection import check_cv
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
-from jaxglmm.arguments import choice, optional, seed, text, told
+from jaxglmm.arguments import choice, optional, seed, text, told, whole
 from jaxglmm.errors import DataError, DataWarning
 from jaxglmm.folds import GroupEffects, effects_near, effects_without_each_row, group_effects
 from jaxglmm.formula.frame import model_frame
 from jaxglmm.formula.table import open_table
 from jaxglmm.model.families import get_family
+from jaxglmm.objectives.marginal import MOST_NODES
 from jaxglmm.ops.computing import computing
 from jaxglmm.problem import make_problem
 
@@ -261,6 +263,12 @@ class RandomEffectEncoder(TransformerMixin, BaseEstimator):
         ):
             raise DataError(f"features must be some of {FEATURES}; found {told(self.features)}")
         choice(*THETA)("theta", self.theta)
+        choice("agq", "laplace", "auto")("method", self.method)
+        optional(whole(1, MOST_NODES))("n_agq", self.n_agq)
+        text_or_set = isinstance(self.cv, str | bytes | Mapping | set)
+        splits = not text_or_set and (np.iterable(self.cv) or hasattr(self.cv, "split"))
+        if self.cv is not None and not splits and not (isinstance(self.cv, str) and self.cv == "loo"):
+            whole(2)("cv", self.cv)
         optional(text)("time", self.time)
         seed("random_state", self.random_state)
 

@@ -39,7 +39,7 @@ RULES = {
     "n_agq": optional(whole(1, MOST_NODES)),
     "levels": optional(mapping),
     "full_rank": flag,
-    "tol": number(0),
+    "tol": number(above=0, at_most=1),
     "max_iterations": whole(0),
     "progress": optional(flag),
 }

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxglmm.arguments import numbers, whole
+from jaxglmm.arguments import a_design, a_family, floating, floats, number, numbers, optional, seed as seeds, whole
 from jaxglmm.design.design import Design, make_design, only_term
 from jaxglmm.design.groups import LONGEST, SIZES, round_up
 from jaxglmm.errors import DataError
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.model.family import AbstractFamily
 from jaxglmm.objectives.evaluate import posterior_moments
-from jaxglmm.objectives.marginal import gauss_hermite
+from jaxglmm.objectives.marginal import MOST_NODES, gauss_hermite
 from jaxglmm.objectives.quadrature import AdaptiveQuadrature
 
 
@@ -48,6 +48,10 @@ class RandomEffects(eqx.Module):
 
     def __init__(self, family: AbstractFamily, *, nodes: int = 9, sd: float = 0.5, n_effects: int = 1):
         """Make a layer whose effects are independent and have the standard deviation `sd` to begin with."""
+        a_family("family", family)
+        whole(1, MOST_NODES)("nodes", nodes)
+        number(above=0)("sd", sd)
+        whole(1, 3)("n_effects", n_effects)
         self.family, self.nodes = family, nodes
         self.covariance = Covariance((tuple(range(n_effects)),))
         self.theta = jnp.asarray(self.covariance.theta(sd * np.eye(n_effects)))
@@ -83,6 +87,8 @@ class RandomEffects(eqx.Module):
 
 
 def _with_offset(design, eta):
+    a_design("design", design)
+    floats("eta", eta)
     if eta.shape != design.y.shape:
         raise DataError(f"eta must have shape {design.y.shape}, one for each slot of the design; found {eta.shape}")
     return dataclasses.replace(design, X=jnp.zeros((len(eta), 0), eta.dtype), offset=design.offset + eta)
@@ -116,6 +122,18 @@ class GroupBatches:
         whole(1)("groups", groups)
         for name, values in (("y", y), ("X", X), ("codes", codes)):
             numbers(name, values)
+        for name, values in (("weights", weights), ("offset", offset), ("z", z)):
+            optional(numbers)(name, values)
+        floating("dtype", dtype)
+        n = np.size(y)
+        for name, values, shape in (("y", y, (n,)), ("X", X, (n, np.shape(X)[-1] if np.ndim(X) else 0))):
+            if np.shape(values) != shape:
+                raise DataError(f"{name} must have shape {shape}; found {np.shape(values)}")
+        for name, values in (("codes", codes), ("weights", weights), ("offset", offset)):
+            if values is not None and np.shape(values) != (n,):
+                raise DataError(f"{name} must have shape ({n},), as y has; found {np.shape(values)}")
+        if z is not None and np.shape(np.atleast_2d(z))[1:] != (n,):
+            raise DataError(f"z must have shape (S, {n}); found {np.shape(z)}")
         if np.asarray(codes).dtype.kind not in "iu" or np.min(codes) < 0 or np.ndim(codes) != 1:
             raise DataError("codes must number the groups from 0, one for each row")
         self._rows = {"weights": weights, "offset": offset, "codes": codes, "z": z}
@@ -146,6 +164,7 @@ class GroupBatches:
 
     def epoch(self, seed: int) -> Iterator[Design]:
         """Every group once, in an order drawn with `seed`."""
+        seeds("seed", seed)
         order = np.random.default_rng(seed).permutation(len(self._first) - 1)
         for begin in range(0, len(order), self.groups):
             chosen = order[begin : begin + self.groups]

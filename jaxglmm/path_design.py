@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.arguments import numbers
+from jaxglmm.arguments import numbers, told
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, Scaling, column_scaling, make_design
 from jaxglmm.design.groups import Layout
@@ -118,6 +118,8 @@ def lay_out_path(
             "most, join them as (1 | a:b), or fit one lambda at a time with jg.fit(penalty=)"
         )
     scaling, found = measure(frame)
+    if X is None and X_names is not None:
+        raise DataError(f"X_names names the columns of X, which is not given; found {told(X_names)}")
     extras = [_matrix(frame, X, X_names)] if X is not None else []
     extras += [_categorical(frame, data, name) for name in dummies]
     names = (*frame.names, *(name for extra in extras for name in extra.names))

@@ -68,6 +68,8 @@ def choose_likelihood(frame, family, scaling, *, method, n_agq, theta, log_phi=N
     """Nodes and held parameters, from the arguments of a fit."""
     term = frame.terms[0] if frame.terms else None
     if term is None:
+        if theta is not None:
+            held_factors(theta, frame, family)  # which there are none of
         return Likelihood(log_phi=log_phi)
     factor = None if theta is None else scaling.factor_from_columns(held_factors(theta, frame, family)[0])
     if is_linear(family):  # Laplace's approximation is exact

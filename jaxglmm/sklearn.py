@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from jaxglmm.arguments import refuse
+from jaxglmm.arguments import choice, refuse
 from jaxglmm.encoder import RandomEffectEncoder as RandomEffectEncoder
 from jaxglmm.errors import (
     ColumnsError,
@@ -58,6 +58,8 @@ class _GLMM(BaseEstimator):
 
     def _checked(self, X, y, weights, *, numeric):
         """Columns of X, y and weights as far as they can be judged without the model."""
+        choice("conditional", "mode", "marginal", "population")("effects", self.effects)
+        choice("integrate", "population", "error")("new_levels", self.new_levels)
         table = self._table(X, reset=True)
         if y is None:
             raise DataError("requires y to be passed, but the target y is None")
@@ -129,7 +131,8 @@ class _GLMM(BaseEstimator):
     def _predict(self, X):
         check_is_fitted(self)
         table = self._table(X, reset=False)
-        columns = {self._names[name]: values for name, values in table.items()}
+        safe = list(self._names.values())  # of an array, whose columns have no names, by their places
+        columns = {self._names.get(name, safe[k]): values for k, (name, values) in enumerate(table.items())}
         return self.fit_.predict(columns, effects=self.effects, new_levels=self.new_levels)
 
     def _table(self, X, reset):

@@ -86,7 +86,10 @@ def check_loglik(fit) -> None:
     counted = rows.weights > 0
     if not counted.all() or len(rows.y) > 100:
         return
-    eta = rows.offset + rows.X @ np.array(list(fit.fixef.values()))
+    beta = np.array(list(fit.fixef.values()))
+    eta = rows.offset + rows.X @ beta
+    if np.max(np.abs(rows.X) @ np.abs(beta)) > 1e6:  # the columns as they are have too few digits for this
+        return
     scale = max(1.0, abs(fit.loglik))
     if fit.family.name == "gaussian" and fit.family.link == "identity":
         truth = _normal(fit, rows, eta)
@@ -184,6 +187,8 @@ def _predict(fit, found, given) -> None:
     value, lower, upper = (t[name].astype(float) for name in ("prediction", "lower", "upper"))
     known = np.isfinite(value)
     slack = 1e-9 * (1 + np.abs(value[known]))
+    if fit.penalised is not None and fit.penalised.get("alpha"):
+        return  # a lasso's estimates have no standard errors
     require(np.isfinite(lower[known]) & np.isfinite(upper[known]), "ends without a value")
     require(lower[known] <= upper[known] + slack, "ends of an interval in the wrong order")
     if given.get("kind") == "link" or given.get("effects") in ("population", "mode"):

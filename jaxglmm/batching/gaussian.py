@@ -93,7 +93,9 @@ class GaussianStrata(StratumLanes):
         weights = rows.ones if rows.weights is None else rows.weights
         target = rows.y if rows.offset is None else rows.y - rows.offset
         p, by_stratum = X.shape[1], lambda v: np.add.reduceat(v, begins, axis=0)
-        xx = np.stack([by_stratum(X * (weights * X[:, j])[:, None]) for j in range(p)], 1)
+        xx = np.empty((B, p, p))
+        for j in range(p):
+            xx[:, j] = by_stratum(X * (weights * X[:, j])[:, None])
         rhs = by_stratum(X * (weights * target)[:, None])
         origin = np.linalg.solve(xx, rhs[:, :, None])[:, :, 0]
         residual = target - np.einsum("np,np->n", X, origin[lane])

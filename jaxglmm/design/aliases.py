@@ -94,12 +94,16 @@ def aliases(X: Columns, of_factors) -> dict[int, dict[int, float]]:
     L, found = np.zeros((p, p)), {}
     for j in range(p):
         k = len(kept)
-        row = solve_triangular(L[:k, :k], scaled[kept, j], lower=True) if k and size[j] else np.zeros(k)
+        row = np.zeros(k)
+        if k and size[j]:
+            row = solve_triangular(L[:k, :k], scaled[kept, j], lower=True, check_finite=False)
+            if not np.isfinite(row).all():  # columns of numbers nearly are combinations of each other
+                return {}
         rest = scaled[j, j] - row @ row
         if rest < _SUSPECT:
             combination = {}
             if size[j]:
-                weights = solve_triangular(L[:k, :k], row, lower=True, trans="T")
+                weights = solve_triangular(L[:k, :k], row, lower=True, trans="T", check_finite=False)
                 values = weights * size[j] / size[kept]
                 combination = {i: _plain(v) for i, v in zip(kept, values, strict=True) if abs(v) > _SMALL}
             if _is(X, j, combination, size[j]):

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxglmm.arguments import refuse, whole
+from jaxglmm.arguments import flag, floating, is_whole, number, optional, refuse, whole
 from jaxglmm.design.groups import GroupIndex, Layout, build_index, row_index
 from jaxglmm.design.shards import place, shared_index
 from jaxglmm.errors import DataError, NotYetError
@@ -230,8 +230,11 @@ def make_design(
         raise DataError("codes must number the groups from 0, one for each row")
     if n_groups is not None and codes is not None:
         whole(int(np.max(codes)) + 1)("n_groups", n_groups)
-    if not _is_floating(dtype):
-        refuse("dtype", "a floating type, such as numpy.float64", dtype)
+    floating("dtype", dtype)
+    for name, value in (("single", single), ("blocked", blocked)):
+        flag(name, value)
+    optional(whole(1))("block", block)
+    number()("constant", constant)
     y = np.asarray(y)
     if y.ndim != 1:
         raise DataError(f"y must have one dimension; found shape {y.shape}")
@@ -255,6 +258,7 @@ def make_design(
         z = np.broadcast_to(1.0, (1, n)) if z is None else np.atleast_2d(np.asarray(z))
         if z.ndim != 2 or z.shape[1] != n or not len(z):
             raise DataError(f"z must have shape (S, {n}), a row for each effect; found {z.shape}")
+        _check_blocks(blocks, len(z))
         scale = np.ones(len(z)) if scaling is None else scaling.z_scale
         slots = aligned_zeros((len(z), layout.n_slots), dtype)
         covariance = Covariance(blocks or (tuple(range(z.shape[0])),))
@@ -280,6 +284,14 @@ def make_design(
     return (design if mesh is None else place(design)), layout
 
 
+def _check_blocks(blocks, n_effects: int) -> None:
+    """Refuse what does not part the effects into blocks."""
+    good = blocks is None or isinstance(blocks, tuple)
+    good = good and all(isinstance(block, tuple) and all(map(is_whole, block)) for block in blocks or ())
+    if not good or (blocks and sorted(i for block in blocks for i in block) != list(range(n_effects))):
+        refuse("blocks", f"a tuple of tuples, which hold each of 0 to {n_effects - 1} once", blocks)
+
+
 def _kind(values) -> str:
     """The kind of numbers of an array or a list, as `numpy.dtype.kind`; "O" where they are none."""
     dtype = getattr(values, "dtype", None)
@@ -289,13 +301,6 @@ def _kind(values) -> str:
         except ValueError:  # ragged
             return "O"
     return getattr(dtype, "kind", "O")
-
-
-def _is_floating(dtype) -> bool:
-    try:
-        return isinstance(dtype, type | np.dtype | str) and np.dtype(dtype).kind == "f"
-    except TypeError:
-        return False
 
 
 def scatter_columns(X, layout, scaling, dtype):

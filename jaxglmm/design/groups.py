@@ -16,6 +16,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxglmm.errors import DataError
 from jaxglmm.ops.layout import group_counts, scatter_rows, slots_of_rows
 from jaxglmm.ops.memory import aligned_empty
 
@@ -219,7 +220,7 @@ def _choose_block(n: int, longest: int, block: int | None) -> int:
         while 2 * block <= _LARGEST_BLOCK and 2 * block * len(SIZES) <= n // 8:
             block *= 2
     elif block % _SMALLEST_BLOCK:
-        raise ValueError(f"block must be a multiple of {_SMALLEST_BLOCK}, found {block}")
+        raise DataError(f"block must be a multiple of {_SMALLEST_BLOCK}, found {block}")
     return block
 
 

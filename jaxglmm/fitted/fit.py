@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.arguments import (
+    a_prior,
     choice,
     flag,
     names,
@@ -79,7 +80,7 @@ class Fit(Estimates, Refits):
 
     # --- Effects of the groups ---------------------------------------------------------------------------
 
-    @takes(group=optional(text), interval=optional(share()), uncertainty=flag)
+    @takes(group=optional(text), interval=optional(share()), uncertainty=flag, prior=optional(a_prior))
     def ranef(
         self, group: str | None = None, *, interval: float | None = None, uncertainty: bool = True, prior=None
     ) -> Any:
@@ -286,6 +287,7 @@ class Fit(Estimates, Refits):
         interval=optional(share()),
         new_levels=choice("integrate", "population", "error"),
         uncertainty=flag,
+        prior=optional(a_prior),
     )
     def predict(
         self, new=None, kind="response", effects="conditional", interval=None, new_levels="integrate",

@@ -16,8 +16,19 @@ from formulaic.utils.stateful_transforms import stateful_transform
 
 
 def categorical(data: Any, contrasts: Any = None, *, levels: Any = None) -> Any:
-    """`C(x)` and `factor(x)`: a factor, whose levels are integers when the numbers are."""
-    return formulaic_c(_whole(data), contrasts, levels=levels)
+    """`C(x)` and `factor(x)`: a factor, whose levels are integers when the numbers are.
+
+    Raises
+    ------
+    ValueError
+        For levels that the list of them lacks, of which formulaic would make rows of zeros.
+    """
+    data = _whole(data)
+    if levels is not None:
+        values = pd.Series(data).dropna().unique()
+        if lacking := sorted({str(v) for v in values if v not in list(levels)}):
+            raise ValueError(f"levels= lacks {', '.join(map(repr, lacking[:5]))}: list all levels, or drop those rows")
+    return formulaic_c(data, contrasts, levels=levels)
 
 
 def relevel(data: Any, ref: Any) -> Any:

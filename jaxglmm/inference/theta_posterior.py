@@ -157,7 +157,9 @@ class _Profile:
         if not math.isfinite(found[1]):
             return -math.inf, found
         V = found[2][np.ix_(self.others, self.others)]
-        scale = np.sqrt(np.maximum(np.diag(V), 1e-300))  # columns of other units leave the sign alone
+        if not (np.isfinite(V).all() and (np.diag(V) > 0).all()):
+            return -math.inf, found
+        scale = np.sqrt(np.diag(V))  # columns of other units leave the sign alone
         sign, log_det = np.linalg.slogdet(V / np.outer(scale, scale)) if len(V) else (1, 0.0)
         log_det += 2 * np.log(scale).sum()
         with computing():

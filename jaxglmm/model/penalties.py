@@ -58,6 +58,13 @@ class ElasticNet(eqx.Module):
         if not traced and (not is_number(self.lam) or not 0 <= self.lam < np.inf):
             raise DataError(f"penalty: lam must be a finite number of at least 0; found {self.lam!r}")
         check_alpha(self.alpha)
+        factors = self.factors
+        if not (factors is None or isinstance(factors, Mapping) or getattr(factors, "dtype", None) is not None):
+            factors = np.asarray(factors if isinstance(factors, list | tuple) else np.nan)
+            if factors.dtype.kind not in "iuf" or np.isnan(factors).any():
+                refuse("penalty: factors", "{column: factor}, or an array of them", self.factors)
+        if getattr(factors, "ndim", 1) != 1:
+            refuse("penalty: factors", "{column: factor}, or an array (p,) of them", self.factors)
 
     def __call__(self, beta: Array) -> Array:
         """Value at the coefficients (p,), for factors that are an array or absent."""

@@ -46,6 +46,7 @@ class NormalPrior(AbstractPrior):
 
     def __check_init__(self):
         _positive(self, scale=self.scale)
+        _numbers(self, number(), mean=self.mean)
 
     def log_density(self, x):
         return -0.5 * jnp.square((x - self.mean) / self.scale) - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
@@ -67,6 +68,7 @@ class StudentPrior(AbstractPrior):
 
     def __check_init__(self):
         _positive(self, df=self.df, scale=self.scale)
+        _numbers(self, number(), mean=self.mean)
 
     def log_density(self, x):
         return _student(x - self.mean, self.df, self.scale)
@@ -152,6 +154,10 @@ def _student(x, df, scale):
 
 
 def _positive(prior, **values):
+    _numbers(prior, number(above=0), **values)
+
+
+def _numbers(prior, rule, **values):
     for name, value in values.items():
         if not isinstance(value, jax.Array):  # may be traced, or a vector of them
-            number(above=0)(f"{type(prior).__name__}: {name}", value)
+            rule(f"{type(prior).__name__}: {name}", value)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxglmm.arguments import flag, instance
 from jaxglmm.design.crossproducts import CrossProducts
 from jaxglmm.errors import DataError
 from jaxglmm.objectives.params import Params
@@ -185,7 +186,14 @@ class GaussianMarginal(eqx.Module):
 
     reml: bool = eqx.field(static=True, default=False)
 
+    def __check_init__(self):
+        flag("GaussianMarginal: reml", self.reml)
+
     def __call__(self, params: Params, cross: CrossProducts) -> Array:
+        instance("Params", "jg.Params(beta, theta, log_dispersion)")("params", params)
+        instance("CrossProducts", "cross products, as jaxglmm.design.crossproducts.cross_products makes them")(
+            "cross", cross
+        )
         if jnp.result_type(cross.vtv) != cross.vtv.dtype:
             raise DataError(
                 f"the cross products are {cross.vtv.dtype}, but JAX computes in {jnp.result_type(cross.vtv)} "

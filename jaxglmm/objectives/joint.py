@@ -4,11 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from jaxglmm.arguments import a_family
 from jaxglmm.design.design import Design, only_term
 from jaxglmm.model.families import AbstractFamily
 from jaxglmm.modes.separable import linear
 from jaxglmm.objectives.marginal import loadings
-from jaxglmm.objectives.params import Params, check_dtypes
+from jaxglmm.objectives.params import Params, check_params
 from jaxglmm.ops.group import map_groups
 
 
@@ -30,9 +31,12 @@ class JointLikelihood(eqx.Module):
 
     family: AbstractFamily
 
+    def __check_init__(self):
+        a_family("family", self.family)
+
     def __call__(self, params: Params, u, design: Design):
         """Value at standardised effects u (S, n_slots), equal in all slots of a group."""
-        check_dtypes(params, design)
+        check_params(params, design)
         design = jax.tree.map(jnp.asarray, design)
         term = only_term(design)
         v = loadings(term.covariance.factor(params.theta), term.z)

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 
+from jaxglmm.arguments import a_family
 from jaxglmm.design.design import Design
 from jaxglmm.model.families import AbstractFamily
 from jaxglmm.objectives.params import Params
@@ -26,6 +27,9 @@ class LaplaceMarginal(eqx.Module):
     """
 
     family: AbstractFamily
+
+    def __check_init__(self):
+        a_family("family", self.family)
 
     def __call__(self, params: Params, design: Design):
         return AdaptiveQuadrature(self.family, 1)(params, design)

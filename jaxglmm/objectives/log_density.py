@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxglmm.arguments import a_design, floats, instance, mapping, number, numbers, told
 from jaxglmm.design.design import Design, only_term
 from jaxglmm.design.groups import Layout
 from jaxglmm.errors import DataError
@@ -73,6 +74,8 @@ class LogDensity(eqx.Module):
         DataError
             For a prior in the wrong place, or a joint likelihood without groups.
         """
+        a_design("design", design)
+        instance("Layout", "the layout that jaxglmm.make_design returns beside its design")("layout", layout)
         if not isinstance(objective, LaplaceMarginal | AdaptiveQuadrature | JointLikelihood):
             raise DataError(
                 "objective: expected LaplaceMarginal, AdaptiveQuadrature or JointLikelihood; found "
@@ -101,6 +104,7 @@ class LogDensity(eqx.Module):
 
     def start(self, sd: float = 0.5) -> Point:
         """A point to begin at: zeros, and this standard deviation of every effect."""
+        number(above=0)("sd", sd)
         dtype, covariance = np.asarray(self.design.y[:1]).dtype, self._covariance
         S = covariance.n_effects
         point = {"beta": jnp.zeros(self.design.X.shape[1], dtype)}
@@ -113,6 +117,7 @@ class LogDensity(eqx.Module):
 
     def __call__(self, point: Point) -> Array:
         """The logarithm () of the density."""
+        self._check(point)
         theta, log_phi = point["theta"], point.get("log_dispersion", jnp.zeros((), point["beta"].dtype))
         params = Params(point["beta"], theta, log_phi)
         value = self.objective(params, self._spread(point["u"]), self.design) if self._joint else None
@@ -155,6 +160,7 @@ class LogDensity(eqx.Module):
             ``beta`` (p,), ``sd`` (S,), ``correlation`` (S, S), ``dispersion`` () where the family has one, and with a
             joint likelihood ``b`` (S, G), the groups' effects.
         """
+        self._check(point)
         factor = self._covariance.factor(point["theta"])
         sds = jnp.sqrt(jnp.sum(jnp.square(factor), axis=1))
         unit = factor / sds[:, None]
@@ -165,9 +171,39 @@ class LogDensity(eqx.Module):
             out["b"] = jnp.matmul(factor, point["u"], precision="highest")
         return out
 
+    def _check(self, point) -> None:
+        """Refuse what is no point.
+
+        Raises
+        ------
+        DataError
+        """
+        mapping("point", point)
+        q, covariance = len(self._covariance.entries[0]), self._covariance
+        shapes = {"beta": self.design.X.shape[1:], "theta": (q,)}
+        shapes |= {"log_dispersion": ()} if self._dispersed else {}
+        shapes |= {"u": (covariance.n_effects, len(self.first))} if self._joint else {}
+        if set(shapes) - set(point):
+            raise DataError(f"point must have {', '.join(map(repr, shapes))}; found {told(sorted(point))}")
+        for name, shape in shapes.items():
+            floats(f"point[{name!r}]", point[name])
+            if point[name].shape != shape:
+                raise DataError(f"point[{name!r}] must have shape {shape}; found {point[name].shape}")
+
     def unconstrain(self, beta, factor, log_dispersion=None, u=None) -> Point:
         """The point of these parameters, such as an optimum's: Lambda (S, S) has a positive diagonal."""
         rows, columns = self._covariance.entries
+        S, p = self._covariance.n_effects, self.design.X.shape[1]
+        wanted = {"beta": (beta, (p,)), "factor": (factor, (S, S))}
+        wanted |= {"log_dispersion": (log_dispersion, ())} if self._dispersed else {}
+        wanted |= {"u": (u, (S, len(self.first)))} if self._joint and u is not None else {}
+        for name, (value, shape) in wanted.items():
+            if getattr(value, "dtype", None) is None:  # what has one may be traced
+                numbers(name, value)
+            else:
+                floats(name, value)
+            if np.shape(value) != shape:
+                raise DataError(f"{name} must have shape {shape}; found {np.shape(value)}")
         raw = jnp.asarray(factor)[rows, columns]
         point = {"beta": jnp.asarray(beta), "theta": jnp.where(rows == columns, jnp.log(jnp.abs(raw)), raw)}
         if self._dispersed:

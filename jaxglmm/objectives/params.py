@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxglmm.arguments import a_design, floats, instance
 from jaxglmm.errors import DataError
 
 
@@ -23,6 +24,24 @@ class Params(eqx.Module):
     beta: Float[Array, " p"]
     theta: Float[Array, " q"]
     log_dispersion: Float[Array, ""]
+
+
+def check_params(params: Params, design) -> None:
+    """Refuse what is no point in the parameters of a design, and what `check_dtypes` refuses.
+
+    Raises
+    ------
+    DataError
+    """
+    instance("Params", "jg.Params(beta, theta, log_dispersion)")("params", params)
+    a_design("design", design)
+    q = sum(len(term.covariance.entries[0]) for term in design.terms)
+    for name, shape in (("beta", design.X.shape[1:]), ("theta", (q,)), ("log_dispersion", ())):
+        value = getattr(params, name)
+        floats(f"params.{name}", value)
+        if value.shape != shape:
+            raise DataError(f"params.{name} must have shape {shape} for this design; found {value.shape}")
+    check_dtypes(params, design)
 
 
 def check_dtypes(params: Params, design) -> None:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from jaxglmm.arguments import a_family, whole
 from jaxglmm.design.design import Design, only_term
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.model.families import AbstractFamily
 from jaxglmm.objectives.glm import glm_loglik
-from jaxglmm.objectives.marginal import gauss_hermite, group_gradient, group_value
-from jaxglmm.objectives.params import Params, check_dtypes
+from jaxglmm.objectives.marginal import MOST_NODES, gauss_hermite, group_gradient, group_value
+from jaxglmm.objectives.params import Params, check_params
 from jaxglmm.ops import fused, modes
 from jaxglmm.ops.group import map_groups
 from jaxglmm.ops.varying import alike
@@ -38,8 +39,12 @@ class AdaptiveQuadrature(eqx.Module):
     family: AbstractFamily
     nodes: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        a_family("family", self.family)
+        whole(1, MOST_NODES)("nodes", self.nodes)
+
     def __call__(self, params: Params, design: Design):
-        check_dtypes(params, design)
+        check_params(params, design)
         covariance = only_term(design).covariance if design.terms else Covariance(())
         return self.at(params.beta, covariance.factor(params.theta), params.log_dispersion, design)
 

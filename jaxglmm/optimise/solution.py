@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
-from jaxglmm.arguments import instance, number, optional, takes, whole
+from jaxglmm.arguments import a_design, a_prior, instance, number, optional, takes, whole
 from jaxglmm.design.design import Design, only_term
 from jaxglmm.errors import DataError
 from jaxglmm.model.covariance import Covariance
@@ -85,11 +85,11 @@ class Solution(eqx.Module):
 
 
 @takes(
-    design=instance("Design", "a design, as jaxglmm.make_design returns it"),
+    design=a_design,
     start=optional(instance("Params", "jg.Params(...)")),
     penalty=optional(instance("ElasticNet", "jg.Ridge(...)")),
-    prior=optional(instance("AbstractPrior", "a prior, such as jg.HalfStudentPrior()")),
-    tol=number(0),
+    prior=optional(a_prior),
+    tol=number(above=0, at_most=1),
     max_iterations=whole(0),
 )
 def solve(
