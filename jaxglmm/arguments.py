@@ -165,7 +165,7 @@ def numbers(name: str, value) -> None:
         array = np.asarray(value, float)
     except (TypeError, ValueError, OverflowError):
         array = np.array(np.nan)
-    truth = _kind(value) == "b" and np.ndim(value) == 0 or isinstance(value, bool)
+    truth = (_kind(value) == "b" and np.ndim(value) == 0) or isinstance(value, bool)
     if value is None or truth or isinstance(value, str | bytes) or not array.size or not np.isfinite(array).all():
         refuse(name, "a number, or an array of numbers", value)
 
