@@ -186,7 +186,9 @@ class Judge:
         other = jg.fit(call.formula, {name: v[order] for name, v in columns.items()}, progress=False, **given)
         scale = max(1.0, abs(fit.loglik))
         if other.convergence.converged:
-            close(other.loglik / scale, fit.loglik / scale, "loglik in another order of rows", rtol=0, atol=1e-6)
+            # The ladder of nodes may end on another rung, within its criterion.
+            most = 1e-6 if other.n_agq == fit.n_agq else 1e-3
+            close(other.loglik / scale, fit.loglik / scale, "loglik in another order of rows", rtol=0, atol=most)
 
     def _save(self, fit, arguments):
         place = self.folder / "model"

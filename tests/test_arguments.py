@@ -302,7 +302,7 @@ def test_places_among_many_fits():
 def test_tables_of_estimators(cls):
     X, y = DATA[["x", "g"]], DATA.b if cls is GLMMClassifier else DATA.y
     X = X[["g"]] if cls is RandomEffectEncoder else X
-    made = cls().fit(X, y) if cls is RandomEffectEncoder else cls(groups="g").fit(X, y)
+    made = cls(**({} if cls is RandomEffectEncoder else {"groups": "g"})).fit(X, y)
     for name in ("transform", "predict", "predict_proba", "decision_function"):
         if hasattr(made, name):
             for what, wrong in WRONG.items():

@@ -130,5 +130,6 @@ def _gaussian_meat(state, frame, outer):
     weighted = frame.weights * residual / estimate.dispersion**2
     count = len(cluster.levels)
     columns = zip(frame.X.T, estimate.scaling.center, estimate.scaling.scale, strict=True)
-    scores = np.stack([np.bincount(cluster.codes, (x - c) / s * weighted, minlength=count) for x, c, s in columns])
+    scores = [np.bincount(cluster.codes, (x - c) / s * weighted, minlength=count) for x, c, s in columns]
+    scores = np.array(scores).reshape(-1, count)  # of no columns too
     return scores @ scores.T
