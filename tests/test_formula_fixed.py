@@ -167,9 +167,8 @@ def test_outside_of_the_spline(data):
         remake(recipe, {"x": pd.Series([1e3])}, 1)
 
 
-@pytest.mark.filterwarnings("ignore:Data has categories outside")
 def test_levels_that_leave_data_out(data):
-    with pytest.raises(DataError, match="has the level 2"):
+    with pytest.raises(FormulaError, match="levels= lacks '2'"):
         make(plan("C(k, levels=[0, 1])", list(data)), data, 60)
 
 
