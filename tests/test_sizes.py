@@ -58,6 +58,29 @@ def test_numbers_too_small_for_their_squares_are_named(family, name, factor, fou
         jg.fit("y ~ x + (1 | g)", data | {name: factor * data[name]}, family=family, weights="w")
 
 
+@pytest.mark.parametrize("size", [1e-80, 1e-20, 1e-9])
+@pytest.mark.parametrize("family", ["poisson", "binomial"])
+def test_weights_that_add_up_to_nothing_are_refused(family, size):
+    """A search that asks how far it is in standard errors ends where it begins: intercepts of 104 and 0 at 1e-60."""
+    data = table() | {"w": np.full(100, size), "s": np.arange(100) % 2}
+    y = "y" if family == "poisson" else "b"
+    data["b"] = (data["y"] > np.median(data["y"])) * 1.0
+    data["y"] = np.round(np.abs(data["y"]))
+    for formula in (f"{y} ~ x", f"{y} ~ x + (1 | g)"):
+        with pytest.raises(jg.DataError, match=f"weights add up to .* and {family} rows count by them"):
+            jg.fit(formula, data, family=family, weights="w")
+    each = jg.fit_each(f"{y} ~ x", data, by="s", family=family, weights="w")
+    assert len(each.failed) == 2 and all("weights add up to" in reason for reason in each.failed.values())
+
+
+def test_gaussian_weights_are_relative():
+    data = table() | {"w": 1e-12 * (1 + np.arange(100) % 3)}
+    plain = jg.fit("y ~ x + (1 | g)", data | {"w": 1.0 + np.arange(100) % 3}, weights="w")
+    small = jg.fit("y ~ x + (1 | g)", data, weights="w")
+    assert small.fixef["x"] == pytest.approx(plain.fixef["x"], rel=1e-9)
+    assert small.varcorr[0]["sd"] == pytest.approx(plain.varcorr[0]["sd"], rel=1e-7)
+
+
 @pytest.mark.parametrize("factor", [1e-320, 1e-300, 1e-200])
 def test_a_response_too_small_for_its_squares_is_named(factor):
     data = table()

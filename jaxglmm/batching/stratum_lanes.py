@@ -18,7 +18,7 @@ from jaxglmm.design.batch import Batch, Packing, pack
 from jaxglmm.design.checks import check_frame
 from jaxglmm.design.design import Design, RandomTerm
 from jaxglmm.design.groups import round_up, row_index
-from jaxglmm.design.sizes import LARGEST, RULES, WHOLE, outside
+from jaxglmm.design.sizes import LARGEST, NOTHING, RULES, WHOLE, outside
 from jaxglmm.errors import ColumnsError, DataError, reason_of
 from jaxglmm.estimation import quadrature_rule, tell_of_lanes
 from jaxglmm.fitted.lanes import LaneEstimates, columns_transform, marginal_estimates
@@ -142,8 +142,12 @@ class StratumLanes:
             out |= outside(rows.z_scale).any(1)
         if rows.weights is not None:
             high = largest(rows.weights)
-            most = LARGEST if self.family.name == "gaussian" else WHOLE
-            out[full] |= outside(high) | (high > np.minimum(most, RULES * np.minimum.reduceat(rows.weights, begins)))
+            least, most = (0.0, LARGEST) if self.family.name == "gaussian" else (NOTHING, WHOLE)
+            out[full] |= (
+                outside(high)
+                | (high < least)
+                | (high > np.minimum(most, RULES * np.minimum.reduceat(rows.weights, begins)))
+            )
         return out
 
     def _checked(self, i: int, fewer: bool) -> tuple[int, ...]:

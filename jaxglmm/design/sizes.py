@@ -10,6 +10,9 @@ from jaxglmm.ops.measure import stored
 LARGEST, SMALLEST = 1e100, 1e-100
 # A weight that is larger than all others together by this leaves nothing of theirs in a sum.
 RULES = 1e12
+# Weights that multiply log-likelihoods and add up to less, in rows, say nothing: standard errors are above thirty, and
+# a search ends where it begins.
+NOTHING = 1e-3
 # Whole numbers up to here are exact.
 WHOLE = 2.0**53
 # A held standard deviation so many times the response's (on the link scale: so large) leaves no digits of the fixed
@@ -31,7 +34,7 @@ def check_sizes(frame, family) -> None:
         Naming the column, its largest value and the row: for values beyond 1e100 in size; columns, Gaussian responses
         and weights that are nowhere beyond 1e-100; counts beyond 2^53, from which on not every whole number is one in
         float64, and weights that stand for as many rows or trials; a weight that is 1e12 times as large as all others
-        together.
+        together; weights of responses that are not Gaussian that add up to less than a thousandth of a row.
     """
     name = f"the response {frame.spec.response_text!r}"
     moments = frame.moments
@@ -58,7 +61,15 @@ def _check_weights(frame, family) -> None:
             f"weights is {largest:.4g} in row {int(frame.rows[row])} (counting from 0), and {others:.4g} in all other "
             "rows together: nothing of them would be left in a sum; correct that weight, or leave the row out"
         )
-    if family.name != "gaussian" and largest > WHOLE:
+    if family.name == "gaussian":  # its weights are relative: the residual variance takes their scale up
+        return
+    if 0 < largest + others < NOTHING:
+        raise DataError(
+            f"weights add up to {largest + others:.4g}, and {family.name} rows count by them: all of the data are less "
+            f"than {NOTHING:g} of a row, which says nothing of any coefficient. Multiply them by a constant, so that a "
+            "weight is the number of rows or trials that a row stands for"
+        )
+    if largest > WHOLE:
         kind = "trials" if family.name == "binomial" else "copies of a row"
         _refuse(frame, "weights", frame.weights, WHOLE, f"so many {kind} are not exact in float64")
 
