@@ -14,7 +14,7 @@ from jaxglmm.errors import UNFINISHED, ConvergenceError, DataError
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
-from jaxglmm.optimise.boundary import MULTIPLES, LinePoint, few_rule, profiled_many, promising
+from jaxglmm.optimise.boundary import MULTIPLES, any_promising, few_rule, profiled_many
 from jaxglmm.optimise.growth import BOUNDED_LINKS, LARGEST_SD
 from jaxglmm.optimise.marginal_fit import (
     INFORMATION,
@@ -357,12 +357,8 @@ class _Fitter:
             value, slope = profiled_many(value, gradient, hessian, self.p, self.all_free)
             looks.append((value, slope * psi[:, self.p]))
         values, slopes = np.swapaxes(looks, 0, 1)
-        with np.errstate(invalid="ignore"):
-            some = (slopes > 0).any(0) | (values > self.out.value[which]).any(0)
-        for k in np.flatnonzero(some):
-            lane = [LinePoint(*point) for point in zip(MULTIPLES, values[:, k], slopes[:, k], strict=True)]
-            known = abs(self.out.psi[which[k], self.p] / self.base[which[k]])
-            self.again[which[k]] |= bool(promising(lane, float(self.out.value[which[k]]), known))
+        known = np.abs(self.out.psi[which, self.p] / self.base[which])
+        self.again[which] |= any_promising(MULTIPLES, values, slopes, self.out.value[which], known)
 
     def _hold_at_zero(self, which, glm: BatchResult):
         wide = lambda v: np.concatenate([v[..., : self.p], np.zeros((*v.shape[:-1], 1)), v[..., self.p :]], -1)

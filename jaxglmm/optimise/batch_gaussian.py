@@ -14,6 +14,7 @@ from jaxglmm.errors import UNFINISHED
 from jaxglmm.objectives.gaussian_lanes import LaneProducts, LaneProfile, profile
 from jaxglmm.ops import gaussian_lanes, lanes
 from jaxglmm.optimise.batch_newton import CONVERGED, REASONS, BatchResult, maximise_many
+from jaxglmm.optimise.boundary import MULTIPLES, any_promising
 from jaxglmm.optimise.gaussian_fit import FactorCriterion
 from jaxglmm.optimise.gaussian_search import SLACK, SMALL, maximise_factor
 from jaxglmm.optimise.newton import NewtonResult
@@ -88,6 +89,8 @@ def fit_gaussian_lanes(a: LaneProducts, *, reml: bool, tol: float, max_iteration
         good = found.converged & (found.decrement <= tol)
         x[good] -= np.linalg.solve(found.hessian[good], found.gradient[good][:, :, None])[:, :, 0]
         zero, undecided = _zeros(evaluate, a, x, found.value)
+        elsewhere = _higher_elsewhere(evaluate, x, diagonal, np.flatnonzero(zero))
+        zero[elsewhere], undecided[elsewhere] = False, True
         stopped = ~found.converged & (np.abs(x[:, diagonal]) < SMALL).any(1)
         open_ = undecided | (~found.converged & ~(zero & stopped)) | ((x[:, diagonal] < SMALL).any(1) & ~zero & (S > 1))
         x = np.abs(x) if S == 1 else x
@@ -164,6 +167,23 @@ def _zeros(evaluate, a, x, best):
         part = hessian[:, gone][:, :, gone]
         undecided |= np.linalg.eigvalsh(np.where(np.isfinite(part), part, 1.0))[:, -1] <= 0
     return zero, undecided & ~zero
+
+
+def _higher_elsewhere(evaluate, x, diagonal, zero) -> np.ndarray:
+    """Those of the lanes `zero` that may have a higher maximum away from it (`optimise.boundary`)."""
+    if not len(zero):
+        return zero
+    nothing = np.zeros((len(zero), x.shape[1]))
+    best, some = evaluate(zero, nothing)[0], np.zeros(len(zero), bool)
+    for j in np.flatnonzero(diagonal):
+        looks = []
+        for size in MULTIPLES:
+            at = nothing.copy()
+            at[:, j] = size
+            value, gradient, _ = evaluate(zero, at)
+            looks.append((value, size * gradient[:, j]))
+        some |= any_promising(MULTIPLES, *np.swapaxes(looks, 0, 1), best, np.zeros(len(zero)))
+    return zero[some]
 
 
 def _report(at: LaneProfile, raw, held, a, reml, decrement, evaluations, reasons) -> LaneGaussianFit:

@@ -113,6 +113,27 @@ def promising(looks: list[LinePoint], best: float, known: float = 0.0) -> list[f
     return [size for _, size in sorted(found, reverse=True)]
 
 
+def any_promising(sizes, values, slopes, best, known) -> np.ndarray:
+    """Which of many fits (B,) have a place to begin another search from, as `promising` says it.
+
+    Parameters
+    ----------
+    sizes : sequence of float
+        Ascending, K of them.
+    values, slopes : (K, B)
+        Values there, and their derivatives in the deviation's logarithm.
+    best, known : (B,)
+        Value of each one's maximum, and its standard deviation.
+    """
+    out = np.zeros(len(best), bool)
+    with np.errstate(invalid="ignore"):
+        some = (slopes > 0).any(0) | (values > best).any(0)
+    for k in np.flatnonzero(some):
+        looks = [LinePoint(*point) for point in zip(sizes, values[:, k], slopes[:, k], strict=True)]
+        out[k] = bool(promising(looks, float(best[k]), float(known[k])))
+    return out
+
+
 def with_values(x: np.ndarray, values: dict[int, float]) -> np.ndarray:
     """x (m,) with these in their places."""
     x = x.copy()
