@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxglmm
 from jaxglmm.arguments import path as paths, takes
 from jaxglmm.design.design import Scaling
 from jaxglmm.errors import DataError
@@ -51,7 +52,8 @@ def save(fit: Fit, path, *, rows: bool = False) -> None:
     Raises
     ------
     DataError
-        When something else is at `path`, another process is writing there, or it cannot be written.
+        When something else is at `path`, another process is writing there, or it cannot be written. In a process that
+        was forked from one in which JAX ran, for a fit that was never saved before.
     """
     with replacing(path) as folder:
         write_model(fit, folder, rows=rows)
@@ -189,6 +191,7 @@ def _as_saved(folder: Path, name: str, files: Mapping[str, Any]):
 
 def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
     """Write a fit's two files into an existing folder, behind what else there is to be in it; `rows` as in `save`."""
+    _work_out(fit)
     state, estimate = fit.state, fit.state.estimate
     arrays = {f"estimate.{name}": getattr(estimate, name) for name in _ESTIMATE}
     arrays |= {
@@ -237,6 +240,27 @@ def write_model(fit: Fit, folder: Path, *, rows: bool = False) -> None:
     saved["sha256"] = _digest(saved)
     with open(folder / MODEL, "w", encoding="utf-8") as file:
         json.dump(saved, file, indent=1, allow_nan=False)
+
+
+def _work_out(fit: Fit) -> None:
+    """Have all that is saved of the groups, which takes JAX the first time only."""
+    several = len(fit.state.terms) > 1
+    try:
+        fit.state.posteriors[:]
+        for i in range(len(fit.state.terms)):
+            fit._effects(i)
+        if several:
+            fit._joint()
+        elif fit.state.terms:
+            fit._rule()
+    except DataError as error:
+        if not jaxglmm._forked:
+            raise
+        raise DataError(
+            "what is saved of the groups (posteriors, with the uncertainty of the parameters) is worked out when a "
+            f"fit is first saved, which takes JAX, and {error}; a fit that was saved once, such as by fit.save(path) "
+            "before forking, is saved again in any process"
+        ) from error
 
 
 def _state(saved, arrays) -> State:
