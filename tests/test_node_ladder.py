@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 import jaxglmm as jg
@@ -18,12 +19,17 @@ def simulated(seed, *, groups, rows, sd, intercept, slope=0.5):
 
 
 def brute(data, fit, points=4001):
-    """The log-likelihood by sums over a fine grid of each group's standardised effect."""
+    """`log_likelihood` at a fit's estimates."""
+    return log_likelihood(data, fit.fixef["Intercept"], fit.fixef["x"], fit.varcorr[0]["sd"], points)
+
+
+def log_likelihood(data, intercept, slope, sd, points):
+    """By sums over a fine grid of each group's standardised effect."""
     u = np.linspace(-9, 9, points)
     log_prior = -0.5 * u**2 - 0.5 * np.log(2 * np.pi) + np.log(u[1] - u[0])
     first = np.flatnonzero(np.diff(data["g"], prepend=-1))
-    fixed, sign = fit.fixef["Intercept"] + fit.fixef["x"] * data["x"], 2 * data["y"] - 1
-    rows = -np.logaddexp(0, -sign[:, None] * (fixed[:, None] + fit.varcorr[0]["sd"] * u))
+    fixed, sign = intercept + slope * data["x"], 2 * data["y"] - 1
+    rows = -np.logaddexp(0, -sign[:, None] * (fixed[:, None] + sd * u))
     return float(np.asarray(logsumexp(np.add.reduceat(rows, first) + log_prior, axis=1)).sum())
 
 
@@ -329,3 +335,34 @@ def test_comparisons_say_what_more_nodes_change(wide):
     assert f"{2 * (seen(few[1])[0] - seen(few[0])[0]):+.2g}" in text
     auto = jg.fit("y ~ 1 + (1 | g)", wide, family="binomial"), fitted(wide)
     assert not any(note in text for text in jg.anova(*auto)["reference"])
+
+
+def sd_limits(fit):
+    table = fit.confint("profile", parameters="sd[Intercept|g]")
+    return float(table["lower"][0]), float(table["upper"][0])
+
+
+@pytest.mark.parametrize("options", [{}, {"n_agq": 9}], ids=str)
+def test_profiles_take_the_nodes_that_their_ends_need(options):
+    """Twice the drop of the maximum over the coefficients is the chi-square quantile at both ends: brute force."""
+    data = simulated(1, groups=60, rows=3, sd=5.0, intercept=0.5)
+    fit = fitted(data, **options)
+
+    def maximum(function, start):
+        return -minimize(lambda v: -function(*v), start, method="BFGS").fun
+
+    def profile(sd):
+        start = np.array(list(fit.fixef.values())) * sd / fit.varcorr[0]["sd"]
+        return maximum(lambda a, b: log_likelihood(data, a, b, sd, 801), start)
+
+    start = [*fit.fixef.values(), np.log(fit.varcorr[0]["sd"])]
+    best = maximum(lambda a, b, log_sd: log_likelihood(data, a, b, np.exp(log_sd), 801), start)
+    assert [2 * (best - profile(end)) for end in sd_limits(fit)] == pytest.approx([3.8415, 3.8415], abs=0.06)
+
+
+def test_a_profile_with_too_few_nodes_is_told(wide, monkeypatch):
+    monkeypatch.setattr("jaxglmm.optimise.node_ladder.NODE_LADDER", {1: (9, 19)})
+    fit = fitted(wide, n_agq=19)
+    with pytest.warns(jg.ConvergenceWarning, match=r"^19 nodes, .*'sd\[Intercept\|g\]': 39 nodes move") as told:
+        sd_limits(fit)
+    assert told[0].filename == __file__

@@ -136,7 +136,7 @@ class Likelihood:
         elif why := no_profile(state, problem):
             raise NotYetError(f"{why}: use method='wald'")
         elif len(state.terms) > 1:
-            self._evaluate = _several(state, problem, self.at)
+            self._evaluate = _several(state, problem, self.at, nodes)
         elif not state.terms:
             evaluate_psi = lambda psi: evaluate_glm(problem.family, problem.design, psi)[:3]
             self._evaluate = _scaled(evaluate_psi, problem.scaling.z_scale, self.at)
@@ -165,10 +165,10 @@ def to_scaled(z_scale: np.ndarray, at: Coordinates) -> np.ndarray:
     return np.concatenate([np.ones(at.p), z_scale[at.order[rows]], [1.0]])
 
 
-def _several(state, problem, at):
+def _several(state, problem, at, nodes):
     from jaxglmm.inference.several_likelihood import SeveralLikelihood
 
-    made = SeveralLikelihood(state, problem, at)
+    made = SeveralLikelihood(state, problem, at, nodes)
     return _scaled(made, made.z_scale, at)
 
 

@@ -27,14 +27,19 @@ class SeveralLikelihood:
     Of nested intercepts the Hessian is exact; of others it is by differences of the exact gradient, and serves for as
     long as it predicts that.
 
+    Parameters
+    ----------
+    nodes : int
+        At least so many for the largest factor's effects.
+
     Attributes
     ----------
     z_scale : (S,)
         Of all terms' effects.
     """
 
-    def __init__(self, state, problem, at):
-        nodes, family = state.estimate.n_agq or 1, problem.family
+    def __init__(self, state, problem, at, nodes: int):
+        nodes, family = max(state.estimate.n_agq or 1, nodes), problem.family
         if problem.nested is not None:
             self.z_scale = np.concatenate([term.z_scale for term in problem.nested.terms])
             self._evaluate = _Nested(family, problem.nested, nodes, at.p)
