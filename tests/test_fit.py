@@ -108,6 +108,21 @@ def test_covariance_parameters_that_were_held_are_not_counted():
     assert "sd[Intercept|g]" not in held.confint()["parameter"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("formula", "theta"),
+    [("y ~ x", np.inf), ("y ~ x", {"g": 1.0}), ("y ~ x", {}), ("y ~ x + (1 | g)", {"g": 1.0, "h": 2.0})],
+)
+@pytest.mark.parametrize("how", [{}, {"penalty": jg.Ridge(1.0)}, {"penalty": jg.Lasso(0.1)}, {"path": True}])
+def test_theta_that_no_grouping_factor_takes_is_refused(formula, theta, how):
+    """It is no dispersion of the family: nothing is held that the formula does not have."""
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=40), "y": rng.poisson(2.0, 40) * 1.0, "g": np.arange(40) // 4}
+    fit = jg.fit_path if "path" in how else jg.fit
+    options = {k: v for k, v in how.items() if k != "path"}
+    with pytest.raises(jg.DataError, match="theta must map every grouping factor"):
+        fit(formula, data, family="negativebinomial", theta=theta, **options)
+
+
 @pytest.mark.reference
 def test_vcov_is_an_array_and_a_function(reference_dir):
     fit = cbpp(reference_dir)

@@ -102,6 +102,23 @@ def test_every_family_gives_the_value_the_gradient_and_its_differences(x64, name
     np.testing.assert_allclose(e.hessian[kept, kept], differences[kept, kept], rtol=0, atol=1e-10 * scale)
 
 
+@pytest.mark.parametrize("nodes", [1, 5])
+def test_modes_of_other_parameters_are_no_place_to_be_lost_from(x64, nodes):
+    """Where the log-density overflows at the warm modes, the value is that from zero modes."""
+    family = FAMILIES["poisson"]
+    design = Plain(family, arrays(family)).nested
+    make = lambda: NestedLaplace(family, design) if nodes == 1 else NestedNodes(family, design, gauss_hermite(nodes, 1))
+    far, cold = make(), make()
+    psi = np.array([0.2, -0.3, 0.1, 0.7, 0.5, 0.0])
+    far.evaluate(psi)
+    far.shift, far._moves = far.shift + 1e10, None
+    found, wanted = far.evaluate(psi), cold.evaluate(psi)
+    assert np.isfinite(wanted.value)
+    assert found.value == pytest.approx(wanted.value, abs=1e-10)
+    np.testing.assert_allclose(found.gradient, wanted.gradient, rtol=0, atol=1e-8 * np.abs(wanted.gradient).max())
+    assert np.abs(far.shift).max() < 10
+
+
 @pytest.mark.parametrize("name", ["logit", "negativebinomial", "gamma"])
 def test_quadrature_has_the_derivatives_of_its_value(x64, name):
     """The value itself is compared with integration by brute force in test_nested_quadrature.py."""

@@ -96,6 +96,8 @@ class FactorQuadrature:
         nothing = SeveralEvaluation(-np.inf, np.zeros_like(beta), [np.zeros_like(f) for f in factors], 0.0, u)
         try:
             found = self._find(psi, above, fixed, u)
+            if found is None and u.any():  # as `modes.several.find_modes`
+                found = self._find(psi, above, fixed, np.zeros_like(u))
             if found is None:
                 return nothing
             u, eta, value, slope = found
@@ -140,10 +142,7 @@ class FactorQuadrature:
 
         f, eta, g, found = at(u)
         if not np.isfinite(f):
-            u = np.zeros_like(u)
-            f, eta, g, found = at(u)
-            if not np.isfinite(f):
-                return None
+            return None
         last = np.inf
         M, fresh = self._M, False
         for _ in range(_MAX_ITERATIONS):

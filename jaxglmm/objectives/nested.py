@@ -21,6 +21,8 @@ at the mode, de/dx = kappa F_ex, and at it dF_e/dT = -Omega F_e / D.
 import abc
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.design.nesting import NestedDesign
@@ -90,7 +92,11 @@ class AbstractNested(abc.ABC):
     ----------
     passes : float
         Passes over the rows with their columns so far.
+    modes : array
+        Of the groups, where the search for them begins.
     """
+
+    modes: jax.Array
 
     def __init__(self, family, design: NestedDesign):
         self.family, self.design, self.passes = family, design, 0.0
@@ -124,18 +130,29 @@ class AbstractNested(abc.ABC):
         psi : (m,)
         """
         psi = np.asarray(psi, float)
-        m = len(psi)
         eta = fixed_part(self.design.tiles, psi[:-3])
         start = self.shift if self._moves is None else self.shift + self._moves[1] @ (psi - self._moves[0])
-        shift = self.find_shifts(eta, psi, start)
-        nothing = NestedEvaluation(-np.inf, np.zeros(m), np.zeros((m, m)), np.zeros(2))
+        e = self._from(eta, psi, start)
+        if e is None and (start.any() or np.asarray(self.modes).any()):
+            # From modes of other parameters the search for these may overflow; from zero the way is always up.
+            warm, self.modes = self.modes, jnp.zeros_like(self.modes)
+            e = self._from(eta, psi, np.zeros_like(start))
+            if e is None:
+                self.modes = warm
+        m = len(psi)
+        return NestedEvaluation(-np.inf, np.zeros(m), np.zeros((m, m)), np.zeros(2)) if e is None else e
+
+    def _from(self, eta, psi, start) -> NestedEvaluation | None:
+        """With the search for the parents' modes begun at `start`; None where there is no finite value."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            shift = self.find_shifts(eta, psi, start)
         if shift is None:
-            return nothing
+            return None
         found, at = self.groups(eta, psi, shift)
         self.passes += 1
         e, moves = _joined(found, at, shift, psi)
         if not (np.isfinite(e.value) and np.isfinite(e.gradient).all() and np.isfinite(e.hessian).all()):
-            return nothing
+            return None
         self.shift, self._moves = shift, (psi, moves)
         return e
 

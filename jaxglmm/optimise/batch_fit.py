@@ -21,6 +21,7 @@ from jaxglmm.optimise.marginal_fit import (
     LITTLE,
     NOTHING,
     base_factor,
+    first_sizes,
     fit_glm,
     fit_marginal,
     padded_nodes,
@@ -230,7 +231,7 @@ class _Fitter:
             with np.errstate(invalid="ignore", divide="ignore"):
                 information = np.nan_to_num(self.groups.level[:, 0] / self.groups.rows)
                 base = 1 / np.sqrt(np.clip(information, *INFORMATION))
-                first = np.sqrt(np.maximum(2 * self.groups.score / self.groups.spread, 0.0))
+                first = first_sizes(self.groups.score, self.groups.spread)
             self.jacobian[:, self.p, self.p] = self.base = base
             factor = np.clip(first / base[:, None], 0.1, 1.0)
         else:

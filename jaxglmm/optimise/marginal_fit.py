@@ -405,8 +405,14 @@ def _first_factor(family, design, glm, groups, base):
     score, spread = (np.asarray(v) for v in groups[:2])
     back = np.linalg.solve(shift, base)
     size = np.sqrt(np.square(back).sum(1))
-    first = np.sqrt(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0))
-    return np.linalg.solve(base, covariance.canonical(shift * np.clip(first, 0.1 * size, size))), passes
+    first = np.clip(first_sizes(score, spread), 0.1 * size, size)
+    return np.linalg.solve(base, covariance.canonical(shift * first)), passes
+
+
+def first_sizes(score, spread):
+    """Standard deviations one step from zero, by the score of each variance there; zero where that has overflowed."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.sqrt(np.nan_to_num(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0)))
 
 
 class Search:

@@ -19,7 +19,7 @@ from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, profiled, pr
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.estimate import Convergence
 from jaxglmm.optimise.growth import check_growth
-from jaxglmm.optimise.marginal_fit import fit_glm, maximise_free, padded_nodes
+from jaxglmm.optimise.marginal_fit import INFORMATION, first_sizes, fit_glm, maximise_free, padded_nodes
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.node_ladder import (
     LAPLACE,
@@ -205,9 +205,8 @@ class _Search:
         self.passes += glm.iterations + 1
         (score,), (spread,), (information,) = groups
         scores, spreads = np.transpose([(score, spread), self.objective.at_zero(glm.x[:-1], glm.x[-1])])
-        self.unit = np.sqrt(len(self.design.codes) / max(information, 1e-300))
-        taus = np.sqrt(np.maximum(2 * scores / np.maximum(spreads, 1e-300), 0))
-        taus = np.clip(taus, _LEAST * self.unit, self.unit) if self.taus is None else self.taus
+        self.unit = 1 / np.sqrt(np.clip(np.nan_to_num(information / len(self.design.codes)), *INFORMATION))
+        taus = np.clip(first_sizes(scores, spreads), _LEAST * self.unit, self.unit) if self.taus is None else self.taus
         return np.concatenate([glm.x[:-1], taus, glm.x[-1:]])
 
     @property
