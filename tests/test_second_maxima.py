@@ -42,6 +42,10 @@ def test_one_group_does_not_hide_the_variance_of_the_others(link, seed, at_zero,
     assert fit.loglik > plain.loglik + 0.05
     lanes = jg.fit_many("~ x + (1 | g)", data, responses=["y"], family=family)
     assert lanes.loglik[0] == pytest.approx(fit.loglik, abs=1e-6)
+    penalised = jg.fit("y ~ x + (1 | g)", data, family=family, penalty=jg.Ridge(1e-9))
+    assert penalised.loglik == pytest.approx(fit.loglik, abs=1e-6)
+    path = jg.fit_path("y ~ x + (1 | g)", data, family=family, lambdas=[0.05, 1e-9])
+    assert path.loglik[-1] == pytest.approx(fit.loglik, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "seed", "boundary"), [

@@ -389,6 +389,26 @@ def _centring(covariance, z):
     return shift
 
 
+def predictor_units(family, base, design) -> np.ndarray:
+    """As `Search._units`, for Lambda_0 = `base` (S, S)."""
+    if family.link not in BOUNDED_LINKS:
+        return np.full(len(base), np.nan)
+    size = np.sqrt(np.square(base.T @ _counting(design)).mean(1))
+    return np.divide(1.0, size, out=np.full(len(size), np.nan), where=size > 0)
+
+
+def sizes_of_one(family, design, level) -> np.ndarray:
+    """Standard deviations of a single effect at which to look along it (`optimise.boundary`), ascending.
+
+    Parameters
+    ----------
+    level : (1,)
+        As for `base_factor`.
+    """
+    base = base_factor(design.terms[0].covariance, _counting(design), level)
+    return base[0, 0] * np.array(sizes_along(predictor_units(family, base, design)[0]))
+
+
 def _counting(design):
     """Columns of the effects (S, n) in the rows that count."""
     return np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0]
@@ -552,10 +572,7 @@ class Search:
 
         Of links on which effects have a size of their own.
         """
-        if self.family.link not in BOUNDED_LINKS:
-            return np.full(self.covariance.n_effects, np.nan)
-        size = np.sqrt(np.square(self.base.T @ _counting(self.design)).mean(1))
-        return np.divide(1.0, size, out=np.full(len(size), np.nan), where=size > 0)
+        return predictor_units(self.family, self.base, self.design)
 
     def _looks(self, result, j, nodes, unit) -> list[LinePoint]:
         others = np.flatnonzero(self.free & (np.arange(len(self.free)) != j))

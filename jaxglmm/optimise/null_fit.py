@@ -1,12 +1,12 @@
 """Where a penalised fit begins: the fit of the unpenalised columns alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.optimise.marginal_fit import fit_glm, fit_marginal, padded_nodes
+from jaxglmm.optimise.marginal_fit import fit_glm, fit_marginal, padded_nodes, sizes_of_one
 from jaxglmm.optimise.path_model import Model, Point
 
 
@@ -98,6 +98,8 @@ def fit_null(
     n_agq = solution.convergence.n_agq or 1
     nodes = padded_nodes(n_agq, covariance.n_effects)
     model = Model(family, design, nodes, likelihood.determinant, free, total, prior)
+    if q == 1 and free[0] and prior is None and likelihood.determinant:
+        model = replace(model, sizes=sizes_of_one(family, part, groups[2]))
     return NullFit(model, Point(beta, rest, jnp.asarray(solution.modes)), n_agq)
 
 

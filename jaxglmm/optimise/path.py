@@ -21,11 +21,12 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from jaxglmm.model.family import AT_LIMIT
+from jaxglmm.optimise.boundary import HIGHER, LinePoint, profiled, promising
 from jaxglmm.optimise.dispersion import dispersion_limit
 from jaxglmm.optimise.marginal_fit import padded_nodes
 from jaxglmm.optimise.node_ladder import Look, Place, look
 from jaxglmm.optimise.path_evaluations import Evaluations
-from jaxglmm.optimise.path_model import Solution, Weights
+from jaxglmm.optimise.path_model import Point, Solution, Weights
 from jaxglmm.optimise.proximal import (
     Curvature,
     Penalised,
@@ -180,7 +181,7 @@ class PathSolver:
     # --- Some models at one lambda ---------------------------------------------------------------------------
 
     def _solve(self, which: list[int], lam) -> dict[int, Solution]:
-        l1, out, revived = self.weights.l1(lam), {}, set()
+        l1, out, best, starts = self.weights.l1(lam), {}, {}, {}
         for i in which:
             if self._near_zero(i) and self.points[i].rest[0] != 0:
                 self.points[i].rest[0] = 0.0
@@ -195,19 +196,31 @@ class PathSolver:
                 iterations[i] += found.iterations
                 violated = outside > max(self.tol, 0.5 * outside.max(initial=0.0))
                 needed |= violated
-                if found.converged and (violated.any() or (i not in revived and self._revive(i))):
-                    revived |= set() if violated.any() else {i}
+                if found.converged and violated.any():
                     again.append(i)
                     continue
-                kkt = max(found.kkt, float(outside.max(initial=0.0)))
+                kkt, stands = max(found.kkt, float(outside.max(initial=0.0))), True
+                if i not in starts:
+                    stands, starts[i] = self._from_zero(i, lam) if found.converged else (True, [])
+                here = self._criterion(i, lam)
+                if stands and (i not in best or here > best[i][0] + HIGHER):
+                    best[i] = here, self._place(i), kkt, found.converged
+                if starts[i]:
+                    self.points[i].rest[0] = starts[i].pop(0)
+                    self.restart(i)
+                    again.append(i)
+                    continue
+                here, place, kkt, converged = best[i]
+                if here != self._criterion(i, lam):
+                    self._go_back(i, place)
                 point = self.points[i]
                 rest = point.rest.copy()
-                if found.converged and self._at_limit(i):
+                if converged and self._at_limit(i):
                     rest[-1] = AT_LIMIT
+                x = self._x(i)
                 out[i] = Solution(
-                    point.beta.copy(), rest, self.loglik(i), self._df(i, found.x, lam), kkt, iterations[i],
-                    found.converged,
-                )  # fmt: skip
+                    point.beta.copy(), rest, self.loglik(i), self._df(i, x, lam), kkt, iterations[i], converged
+                )
             which = again
         return out
 
@@ -367,18 +380,47 @@ class PathSolver:
         estimated = model.nodes is not None and model.prior is None and len(model.free) == 2 and model.free[0]
         return bool(estimated and abs(point.rest[0]) <= _NOTHING * self.spread[i][0])
 
-    def _revive(self, i) -> bool:
-        """Start anew inside where the likelihood rises from a variance of zero."""
+    def _from_zero(self, i, lam) -> tuple[bool, list[float]]:
+        """Whether a solution stands, and standard deviations to begin other searches from, where its variance is zero.
+
+        It does not stand where the likelihood rises from there; further on may be a higher maximum
+        (`optimise.boundary`).
+        """
         if not self._near_zero(i):
-            return False
+            return True, []
         self.points[i].rest[0] = 0.0
         self.restart(i)
         curvature: Any = self.points[i].curvature.matrix
-        if curvature[len(self.set.at), len(self.set.at)] >= 0:
-            return False
-        self.points[i].rest[0] = _AGAIN * self.spread[i][0]
+        if curvature[len(self.set.at), len(self.set.at)] < 0:
+            return False, [_AGAIN * self.spread[i][0]]
+        return True, promising(self._looks(i, lam), self._criterion(i, lam))[:2]
+
+    def _looks(self, i, lam) -> list[LinePoint]:
+        """Along a standard deviation of zero, the parameters that move profiled."""
+        penalised, x, _ = self._local(i, lam)
+        model, modes, j, looks = self.models[i], self.points[i].modes, len(self.set.at), []
+        others = np.flatnonzero(((x != 0) | (penalised.l1 == 0)) & (np.arange(len(x)) != j))
+        for size in model.sizes:
+            x[j] = size
+            loss, gradient, curvature = self._at({i: x}, True)[i]
+            if np.isfinite(loss) and np.isfinite(curvature).all():
+                gradient = gradient + penalised.l2 * x + penalised.l1 * np.sign(x)
+                parts = loss + penalised.value(x), gradient, curvature + np.diag(penalised.l2)
+                value, slope = profiled(*(-model.total * part for part in parts), j, others)
+                looks.append(LinePoint(size, value, size * slope))
+        self.points[i].modes = modes
+        return looks
+
+    def _criterion(self, i, lam) -> float:
+        """Log-likelihood less N times the penalty of a model where it stands."""
+        return -self.models[i].total * (self.points[i].loss + self._local(i, lam)[0].value(self._x(i)))
+
+    def _place(self, i) -> Point:
+        return replace(self.points[i], beta=self.points[i].beta.copy(), rest=self.points[i].rest.copy())
+
+    def _go_back(self, i, place: Point) -> None:
+        self.points[i] = replace(place, passes=self.points[i].passes, outside=None, curvature=Curvature())
         self.restart(i)
-        return True
 
     def _at_limit(self, i) -> bool:
         """Whether the limit of the dispersion is as good as where it stands (`optimise.dispersion`)."""

@@ -76,6 +76,8 @@ class Model:
         psi of given columns -> (value, gradient, Hessian), added to the log-likelihood.
     excess : float
         Residuals' standard deviation relative to the one that the dispersion says; other than 1 where that is held.
+    sizes : (K,)
+        Standard deviations at which to look along that of a single effect from zero; none where there is no look.
     """
 
     family: Any
@@ -86,6 +88,7 @@ class Model:
     total: float
     prior: Any = None
     excess: float = 1.0
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass
