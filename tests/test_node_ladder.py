@@ -366,3 +366,18 @@ def test_a_profile_with_too_few_nodes_is_told(wide, monkeypatch):
     with pytest.warns(jg.ConvergenceWarning, match=r"^19 nodes, .*'sd\[Intercept\|g\]': 39 nodes move") as told:
         sd_limits(fit)
     assert told[0].filename == __file__
+
+
+def test_a_second_maximum_that_more_nodes_deny_is_told():
+    """With 9 nodes one start ends higher, at twice the standard deviation of the maximum (16.01 by brute force)."""
+    data = simulated(2, groups=100, rows=3, sd=10.0, intercept=0.5, slope=1.0)
+    fit = fitted(data, n_agq=9)
+    with pytest.warns(
+        jg.ConvergenceWarning, match=r"above the fit by 9 nodes .*: with 19 nodes it lies .* n_agq"
+    ) as told:
+        starts = fit.multistart(10, seed=0)
+    assert told[0].filename == __file__ and not starts.is_best
+    top = int(np.argmax(starts.loglik))
+    assert starts.sd[top, 0] > 25
+    best = fitted(data)
+    assert brute(data, best) > log_likelihood(data, best.fixef["Intercept"], best.fixef["x"], starts.sd[top, 0], 4001)

@@ -445,7 +445,8 @@ class Fit(Estimates, Refits):
             the scale of atanh. Where an estimate is on its boundary there is no standard error: what is known is one
             end (0 of an sd, -1 or 1 of a correlation), the other is NaN; a correlation beside a variance of zero may
             be anything in [-1, 1]. "profile": the values that a likelihood-ratio test at this level keeps (under REML,
-            of the ordinary likelihood). "auto": "wald" for fixed effects, and "profile" for sds, correlations and a
+            of the ordinary likelihood; by quadrature with as many nodes as the ends need, at least the fit's).
+            "auto": "wald" for fixed effects, and "profile" for sds, correlations and a
             negative binomial's theta, where the log-likelihood is no parabola. Those whose standard error on that scale
             is below 0.05 have Wald limits, which are then close and cost no evaluation of millions of rows; so have
             fits for which there is no profile: loaded ones, whose rows are not there, those with a penalty or a prior,

@@ -91,6 +91,11 @@ class Refits:
         ------
         DataError, NotYetError
             As `bootstrap`, and for fits by REML.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where the best start lies above the fit, and more nodes change by how much.
         """
         from jaxglmm.inference.starts import multistart
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxglmm.errors import NotYetError
+from jaxglmm.errors import ConvergenceWarning, NotYetError
 from jaxglmm.fitted.tables import native_table
 from jaxglmm.inference.bootstrap import prepare
 from jaxglmm.ops.computing import computing
+from jaxglmm.optimise.node_ladder import nodes_above
 
 
 # What counts as the same optimum, relative to the size of the log-likelihood.
 _SAME = 1e-8
+# Share of a rival's lead over the fit that more nodes may change without a word.
+_SAME_LEAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,5 +95,22 @@ def multistart(fit, n: int, seed) -> Starts:
         loads = fit.state.basis / scaling.z_scale if design.terms else np.zeros((0, 0))
         sd = np.sqrt(np.square(loads @ np.asarray(found.factor)).sum(2))
         loglik, converged = np.asarray(found.value), np.asarray(found.converged)
+        first, S = int(np.argmax(np.where(converged, loglik, -np.inf))), sd.shape[1]
+        above = nodes_above(objective.nodes, S) if S else None
+        lead = float(loglik[first]) - fit.loglik
+        if converged[first] and above is not None and lead > _SAME * (1 + abs(fit.loglik)):
+            at = AdaptiveQuadrature(fit.family, above).at
+            own = at(beta, estimate.factors[0] * scaling.z_scale[:, None], phi, design)
+            rival = at(found.beta[first], found.factor[first], found.log_dispersion[first], design)
+            finer = float(rival - own)
+            if not abs(finer - lead) <= _SAME_LEAD * lead:
+                warnings.warn(
+                    f"start {first} ended {lead:.3g} above the fit by {objective.nodes} nodes for each effect, which "
+                    f"are not enough there: with {above} nodes it lies {abs(finer):.3g} "
+                    f"{'above' if finer > 0 else 'below'} it; fit with more nodes (n_agq), or leave n_agq and method "
+                    "out",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
     names = tuple(f"{name}|{term.group}" for term in frame.terms for name in term.names)
     return Starts(fit.loglik, loglik, converged, sd, names, fit.state.native)
