@@ -108,6 +108,27 @@ def test_covariance_parameters_that_were_held_are_not_counted():
     assert "sd[Intercept|g]" not in held.confint()["parameter"].tolist()
 
 
+def test_offsets_of_hundreds_under_an_exponential_tail():
+    """Newton's steps down such a tail are of one; the start lies where the largest offset is no burden."""
+    rng = np.random.default_rng(3)
+    n = 200
+    o, x = 300 * rng.normal(size=n), rng.normal(size=n)
+    y = (rng.random(n) < -np.expm1(-np.exp(np.clip(o - 300 + 0.5 * x, -700, 6)))) * 1.0
+    y[:5] = 1.0
+    fit = jg.fit("y ~ x + offset(o)", {"y": y, "x": x, "o": o}, family=jg.Binomial("cloglog"))
+
+    def value(beta):
+        eta = o + beta[0] + beta[1] * x
+        log_success = np.where(eta < -30, eta, np.log(-np.expm1(-np.exp(np.clip(eta, -30, 6)))))
+        return np.sum(np.where(y == 1, log_success, -np.exp(np.minimum(eta, 700))))
+
+    best = np.array(list(fit.fixef.values()))
+    assert fit.loglik == pytest.approx(value(best), abs=1e-8)
+    # The log-likelihood is concave: no direction leads upwards.
+    around = [value(best + 1e-3 * np.array(d)) for d in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1))]
+    assert max(around) < fit.loglik
+
+
 @pytest.mark.parametrize(
     ("formula", "theta"),
     [("y ~ x", np.inf), ("y ~ x", {"g": 1.0}), ("y ~ x", {}), ("y ~ x + (1 | g)", {"g": 1.0, "h": 2.0})],

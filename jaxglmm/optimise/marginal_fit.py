@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.errors import DataError
@@ -49,6 +50,8 @@ LITTLE, _FIRST_STEPS = 0.02, 40
 INFORMATION = 1e-60, 1e60
 # Standard deviation of the predictor beyond which most means are at their bounds.
 _LARGE = 5.0
+# Offsets further apart than this are no shift of the mean: most means are at their bounds.
+_WIDE = 20.0
 # A start's diagonal of R is at least this: zero itself is stationary, and no start should lie on it.
 _LEAST_FIRST = 0.05
 
@@ -132,6 +135,9 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
 def mean_offset(family, y, offset, weights) -> float:
     """By what the intercept lies below the predictor of the mean response, about; exactly for a log link."""
     y, offset, weights = np.asarray(y), np.asarray(offset), np.asarray(weights)
+    if family.link in BOUNDED_LINKS and np.ptp(offset) > _WIDE:
+        eta0, log_phi = family.start(y, weights)
+        return eta0 - float(_balanced(family, y, offset, weights, eta0, log_phi))
     if family.link != "log" or not np.sum(weights) > 0 or not np.ptp(offset):
         return float(np.average(offset, weights=weights))
     used = weights > 0
@@ -139,6 +145,20 @@ def mean_offset(family, y, offset, weights) -> float:
     if family.name == "gamma":  # sum w (y / mean - 1) = 0
         return float(np.log(np.average(y, weights=weights))) - _log_mean_exp(np.log(y) - offset, weights)
     return _log_mean_exp(offset, weights)
+
+
+@eqx.filter_jit
+def _balanced(family, y, offset, weights, eta0, log_phi):
+    """The intercept at which the score of an intercept alone is zero, by bisection."""
+
+    def halve(_, ends):
+        low, high = ends
+        b = 0.5 * (low + high)
+        up = jnp.sum(family.derivatives(offset + b, y, weights, log_phi).s) > 0
+        return jnp.where(up, b, low), jnp.where(up, high, b)
+
+    ends = eta0 - jnp.max(offset) - _WIDE, eta0 - jnp.min(offset) + _WIDE
+    return jax.lax.fori_loop(0, 50, halve, ends)[0]
 
 
 def _log_mean_exp(v, weights) -> float:
