@@ -14,6 +14,7 @@ from jaxglmm.design.design import Scaling
 from jaxglmm.design.nesting import nested_design, sample_parents
 from jaxglmm.design.rows import make_rows
 from jaxglmm.modes.choice import choose_solver
+from jaxglmm.modes.several import effect_scores, find_modes
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.objectives.nested_laplace import NestedLaplace
@@ -117,6 +118,20 @@ def test_modes_of_other_parameters_are_no_place_to_be_lost_from(x64, nodes):
     assert found.value == pytest.approx(wanted.value, abs=1e-10)
     np.testing.assert_allclose(found.gradient, wanted.gradient, rtol=0, atol=1e-8 * np.abs(wanted.gradient).max())
     assert np.abs(far.shift).max() < 10
+
+
+@pytest.mark.parametrize("name", ["poisson", "cloglog"])
+def test_modes_are_found_at_the_foot_of_a_long_exponential_tail(x64, name):
+    """Newton's steps down from exp(650) are of one: the elimination of the rows' path takes as many as there are."""
+    family = FAMILIES[name]
+    a = arrays(FAMILIES["logit"])
+    a.offset = np.where((np.arange(len(a.y)) % 3 == 0) | (a.coarse == 0), 650.0, 0.0)
+    plain, factors = Plain(family, a), [np.array([[400.0]]), np.array([[300.0]])]
+    fixed = plain.rows.offset + plain.rows.X @ np.array([0.2, -0.3, 0.1])
+    modes = find_modes(plain.rows, plain.of_rows, plain.solver, fixed, factors, 0.0, np.zeros(plain.rows.starts[-1]))
+    assert modes.found
+    _, score, _ = plain.of_rows.newton(modes.eta, 0.0)
+    np.testing.assert_allclose(effect_scores(plain.rows, factors, score), modes.u, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["logit", "negativebinomial", "gamma"])

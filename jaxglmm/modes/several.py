@@ -14,7 +14,8 @@ from jaxglmm.modes.solver import AbstractSolver
 from jaxglmm.ops.rows import FamilyRows
 
 
-_MAX_ITERATIONS = 200
+# Down an exponential tail steps are of one in eta, and such a tail is as long as numbers go, log(1e308).
+_MAX_ITERATIONS = 800
 # The step from here leaves an error that is the square of a small one.
 _CLOSE = 1e-10
 # Shares of its diagonal that are added to a matrix until it is positive definite.
