@@ -19,6 +19,7 @@ from jaxglmm.batching.strata import Strata
 from jaxglmm.batching.stratum_lanes import StratumLanes
 from jaxglmm.design.aliases import left_out, without_aliases
 from jaxglmm.design.checks import check_frame
+from jaxglmm.design.noiseless import NEED_NOISE, check_noise
 from jaxglmm.design.sizes import outside, what_stands_out
 from jaxglmm.errors import UNFINISHED, ColumnsError, DataError, DataWarning, NotYetError, reason_of
 from jaxglmm.estimation import estimate_problem
@@ -29,6 +30,7 @@ from jaxglmm.fitting import RULES, check_options
 from jaxglmm.formula.frame import ModelFrame, model_frame
 from jaxglmm.formula.responses import open_responses
 from jaxglmm.model.families import get_family
+from jaxglmm.ops.columns import Columns
 from jaxglmm.ops.computing import anywhere, computing
 from jaxglmm.ops.layout import threads
 from jaxglmm.ops.threads import calm
@@ -87,7 +89,8 @@ def fit_many(
         )
     _one_factor(frame)
     # Some response that no check refuses: what is checked here is the design.
-    check_design = lambda frame: check_frame(replace(frame, y=np.linspace(0.25, 0.75, len(frame.X))), family)
+    any_response = lambda frame: replace(frame, y=np.linspace(0.25, 0.75, len(frame.X)))
+    check_design = lambda frame: check_frame(any_response(frame), family, exact=True)
     try:
         check_design(frame)
     except ColumnsError as error:
@@ -101,11 +104,12 @@ def fit_many(
         y = source.read(np.array([i]), family)[0][0] if y is None else y
         return replace(frame, y=y, spec=source.spec_of(frame.spec, i))
 
+    columns, counting = Columns(frame.columns, len(frame.weights)), frame.weights > 0
     check = family.check_response  # looked up once: an equinox module makes a new object each time
 
     def solve(which):
         Y, reasons = source.read(which, family)
-        used = Y[:, frame.weights > 0]
+        used = Y[:, counting]
         alike = used.min(1) == used.max(1)
         weights = np.broadcast_to(frame.weights, Y.shape)
         suspect = reason_of(lambda: check(Y.ravel(), weights.ravel(), "response")) is not None
@@ -115,6 +119,9 @@ def fit_many(
                 reasons[k] = reason_of(lambda k=k: check(Y[k], frame.weights, str(labels[which[k]])))
             if reasons[k] is None and (alike[k] or extreme[k]):
                 reasons[k] = reason_of(lambda k=k: check_frame(frame_of(which[k], Y[k]), family))
+        for k in range(len(which)) if family.name in NEED_NOISE else ():
+            if reasons[k] is None:
+                reasons[k] = reason_of(lambda k=k: check_noise(frame_of(which[k], Y[k]), family, columns, counting))
         found = _solve_rest(reasons, lambda good: solver.solve(Y[good]), len(parameters))
         return _with_causes(found, lambda k: frame_of(which[k], Y[k]))
 

@@ -21,7 +21,7 @@ class ColumnsError(DataError):
 
 
 class ExactFitError(DataError):
-    """The model fits a Gaussian response exactly, or it has one value: the likelihood grows without bound."""
+    """The model fits a response exactly, or a Gaussian one has one value: the likelihood grows without bound."""
 
 
 class ConvergenceError(RuntimeError):

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxglmm.design.crossproducts import small_products
 from jaxglmm.design.identifiability import check_span, check_variances
+from jaxglmm.design.noiseless import check_noise
 from jaxglmm.design.sizes import check_sizes
 from jaxglmm.errors import ColumnsError, DataError, ExactFitError
 from jaxglmm.ops.columns import Columns
@@ -55,7 +56,8 @@ def check_frame(
         For no rows; values too large to compute with (`design.sizes`); a constant response; columns that are zero,
         constant beside an intercept, or combinations of others; a grouping factor of one level, or of single rows where
         these say nothing about its variance; variances that the design cannot tell apart (`design.identifiability`),
-        as those of two factors that are the same groups; random effects in the span of the fixed ones.
+        as those of two factors that are the same groups; random effects in the span of the fixed ones; a gamma or beta
+        response without noise (`design.noiseless`).
     """
     if frame.y is None:
         raise DataError("the formula has no response: write it as 'y ~ ...'")
@@ -80,6 +82,8 @@ def check_frame(
     if estimated and frame.terms:
         check_variances(frame, used, (family.name, family.link) == ("gaussian", "identity"), family, informed)
         check_span([term for term in frame.terms if term.group not in informed], X, names, used)
+    if estimated and not exact:
+        check_noise(frame, family, X, used)
 
 
 def _check_response(y, family, frame):
