@@ -97,7 +97,7 @@ class _GLMM(BaseEstimator):
         try:
             fit = fit_formula(formula, data, family=family, penalty=self.penalty, **options)
         except ExactFitError as error:
-            if self.penalty is not None:
+            if self.penalty is not None or family.name != "gaussian":
                 raise
             _warn(
                 f"the model fits the response exactly ({error}): fitted by least squares, sigma at its rounding floor"

@@ -55,7 +55,7 @@ def test_no_dispersion_left(family, groups, noise):
     cause = "the response 'y' is determined by the columns" + (" and the effects of 'g'" if groups else ":")
     with pytest.raises(jg.DataError, match=cause):
         jg.fit(f"y ~ {right}", d, family=of)
-    if noise == 0:
+    if noise == 0 and not (groups and family == "beta"):  # whose programs take long to compile
         good = data(0.2, family, groups=groups)["y"]
         fits = jg.fit_many(f"~ {right}", d | {"good": good}, responses=["y", "good"], family=of, method="laplace")
         assert not np.isfinite(fits.loglik[0]) and np.isfinite(fits.loglik[1])
@@ -72,3 +72,11 @@ def test_the_inverse_link_is_looked_at_on_its_scale():
     g = np.arange(300) // 2  # effects of pairs leave half of the rows' noise: nothing is refused
     fit = jg.fit("y ~ x + (1 | g)", {"y": y, "x": x, "g": g}, family=jg.Gamma(link="inverse"), method="laplace")
     assert fit.convergence.converged
+
+
+def test_the_estimator_passes_the_refusal_on():
+    d = data(0.0, "gamma")
+    from jaxglmm.sklearn import GLMMRegressor
+
+    with pytest.raises(jg.DataError, match="no dispersion is left"):
+        GLMMRegressor(family=jg.Gamma(link="log")).fit(d["x"][:, None], d["y"])
