@@ -35,7 +35,7 @@ def table(seed: int) -> dict[str, np.ndarray]:
         "x": x, "z": z, "g": G, "h": H, "member": MEMBER, "w": rng.uniform(0.5, 2.0, N),
         "binary": 1.0 * (rng.uniform(size=N) < 1 / (1 + np.exp(-eta))),
         "count": rng.poisson(np.exp(0.5 * eta)), "y": eta + 0.5 * rng.normal(size=N),
-        "steady": u[G] + 1e-4 * x,
+        "steady": u[G] + 1e-4 * x, "positive": np.exp(eta),
     }  # fmt: skip
 
 
@@ -171,6 +171,7 @@ CASES = {
     "fit, penalty": Case(fit("binary ~ x + z + (1 | g)", penalty=jg.Lasso(0.01), **LAPLACE)),
     "fit, prior": Case(fit(ONE, prior={"g": jg.HalfStudentPrior(3.0, 1.0)}, **LAPLACE), "log_prior._log_prior"),
     "fit, Gaussian": Case(fit("y ~ x + (x | g)", "gaussian"), "gaussian_expansion._group_sums"),
+    "fit, gamma": Case(fit("positive ~ x", "gamma"), "noiseless._link"),
     "fit, Gaussian, little within": Case(fit("steady ~ z + (1 | g)", "gaussian"), "gaussian_expansion._sums_apart"),
     "fit, Gaussian, crossed": Case(fit("y ~ x + (1 | g) + (1 | h)", "gaussian")),
     "fit, nested": Case(fit(NESTED, **LAPLACE), natively="nested._nested_pass nested.fixed_part"),
