@@ -30,12 +30,14 @@ def test_shape_by_its_score_equation(noise, tolerance):
     for _ in range(20 if noise > 1e-2 else 0):
         k -= (np.log(k) - psi(k) - left) / (1 / k - polygamma(1, k))
     k = k if noise > 1e-2 else k + 1 / 6
-    assert fit.convergence.converged and fit.dispersion["value"] == pytest.approx(k, rel=tolerance)
+    assert fit.dispersion is not None and fit.convergence.converged
+    assert fit.dispersion["value"] == pytest.approx(k, rel=tolerance)
 
 
 def test_precision_of_a_beta_response_with_little_noise():
     d = data(0.01, "beta")
     fit = jg.fit("y ~ x", d, family=jg.Beta())
+    assert fit.dispersion is not None
     best = np.array([*fit.fixef.values(), np.log(fit.dispersion["value"])])
 
     def negative(v):

@@ -85,7 +85,7 @@ def _apart_from_effects(columns, term, rows) -> tuple[np.ndarray, int]:
     ztv = np.array([[per_group(a * v) for a in z] for v in columns.T])
     coefficients, root = least_squares(ztz, ztv)
     fitted = np.einsum("sm,ksm->mk", z, coefficients[:, :, codes])
-    return columns - fitted, np.count_nonzero(np.square(root).sum(0) > 0)
+    return columns - fitted, int(np.count_nonzero(np.square(root).sum(0) > 0))
 
 
 def _on_predictor_scale(family, y) -> tuple[np.ndarray, np.ndarray]:

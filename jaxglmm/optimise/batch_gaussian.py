@@ -182,7 +182,8 @@ def _higher_elsewhere(evaluate, x, diagonal, zero) -> np.ndarray:
             at[:, j] = size
             value, gradient, _ = evaluate(zero, at)
             looks.append((value, size * gradient[:, j]))
-        some |= any_promising(MULTIPLES, *np.swapaxes(looks, 0, 1), best, np.zeros(len(zero)))
+        values, slopes = np.swapaxes(looks, 0, 1)
+        some |= any_promising(MULTIPLES, values, slopes, best, np.zeros(len(zero)))
     return zero[some]
 
 

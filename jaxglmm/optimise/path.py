@@ -405,8 +405,9 @@ class PathSolver:
             loss, gradient, curvature = self._at({i: x}, True)[i]
             if np.isfinite(loss) and np.isfinite(curvature).all():
                 gradient = gradient + penalised.l2 * x + penalised.l1 * np.sign(x)
-                parts = loss + penalised.value(x), gradient, curvature + np.diag(penalised.l2)
-                value, slope = profiled(*(-model.total * part for part in parts), j, others)
+                curvature = curvature + np.diag(penalised.l2)
+                loss, N = loss + penalised.value(x), -model.total
+                value, slope = profiled(N * loss, N * gradient, N * curvature, j, others)
                 looks.append(LinePoint(size, value, size * slope))
         self.points[i].modes = modes
         return looks
