@@ -158,14 +158,14 @@ class Dense:
                 l = y * log_ndtr(eta) + (1 - y) * log_ndtr(-eta)
             else:
                 mu = np.exp(eta)
-                l = xlogy(y, -np.expm1(-mu)) - (1 - y) * mu
+                l = np.where(eta < -40, y * eta, xlogy(y, -np.expm1(-mu))) - (1 - y) * mu
         elif self.family == "poisson":
             l = y * eta - np.exp(eta) if self.link == "log" else 2 * xlogy(y, eta) - eta * eta
         elif self.family == "negativebinomial":
             mu, more = np.exp(eta), eta - np.log(phi)
             l = gammaln(y + phi) - gammaln(phi) + y * (more - np.logaddexp(0, more)) - phi * np.logaddexp(0, more)
             if phi > 1e8:
-                l = y * eta - mu + (y * (y - 1) / 2 - y * mu + mu * mu / 2) / phi
+                l = y * eta - (y + phi) * np.log1p(mu / phi) + y * (y - 1) / (2 * phi)
         elif self.family == "gamma":
             log_mu = eta if self.link == "log" else -np.log(eta)
             l = phi * np.log(phi) - gammaln(phi) + (phi - 1) * np.log(y) - phi * (y * np.exp(-log_mu) + log_mu)
@@ -222,7 +222,7 @@ class Dense:
         f = joint(u)
         if not np.isfinite(f):
             return None
-        for _ in range(400):
+        for _ in range(2000):  # down a tail of exp(700) steps are of one
             eta = fixed + V @ u
             s, w = self.score(eta, phi), -np.imag(self.score(eta + 1e-30j, phi)) / 1e-30
             g, H = V.T @ s - u, eye + V.T @ (w[:, None] * V)
