@@ -13,12 +13,12 @@ from scipy.special import expit
 from scipy.stats import beta, binom, cauchy, gamma, nbinom, norm, poisson
 
 import jaxglmm as jg
-from jaxglmm.fitted import effects
-from jaxglmm.fitted.effects import conditional
+from jaxglmm.fitted import conditional as natively
+from jaxglmm.fitted.conditional import conditional
 from jaxglmm.fitted.history import History, Prior, nodes_for, posteriors
 from jaxglmm.fitted.lattice import quantiles
 from jaxglmm.fitted.scoring import own_prior, score_columns
-from jaxglmm.inference.likelihood import coordinates, raw_covariance
+from jaxglmm.inference.coordinates import coordinates, raw_covariance
 from jaxglmm.model.families import Binomial, Gaussian, get_family
 
 
@@ -138,8 +138,8 @@ def test_native_effects_are_those_of_the_plain_way(monkeypatch, name):
         "gamma": lambda: mean * rng.gamma(3, 1 / 3, n),
     }[name]()
     fit = jg.fit("y ~ x + (0 + z | g)", {"y": y, "x": x, "z": z, "g": codes}, family=name, method="laplace")
-    asked, way = [], effects.group_effects
-    monkeypatch.setattr(effects, "group_effects", lambda *a: asked.append(a) or way(*a))
+    asked, way = [], natively.group_effects
+    monkeypatch.setattr(natively, "group_effects", lambda *a: asked.append(a) or way(*a))
     found = conditional(fit.state, fit._problem)
     monkeypatch.setenv("JAXGLMM_KERNELS", "plain")
     plain = conditional(fit.state, fit._problem)

@@ -17,8 +17,9 @@ from fitted_models import CBPP, cbpp, members, of_columns, sleepstudy, table, vi
 from scipy import optimize, stats
 
 import jaxglmm as jg
+from jaxglmm.inference.coordinates import raw_covariance
 from jaxglmm.inference.intervals import wald
-from jaxglmm.inference.likelihood import Likelihood, raw_covariance
+from jaxglmm.inference.likelihood import Likelihood
 from jaxglmm.inference.parameters import parameters, value
 
 

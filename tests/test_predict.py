@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 import jaxglmm as jg
 from jaxglmm.fitted.rowwise import normal_average
-from jaxglmm.inference.likelihood import raw_covariance
+from jaxglmm.inference.coordinates import raw_covariance
 
 
 # R 4.3, lme4, tolPwrss 1e-12: fitted(glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial))

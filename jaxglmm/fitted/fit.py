@@ -23,8 +23,9 @@ from jaxglmm.arguments import (
     whole,
 )
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import Kept, effects_of, intervals
+from jaxglmm.fitted.effects import Kept, intervals
 from jaxglmm.fitted.estimates import Estimates
+from jaxglmm.fitted.group_effects import effects_of
 from jaxglmm.fitted.history import history_of
 from jaxglmm.fitted.posterior import check_level, ranef_table, term_index
 from jaxglmm.fitted.predict import check_options, new_rows, predict_rows, simulate, training_rows

@@ -94,7 +94,7 @@ class Fits:
             if not -len(self) <= which < len(self):
                 raise IndexError(f"there are {len(self)} fits; found index {which}")
             return int(which) % len(self)
-        found = np.flatnonzero(self.labels == which) if np.ndim(which) == 0 else ()
+        found = np.flatnonzero(self.labels == which) if np.ndim(which) == 0 else np.zeros(0, int)
         if not len(found):
             raise KeyError(
                 f"no fit of {self.by} {which!r}; the first are {', '.join(map(repr, self.labels[:5].tolist()))}"

@@ -22,7 +22,7 @@ from jaxglmm.design.rows import RowDesign, RowTerm
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.effects import Effects
 from jaxglmm.fitted.state import State
-from jaxglmm.inference.likelihood import coordinates, raw_covariance
+from jaxglmm.inference.coordinates import coordinates, raw_covariance
 from jaxglmm.model.covariance import Covariance
 from jaxglmm.modes.blocks import Blocks, normal_equations, standardised
 from jaxglmm.modes.choice import choose_solver
@@ -52,7 +52,7 @@ class Joint:
     spreads : tuple of (G, S, S)
         Posterior covariances of each level's effects given the parameters.
     slopes : tuple of (G, S, k)
-        Derivatives of each level's effects in the parameters, see `inference.likelihood`.
+        Derivatives of each level's effects in the parameters, see `inference.coordinates`.
     """
 
     design: RowDesign

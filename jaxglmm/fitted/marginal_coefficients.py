@@ -9,6 +9,7 @@ from jaxglmm.fitted.predict import Rows
 from jaxglmm.fitted.rowwise import normal_average, rowwise
 from jaxglmm.fitted.state import State
 from jaxglmm.fitted.tables import native_table
+from jaxglmm.inference.coordinates import coordinates, raw_covariance
 
 
 _STEP = 1e-4  # of central differences in eta, and relative in its variance
@@ -37,8 +38,6 @@ def marginal_coefficients(state: State, rows: Rows, weights: np.ndarray) -> Any:
     ----------
     Hedeker, du Toit, Demirtas & Gibbons (2018), Biometrics 74, 354.
     """
-    from jaxglmm.inference.likelihood import coordinates, raw_covariance
-
     family, at = state.family, coordinates(state)
     z = np.concatenate([z for z, _ in rows.effects]) if rows.effects else np.zeros((0, len(rows.eta)))
     known = np.isfinite(rows.eta) & np.isfinite(z).all(0)

@@ -6,6 +6,7 @@ from jaxglmm.fitted.effects import Effects, Mixture, standard_quantiles
 from jaxglmm.fitted.mixtures import Mixtures, quantiles
 from jaxglmm.fitted.predict import Rows
 from jaxglmm.fitted.rowwise import rowwise
+from jaxglmm.inference.coordinates import coordinates, raw_covariance
 
 
 _LOG_NODES = 15  # for the logarithm of a variance that the delta method tells the error of
@@ -169,8 +170,6 @@ def _by_delta(state, rows: Rows, centre, given, slopes, drawn, uncertain: bool) 
         Derivatives of the known levels' part in the parameters.
     drawn : list of bool (m,)
     """
-    from jaxglmm.inference.likelihood import coordinates, raw_covariance
-
     m, p = rows.X.shape
     v = np.zeros(m)
     for (z, _), mask, sigma in zip(rows.effects, drawn, state.covariances, strict=False):

@@ -10,7 +10,7 @@ from jaxglmm.fitted.history import History, Prior, is_normal, moments, nodes_for
 from jaxglmm.fitted.rules import rule_of
 from jaxglmm.fitted.scoring import complete_rows, only_factor, own_prior, posterior_moments
 from jaxglmm.fitted.state import State, fingerprint, terms_of
-from jaxglmm.inference.likelihood import coordinates, raw_covariance
+from jaxglmm.inference.coordinates import coordinates, raw_covariance
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.estimate import Posterior

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.errors import DataError, NotYetError
-from jaxglmm.inference.likelihood import coordinates, raw_covariance, to_scaled
+from jaxglmm.inference.coordinates import coordinates, raw_covariance, to_scaled
 from jaxglmm.inference.wald import satterthwaite
 from jaxglmm.objectives.marginal import group_gradient
 from jaxglmm.ops.computing import computing

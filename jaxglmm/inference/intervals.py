@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 from jaxglmm.fitted.tables import native_table, text_column
-from jaxglmm.inference.likelihood import no_profile, raw_covariance
+from jaxglmm.inference.coordinates import raw_covariance
+from jaxglmm.inference.likelihood import no_profile
 from jaxglmm.inference.parameters import Parameter, parameters, slope, value
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxglmm.inference.likelihood import coordinates
+from jaxglmm.inference.coordinates import coordinates
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def value(parameter: Parameter, state) -> float:
 
 
 def slope(parameter: Parameter, state) -> np.ndarray:
-    """Derivative in x (m,), see `inference.likelihood`, of beta, log sd, atanh cor or log dispersion.
+    """Derivative in x (m,), see `inference.coordinates`, of beta, log sd, atanh cor or log dispersion.
 
     NaN where that is infinite.
     """

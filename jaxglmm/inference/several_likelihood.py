@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxglmm.inference.likelihood import to_scaled
+from jaxglmm.inference.coordinates import to_scaled
 from jaxglmm.model.centring import is_identity
 from jaxglmm.modes.choice import choose_solver
 from jaxglmm.objectives.factor_quadrature import FactorQuadrature

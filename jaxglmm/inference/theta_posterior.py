@@ -15,9 +15,11 @@ import math
 import numpy as np
 
 from jaxglmm.errors import DataError
-from jaxglmm.fitted.effects import Conditional, Effects, Mixture, conditional, with_fixed
+from jaxglmm.fitted.conditional import Conditional, conditional, with_fixed
+from jaxglmm.fitted.effects import Effects, Mixture
 from jaxglmm.fitted.history import Prior, history_of, third_moments
-from jaxglmm.inference.likelihood import Likelihood, coordinates
+from jaxglmm.inference.coordinates import coordinates
+from jaxglmm.inference.likelihood import Likelihood
 from jaxglmm.model.priors import AbstractPrior, UniformShrinkagePrior, prior_from_json
 from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.newton import maximise
