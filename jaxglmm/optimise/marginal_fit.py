@@ -135,7 +135,7 @@ def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-
 def mean_offset(family, y, offset, weights) -> float:
     """By what the intercept lies below the predictor of the mean response, about; exactly for a log link."""
     y, offset, weights = np.asarray(y), np.asarray(offset), np.asarray(weights)
-    if family.link in BOUNDED_LINKS and np.ptp(offset) > _WIDE:
+    if family.link != "log" and family.link in BOUNDED_LINKS and np.ptp(offset) > _WIDE:
         eta0, log_phi = family.start(y, weights)
         return eta0 - float(_balanced(family, y, offset, weights, eta0, log_phi))
     if family.link != "log" or not np.sum(weights) > 0 or not np.ptp(offset):
