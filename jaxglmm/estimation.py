@@ -18,7 +18,8 @@ from jaxglmm.ops.threads import calm
 from jaxglmm.optimise.elsewhere import MOST_ROWS, look_elsewhere
 from jaxglmm.optimise.estimate import Estimate, Posterior, Posteriors
 from jaxglmm.optimise.gaussian_fit import fit_gaussian, gaussian_modes
-from jaxglmm.optimise.marginal_fit import Solution, fit_glm, fit_marginal
+from jaxglmm.optimise.glm_fit import fit_glm
+from jaxglmm.optimise.marginal_fit import Solution, fit_marginal
 from jaxglmm.optimise.node_ladder import LAPLACE, NODE_LADDER, Rule, tell, warning
 from jaxglmm.optimise.report import (
     gaussian_estimate,

@@ -12,7 +12,7 @@ import jaxglmm as jg
 from jaxglmm.design.design import make_design
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.ops import fused, native
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 FAMILIES = {
@@ -299,7 +299,7 @@ import jax, numpy as np
 from jaxglmm.design.design import make_design
 from jaxglmm.model.families import get_family
 from jaxglmm.ops.fused import fused_pass
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 rng = np.random.default_rng(0)
 counts = np.append(1 + rng.negative_binomial(2, 0.5, 4000), [900, 40])
 codes = np.repeat(np.arange(len(counts)), counts)

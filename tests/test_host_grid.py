@@ -14,7 +14,7 @@ import pytest
 import jaxglmm as jg
 from jaxglmm.design.design import make_design
 from jaxglmm.ops import fused, modes, native
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"

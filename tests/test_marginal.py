@@ -13,7 +13,7 @@ from jaxglmm.design.design import make_design
 from jaxglmm.model.families import get_family
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.marginal import Nodes, gauss_hermite
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 FAMILIES = ["binomial", "poisson", "negativebinomial", "gamma"]

@@ -123,7 +123,7 @@ def test_data_of_like_size_share_programs():
     """20 data sets of 9,000 to 9,900 rows: at most 3 compilations; a second fit of the same shapes traces nothing."""
     from jaxglmm.design.design import make_design
     from jaxglmm.objectives.evaluate import _evaluate, evaluate
-    from jaxglmm.optimise.marginal_fit import padded_nodes
+    from jaxglmm.optimise.node_ladder import padded_nodes
 
     rng = np.random.default_rng(0)
     before = _evaluate.jitted._cache_size()

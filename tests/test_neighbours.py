@@ -8,7 +8,7 @@ from jaxglmm.design.design import make_design
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.ops import lattices
 from jaxglmm.ops.nested import fixed_part, nested_pass
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 pytestmark = pytest.mark.native

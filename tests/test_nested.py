@@ -22,7 +22,7 @@ from jaxglmm.objectives.nested_nodes import NestedNodes
 from jaxglmm.objectives.several import evaluate_several
 from jaxglmm.ops.nested import nested_pass
 from jaxglmm.ops.rows import FamilyRows
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 FAMILIES = {

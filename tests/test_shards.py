@@ -59,7 +59,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxglmm.design.design import make_design
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.objectives.params import Params
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 rng = np.random.default_rng(0)
 codes = np.repeat(np.arange(6), (1, 2, 3, 3, 5, 36))

@@ -23,7 +23,7 @@ from jaxglmm.inference.wald import satterthwaite
 from jaxglmm.objectives.marginal import group_gradient
 from jaxglmm.ops.computing import computing
 from jaxglmm.ops.group import map_groups
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 def cluster_vcov(state, problem) -> np.ndarray:

@@ -22,7 +22,7 @@ from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
 from jaxglmm.objectives.gaussian_expansion import expand as expand_one
 from jaxglmm.objectives.gaussian_several import Slopes, expand_factors
 from jaxglmm.optimise.dispersion import LARGEST, dispersion_limit
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 from jaxglmm.problem import with_rows
 
 

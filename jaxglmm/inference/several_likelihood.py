@@ -15,7 +15,7 @@ from jaxglmm.objectives.factor_quadrature import FactorQuadrature
 from jaxglmm.objectives.marginal import gauss_hermite
 from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 from jaxglmm.optimise.several_search import Search
 from jaxglmm.problem import with_rows
 

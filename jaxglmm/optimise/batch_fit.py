@@ -15,18 +15,11 @@ from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.batch_lanes import DesignLanes, RowLanes
 from jaxglmm.optimise.batch_newton import BatchResult, maximise_many
 from jaxglmm.optimise.boundary import MULTIPLES, any_promising, few_rule, profiled_many
+from jaxglmm.optimise.effect_units import INFORMATION, base_factor, first_sizes
+from jaxglmm.optimise.glm_fit import fit_glm
 from jaxglmm.optimise.growth import BOUNDED_LINKS, LARGEST_SD
-from jaxglmm.optimise.marginal_fit import (
-    INFORMATION,
-    LITTLE,
-    NOTHING,
-    base_factor,
-    first_sizes,
-    fit_glm,
-    fit_marginal,
-    padded_nodes,
-)
-from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, look_many, nodes_above, nothing_to_see
+from jaxglmm.optimise.marginal_fit import LITTLE, NOTHING, fit_marginal
+from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, look_many, nodes_above, nothing_to_see, padded_nodes
 from jaxglmm.optimise.separation import check_separation, may_diverge
 
 
@@ -195,7 +188,7 @@ class _Fitter:
         return result
 
     def _start(self):
-        """Where the fits without random effects begin, as in `marginal_fit.fit_glm`."""
+        """Where the fits without random effects begin, as in `glm_fit.fit_glm`."""
         x = np.zeros((self.B, self.p + 1))
         eta, x[:, -1] = self.lanes.start()
         if self.intercept is not None:

@@ -15,7 +15,7 @@ from jaxglmm.ops import fused, lane_pass
 from jaxglmm.ops.lane_pass import LaneRows
 from jaxglmm.optimise.batch_newton import BatchResult
 from jaxglmm.optimise.dispersion import DispersionLimit, dispersion_limit
-from jaxglmm.optimise.marginal_fit import mean_offset
+from jaxglmm.optimise.glm_fit import mean_offset
 
 
 # Lanes that programs evaluate together: as fewer remain they move to smaller arrays, one program for each size.

@@ -11,12 +11,9 @@ from dataclasses import dataclass, replace
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.errors import DataError
 from jaxglmm.objectives.evaluate import evaluate, evaluate_glm
-from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_zeros
 from jaxglmm.optimise.boundary import (
@@ -32,26 +29,30 @@ from jaxglmm.optimise.boundary import (
     turned_round,
     with_values,
 )
-from jaxglmm.optimise.dispersion import LARGEST, DispersionLimit, dispersion_limit, maximise_to_limit
+from jaxglmm.optimise.dispersion import dispersion_limit
+from jaxglmm.optimise.effect_units import base_factor, centring, counting, first_sizes, predictor_units
 from jaxglmm.optimise.estimate import Convergence
-from jaxglmm.optimise.growth import BOUNDED_LINKS, check_growth
-from jaxglmm.optimise.newton import NewtonResult, least_squares, maximise
-from jaxglmm.optimise.node_ladder import NODE_LADDER, Look, climb_ladder, look, nodes_above, nothing_to_see
+from jaxglmm.optimise.free_parameters import maximise_free
+from jaxglmm.optimise.growth import check_growth
+from jaxglmm.optimise.newton import NewtonResult, least_squares
+from jaxglmm.optimise.node_ladder import (
+    NODE_LADDER,
+    Look,
+    climb_ladder,
+    look,
+    nodes_above,
+    nothing_to_see,
+    padded_nodes,
+)
 from jaxglmm.optimise.separation import check_separation, may_diverge
 
 
-# One program serves every rule up to this many points.
-_CAPACITIES = (128, 1024, 8192, 65536, 262144)
 # A diagonal entry of R below this is zero: Lambda_0 has the size of the information in a row.
 NOTHING = 1e-4
 # Below this, zero is tried where effects covary; with several effects, steps before it is tried come to this many.
 LITTLE, _FIRST_STEPS = 0.02, 40
-# No unit of effects is made of an information in a row beyond these.
-INFORMATION = 1e-60, 1e60
 # Standard deviation of the predictor beyond which most means are at their bounds.
 _LARGE = 5.0
-# Offsets further apart than this are no shift of the mean: most means are at their bounds.
-_WIDE = 20.0
 # A start's diagonal of R is at least this: zero itself is stationary, and no start should lie on it.
 _LEAST_FIRST = 0.05
 
@@ -81,150 +82,6 @@ class Solution:
     modes: np.ndarray | None
     convergence: Convergence
     look: Look | None = None
-
-
-def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
-    """Nodes whose number is a traced integer, so that all rules of a capacity share one program."""
-    capacity = next((c for c in _CAPACITIES if c >= n_agq**n_effects), None)
-    if capacity is None:
-        raise DataError(
-            f"n_agq={n_agq} for {n_effects} effects takes {n_agq**n_effects} nodes a group; at most {_CAPACITIES[-1]} "
-            f"are possible: lower n_agq to {int(_CAPACITIES[-1] ** (1 / n_effects))} or less"
-        )
-    nodes = gauss_hermite(n_agq, n_effects, capacity=capacity)
-    return Nodes(nodes.points, nodes.log_weights, np.int32(nodes.count))
-
-
-def fit_glm(family, design, intercept: int | None, *, names, start=None, tol=1e-12, callback=None):
-    """Fit without random effects, from `start` (p + 1,) where there is one.
-
-    Returns
-    -------
-    NewtonResult, groups
-        In (beta, log dispersion); `groups` is (score, spread, level) of `glm_evaluate` at the optimum.
-
-    Raises
-    ------
-    SeparationError
-        When a direction in the columns predicts the response perfectly.
-    """
-    p = design.X.shape[1]
-    free = np.append(np.ones(p, bool), family.dispersion_name is not None)
-    eta0, log_phi0 = family.start(np.asarray(design.y), np.asarray(design.weights))
-    x0 = np.zeros(p + 1)
-    if intercept is not None:
-        x0[intercept] = eta0 - mean_offset(family, design.y, design.offset, design.weights)
-    elif family.link in ("inverse", "sqrt") and p:
-        x0[:p] = np.linalg.lstsq(np.asarray(design.X), np.full(design.X.shape[0], eta0), rcond=None)[0]
-    x0[p] = log_phi0
-
-    def plain(x):
-        value, gradient, hessian, groups = evaluate_glm(family, design, x)
-        return float(value), np.asarray(gradient), np.asarray(hessian), groups
-
-    at = _without_effects(family, design) if fused.covers(family, design) else plain
-    x0 = x0 if start is None else start
-    limit = dispersion_limit(family, design.y, design.weights)
-    result = maximise_free(at, x0, free, np.zeros(p + 1, bool), limit=limit, tol=tol, callback=callback)
-    if not result.converged or may_diverge(-result.hessian[:p, :p], len(design.y), tol):
-        check_separation(family, design, result.x[:p], names=names, intercept=intercept)
-    (groups,) = result.extra or (evaluate_glm(family, design, result.x, second=False)[3],)
-    return result, tuple(np.asarray(v) for v in groups)
-
-
-def mean_offset(family, y, offset, weights) -> float:
-    """By what the intercept lies below the predictor of the mean response, about; exactly for a log link."""
-    y, offset, weights = np.asarray(y), np.asarray(offset), np.asarray(weights)
-    if family.link != "log" and family.link in BOUNDED_LINKS and np.ptp(offset) > _WIDE:
-        eta0, log_phi = family.start(y, weights)
-        return eta0 - float(_balanced(family, y, offset, weights, eta0, log_phi))
-    if family.link != "log" or not np.sum(weights) > 0 or not np.ptp(offset):
-        return float(np.average(offset, weights=weights))
-    used = weights > 0
-    y, offset, weights = y[used], offset[used], weights[used]
-    if family.name == "gamma":  # sum w (y / mean - 1) = 0
-        return float(np.log(np.average(y, weights=weights))) - _log_mean_exp(np.log(y) - offset, weights)
-    return _log_mean_exp(offset, weights)
-
-
-@eqx.filter_jit
-def _balanced(family, y, offset, weights, eta0, log_phi):
-    """The intercept at which the score of an intercept alone is zero, by bisection."""
-
-    def halve(_, ends):
-        low, high = ends
-        b = 0.5 * (low + high)
-        up = jnp.sum(family.derivatives(offset + b, y, weights, log_phi).s) > 0
-        return jnp.where(up, b, low), jnp.where(up, high, b)
-
-    ends = eta0 - jnp.max(offset) - _WIDE, eta0 - jnp.min(offset) + _WIDE
-    return jax.lax.fori_loop(0, 50, halve, ends)[0]
-
-
-def _log_mean_exp(v, weights) -> float:
-    return float(v.max() + np.log(np.average(np.exp(v - v.max()), weights=weights)))
-
-
-def _without_effects(family, design):
-    """Value, gradient and Hessian in (beta, log dispersion) by the native pass of the fit itself, at Lambda = 0."""
-    term, p = design.terms[0], design.X.shape[1]
-    nodes = padded_nodes(1, term.covariance.n_effects)
-    modes = jax.device_put(aligned_zeros(term.z.shape, term.z.dtype), may_alias=True)
-    place = np.append(np.arange(p), p + len(term.covariance.diagonal))
-
-    def at(x):
-        psi = np.zeros(place[-1] + 1)
-        psi[place] = x
-        value, gradient, hessian, _ = evaluate(family, design, nodes, psi, modes)
-        return float(value), np.asarray(gradient)[place], np.asarray(hessian)[np.ix_(place, place)]
-
-    return at
-
-
-def maximise_free(at, x0, free, even, *, part=None, limit: DispersionLimit | None = None, **options) -> NewtonResult:
-    """Maximise over the free coordinates, the others held; the result is about all of them.
-
-    The last one is the log dispersion: with a `limit`, that is tried where it grows without bound.
-    """
-    if limit is None or not free[-1]:
-        return _maximise_free(at, x0, free, even, part, **options)
-
-    def climb(x, held, stop):
-        moving = np.append(free[:-1], not held)
-        return _maximise_free(at, x, moving, even, part, stop=stop, **options)
-
-    return maximise_to_limit(climb, lambda x: float(at(x)[0]), np.asarray(x0, float), limit)
-
-
-def _maximise_free(at, x0, free, even, part, **options) -> NewtonResult:
-    x0, kept = np.asarray(x0, float), np.flatnonzero(free)
-    block = (kept[:, None], kept)
-
-    def whole(x, others):
-        out = others.copy()
-        out[kept] = x
-        return out
-
-    def restricted(at):
-        def over_free(x):
-            x = whole(x, x0)
-            value, gradient, hessian, *extra = at(x)
-            if abs(x[-1]) > LARGEST:  # where families overflow, and may do so to any number
-                value = -math.inf
-            return value, gradient[kept], hessian[block], gradient, hessian, *extra
-
-        return over_free
-
-    sampled = None if part is None else restricted(part)
-    logarithms = kept == len(x0) - 1
-    r = maximise(
-        restricted(at), x0[kept], log_coordinates=even[kept], logarithms=logarithms, part=sampled, **options
-    )  # fmt: skip
-    gradient, hessian, *extra = r.extra
-    hessian = np.array(hessian)
-    hessian[block] = r.hessian
-    x, step = whole(r.x, x0), whole(r.step, np.zeros_like(x0))
-    return replace(r, x=x, gradient=gradient, hessian=hessian, step=step, extra=tuple(extra))
 
 
 def fit_marginal(
@@ -274,7 +131,7 @@ def fit_marginal(
     if base is None and fixed_factor is not None:
         base = np.eye(S)
     elif base is None:
-        base = base_factor(covariance, _counting(design), groups[2])
+        base = base_factor(covariance, counting(design), groups[2])
     extra = 0
     if fixed_factor is not None:
         factor, free[p : p + q] = fixed_factor, False
@@ -378,67 +235,11 @@ def newton_step(result, free) -> np.ndarray:
     return step
 
 
-def base_factor(covariance, z, level) -> np.ndarray:
-    """Lambda_0 (S, S): independent effects of the size of the information in a row, on centred columns.
-
-    Parameters
-    ----------
-    covariance : Covariance
-    z : (S, n)
-        Columns of the effects in the rows that count.
-    level : (S,)
-        sum z^2 w over the rows, w the information in eta.
-    """
-    shift = _centring(covariance, z)
-    # The mean information of a row, from any effect's level sum z^2 w.
-    information = np.max(level / np.maximum(np.square(z).sum(1), 1e-300), initial=1e-300)
-    information = float(np.clip(np.nan_to_num(information), *INFORMATION))  # where a start overflows there is no unit
-    size = 1 / np.sqrt(information * np.maximum(np.square(shift.T @ z).mean(1), 1e-300))
-    return covariance.canonical(shift * size)
-
-
-def _centring(covariance, z):
-    """(S, S) whose transpose takes the columns to such as a constant one among those they covary with centres."""
-    shift = np.eye(covariance.n_effects)
-    for block in covariance.blocks:
-        for k in (k for k in block if np.ptp(z[k]) == 0 and z[k, 0] != 0):
-            for a in block:
-                if a != k:
-                    shift[k, a] = -np.mean(z[a]) / z[k, 0]
-            break
-    return shift
-
-
-def predictor_units(family, base, design) -> np.ndarray:
-    """As `Search._units`, for Lambda_0 = `base` (S, S)."""
-    if family.link not in BOUNDED_LINKS:
-        return np.full(len(base), np.nan)
-    size = np.sqrt(np.square(base.T @ _counting(design)).mean(1))
-    return np.divide(1.0, size, out=np.full(len(size), np.nan), where=size > 0)
-
-
-def sizes_of_one(family, design, level) -> np.ndarray:
-    """Standard deviations of a single effect at which to look along it (`optimise.boundary`), ascending.
-
-    Parameters
-    ----------
-    level : (1,)
-        As for `base_factor`.
-    """
-    base = base_factor(design.terms[0].covariance, _counting(design), level)
-    return base[0, 0] * np.array(sizes_along(predictor_units(family, base, design)[0]))
-
-
-def _counting(design):
-    """Columns of the effects (S, n) in the rows that count."""
-    return np.asarray(design.terms[0].z)[:, np.asarray(design.weights) > 0]
-
-
 def _first_factor(family, design, glm, groups, base):
     """R (S, S) to begin with, and passes taken: independent effects on centred columns, of the size that the score of
     each variance at zero tells, at most Lambda_0's."""
     covariance, passes = design.terms[0].covariance, 0
-    shift = np.eye(1) if covariance.n_effects == 1 else _centring(covariance, _counting(design))
+    shift = np.eye(1) if covariance.n_effects == 1 else centring(covariance, counting(design))
     if (shift != np.eye(len(shift))).any():
         centred = eqx.tree_at(lambda d: d.terms[0].z, design, shift.T @ design.terms[0].z)
         groups, passes = evaluate_glm(family, centred, glm.x)[3], 1
@@ -447,12 +248,6 @@ def _first_factor(family, design, glm, groups, base):
     size = np.sqrt(np.square(back).sum(1))
     first = np.clip(first_sizes(score, spread), 0.1 * size, size)
     return np.linalg.solve(base, covariance.canonical(shift * first)), passes
-
-
-def first_sizes(score, spread):
-    """Standard deviations one step from zero, by the score of each variance there; zero where that has overflowed."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.sqrt(np.nan_to_num(np.maximum(2 * score / np.maximum(spread, 1e-300), 0.0)))
 
 
 class Search:

@@ -17,9 +17,11 @@ from jaxglmm.objectives.nested_laplace import NestedLaplace
 from jaxglmm.objectives.nested_nodes import NestedNodes
 from jaxglmm.optimise.boundary import HIGHER, MULTIPLES, LinePoint, profiled, promising, with_values
 from jaxglmm.optimise.dispersion import dispersion_limit
+from jaxglmm.optimise.effect_units import INFORMATION, first_sizes
 from jaxglmm.optimise.estimate import Convergence
+from jaxglmm.optimise.free_parameters import maximise_free
+from jaxglmm.optimise.glm_fit import fit_glm
 from jaxglmm.optimise.growth import check_growth
-from jaxglmm.optimise.marginal_fit import INFORMATION, first_sizes, fit_glm, maximise_free, padded_nodes
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.node_ladder import (
     LAPLACE,
@@ -30,6 +32,7 @@ from jaxglmm.optimise.node_ladder import (
     look,
     nodes_above,
     nothing_to_see,
+    padded_nodes,
 )
 from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_fit import SeveralSolution

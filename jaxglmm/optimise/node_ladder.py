@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxglmm.objectives.marginal import MOST_NODES
+from jaxglmm.errors import DataError
+from jaxglmm.objectives.marginal import MOST_NODES, Nodes, gauss_hermite
 from jaxglmm.optimise.estimate import Convergence
 
 
@@ -23,6 +24,20 @@ _SAME, _SAME_PARAMETER = 1e-3, 0.01
 # Standard errors of a move that is worth quadrature in place of Laplace's approximation, and one that is worth a
 # warning: intervals of 95 % cover 94.9 and 94.5 % where estimates are so far off.
 _DOUBTFUL, _MATTERS = 0.1, 0.2
+# One program serves every rule up to this many points.
+_CAPACITIES = (128, 1024, 8192, 65536, 262144)
+
+
+def padded_nodes(n_agq: int, n_effects: int) -> Nodes:
+    """Nodes whose number is a traced integer, so that all rules of a capacity share one program."""
+    capacity = next((c for c in _CAPACITIES if c >= n_agq**n_effects), None)
+    if capacity is None:
+        raise DataError(
+            f"n_agq={n_agq} for {n_effects} effects takes {n_agq**n_effects} nodes a group; at most {_CAPACITIES[-1]} "
+            f"are possible: lower n_agq to {int(_CAPACITIES[-1] ** (1 / n_effects))} or less"
+        )
+    nodes = gauss_hermite(n_agq, n_effects, capacity=capacity)
+    return Nodes(nodes.points, nodes.log_weights, np.int32(nodes.count))
 
 
 class Rule(NamedTuple):

@@ -6,7 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from jaxglmm.optimise.marginal_fit import fit_glm, fit_marginal, padded_nodes, sizes_of_one
+from jaxglmm.optimise.effect_units import sizes_of_one
+from jaxglmm.optimise.glm_fit import fit_glm
+from jaxglmm.optimise.marginal_fit import fit_marginal
+from jaxglmm.optimise.node_ladder import padded_nodes
 from jaxglmm.optimise.path_model import Model, Point
 
 

@@ -23,8 +23,7 @@ from threadpoolctl import ThreadpoolController
 from jaxglmm.model.family import AT_LIMIT
 from jaxglmm.optimise.boundary import HIGHER, LinePoint, profiled, promising
 from jaxglmm.optimise.dispersion import dispersion_limit
-from jaxglmm.optimise.marginal_fit import padded_nodes
-from jaxglmm.optimise.node_ladder import Look, Place, look
+from jaxglmm.optimise.node_ladder import Look, Place, look, padded_nodes
 from jaxglmm.optimise.path_evaluations import Evaluations
 from jaxglmm.optimise.path_model import Point, Solution, Weights
 from jaxglmm.optimise.proximal import (

@@ -5,8 +5,8 @@ import numpy as np
 from jaxglmm.design.wide import DensePart, WideColumns
 from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence
-from jaxglmm.optimise.marginal_fit import Solution, padded_nodes
-from jaxglmm.optimise.node_ladder import NODE_LADDER, climb_ladder, nodes_above, nothing_to_see
+from jaxglmm.optimise.marginal_fit import Solution
+from jaxglmm.optimise.node_ladder import NODE_LADDER, climb_ladder, nodes_above, nothing_to_see, padded_nodes
 from jaxglmm.optimise.null_fit import Likelihood, fit_null
 from jaxglmm.optimise.path import PathSolver
 from jaxglmm.optimise.path_model import Weights

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxglmm.ops import fused
 from jaxglmm.optimise.estimate import Convergence, Estimate
-from jaxglmm.optimise.marginal_fit import Search, Solution, newton_step, padded_nodes
+from jaxglmm.optimise.marginal_fit import Search, Solution, newton_step
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 _ERROR, _LOOSEST = 3e-3, 3.0  # about, in standard errors, of the last step; the largest decrement before it

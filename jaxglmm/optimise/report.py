@@ -8,7 +8,7 @@ from jaxglmm.objectives.marginal import Nodes, gauss_hermite
 from jaxglmm.ops import moments as native_moments
 from jaxglmm.ops.computing import computing
 from jaxglmm.optimise.estimate import Convergence, Estimate, Posterior
-from jaxglmm.optimise.marginal_fit import padded_nodes
+from jaxglmm.optimise.node_ladder import padded_nodes
 
 
 # Nodes of the posterior moments when the fit itself used fewer; and how many weights there may be beyond that.

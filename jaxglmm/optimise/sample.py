@@ -11,8 +11,10 @@ from jaxglmm.errors import SeparationError
 from jaxglmm.objectives.evaluate import evaluate
 from jaxglmm.ops import fused
 from jaxglmm.ops.memory import aligned_empty, aligned_zeros
-from jaxglmm.optimise.marginal_fit import base_factor, fit_glm, fit_marginal, padded_nodes
-from jaxglmm.optimise.node_ladder import NODE_LADDER
+from jaxglmm.optimise.effect_units import base_factor
+from jaxglmm.optimise.glm_fit import fit_glm
+from jaxglmm.optimise.marginal_fit import fit_marginal
+from jaxglmm.optimise.node_ladder import NODE_LADDER, padded_nodes
 
 
 # From this many slots on; a design of so many holds about 50,000 groups of three rows.

@@ -15,7 +15,7 @@ from jaxglmm.objectives.level_gap import level_gap
 from jaxglmm.objectives.several import SeveralEvaluation, evaluate_several, fixed_hessian
 from jaxglmm.ops.rows import FamilyRows
 from jaxglmm.optimise.dispersion import dispersion_limit
-from jaxglmm.optimise.marginal_fit import maximise_free
+from jaxglmm.optimise.free_parameters import maximise_free
 from jaxglmm.optimise.newton import NewtonResult, least_squares
 from jaxglmm.optimise.node_ladder import Look, look
 

@@ -3,7 +3,9 @@
 import numpy as np
 
 from jaxglmm.objectives.several import fixed_hessian
-from jaxglmm.optimise.marginal_fit import base_factor, maximise_free, mean_offset
+from jaxglmm.optimise.effect_units import base_factor
+from jaxglmm.optimise.free_parameters import maximise_free
+from jaxglmm.optimise.glm_fit import mean_offset
 from jaxglmm.optimise.newton import NewtonResult
 from jaxglmm.optimise.separation import check_separation, may_diverge
 from jaxglmm.optimise.several_search import STEP, Search
